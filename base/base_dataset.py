@@ -1,0 +1,141 @@
+"""Datasets of images with one class per pixel."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+from utils.images import read_image_for, read_label
+
+from utils.classes import ClassTable
+from utils.errors import ConfigError, DataError
+from utils.reproducibility import stream
+from utils.schema import did_you_mean
+
+Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+class Sample(NamedTuple):
+    """Where one example lives."""
+
+    key: str  # unique in its split, such as a file name without its ending
+    image: Path
+    label: Path
+
+
+class Item(NamedTuple):
+    """One example."""
+
+    image: np.ndarray  # (H, W, C) uint8, RGB
+    label: np.ndarray  # (H, W) uint8: training ids, or 255 for void
+    key: str
+
+
+@dataclass(eq=False, kw_only=True)
+class BaseDataset(ABC):
+    """Pairs of image and label files under a folder.
+
+    A subclass says which classes there are and where the files lie. It is a dataclass, so that options of its own
+    are fields; none may be named like a loader's or an augmentation's (a test sees to it).
+
+    Args:
+        data_dir: Folder that the dataset was unpacked into.
+        split: Which part of it; each dataset names its own.
+        label_map: Raw label value to class name, class index or null for void, where files differ from the
+            dataset's own numbers.
+    """
+
+    data_dir: Path
+    split: str
+    label_map: dict[str, int | str | None] | None = None
+
+    splits: ClassVar[tuple[str, ...]]
+    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
+    std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
+    channels: ClassVar[int] = 3
+
+    classes: ClassTable = field(init=False, repr=False)
+    samples: Sequence[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.split not in self.splits:
+            raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        self.classes = self.class_table(**options)
+        self.samples = sorted(self.find_samples(self.data_dir, self.split))
+        if not self.samples:
+            raise DataError(
+                f"{self.data_dir}: {name} found no '{self.split}' images there. Set data_dir to its folder."
+            )
+
+    @classmethod
+    @abstractmethod
+    def base_classes(cls, **options: Any) -> ClassTable:
+        """The classes, from the dataset's options alone; no file of the data folder may be needed."""
+
+    @classmethod
+    def class_table(cls, **options: Any) -> ClassTable:
+        """The classes that ``cls(**options)`` would have; unlike the constructor, it needs no data folder."""
+        table = cls.base_classes(**options)
+        return table.mapped(options["label_map"], "label_map") if options.get("label_map") else table
+
+    @abstractmethod
+    def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
+        """The examples of `split`, in any order."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> Item:
+        """The example `index` as it is on disk, at its native size.
+
+        Raises:
+            DataError: A file cannot be read, sizes differ, or a label value stands for no class.
+        """
+        sample = self.samples[index]
+        label = read_label(sample.label)
+        if (value := self.classes.unknown(label)) is not None:
+            row, column = np.argwhere(label == value)[0]
+            known = sorted(v for values in self.classes.raw_ids for v in values)
+            raise DataError(
+                f"{sample.label}: label value {value} at row {row}, column {column} is neither a class "
+                f"({known[0]}..{known[-1]}) nor void ({', '.join(map(str, self.classes.void_ids))}). "
+                f'Say what it means with "label_map" in the loader\'s args.'
+            )
+        image = read_image_for(sample.image, label.shape)
+        return Item(image, self.classes.train_ids(label), sample.key)
+
+
+class View(Dataset):
+    """Some examples of a dataset, augmented; what a loader's workers read from.
+
+    Args:
+        dataset: Where the examples come from.
+        transform: Called with image, label and a generator; returns both. None leaves them as they are.
+        seed: With the epoch and the index it decides all randomness of an item, whichever worker loads it.
+        indices: Examples of `dataset` to use; None for all.
+    """
+
+    def __init__(
+        self, dataset: BaseDataset, transform: Transform | None, *, seed: int = 0, indices: Sequence[int] | None = None
+    ) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.indices = range(len(dataset)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
+        epoch, index = address
+        source = self.indices[index]
+        image, label, key = self.dataset.read(source)
+        if self.transform is not None:
+            image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, source))
+        return Item(image, label, key)

@@ -1,0 +1,176 @@
+"""What a backbone, a neck, a head and a whole model promise each other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.outputs import SegOutput
+
+
+class FeatureShape(NamedTuple):
+    """Size of one feature map.
+
+    `level` k, from 1 to 5, is the stage that the map stands for: the one with stride 2^k in the undilated
+    network. Bricks ask for maps by level; `stride`, input pixels per feature pixel, is for arithmetic only, and
+    not for sizes: a map of an image of height H is floor(H / stride) or ceil(H / stride) high.
+    """
+
+    channels: int
+    stride: int
+    level: int
+
+
+class Backbone(nn.Module, ABC):
+    """Images to feature maps, finest first. `shapes` describes the maps without running the network."""
+
+    shapes: tuple[FeatureShape, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of normalised images (N, in_channels, H, W)."""
+
+
+class Neck(nn.Module, ABC):
+    """Feature maps to feature maps, such as ASPP on the coarsest. `shapes` describes what it returns."""
+
+    shapes: tuple[FeatureShape, ...]
+
+    @abstractmethod
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """New feature maps, finest first."""
+
+
+class Head(nn.Module, ABC):
+    """Feature maps to logits (N, num_classes, h, w), at whatever resolution suits."""
+
+    @abstractmethod
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Logits that cover exactly what the feature maps cover."""
+
+
+class Normalize(nn.Module):
+    """Raw pixel values to what networks like: ``(x - mean) / std``, in float32 also under autocast.
+
+    Its buffers are not part of the state dict, so that the state dicts of backbones interchange with
+    torchvision's; a checkpoint keeps the numbers beside the weights.
+
+    Args:
+        mean: Mean of each channel, as a share of the largest value (0 to 1).
+        std: Standard deviation of each channel, likewise.
+        scale: Largest value of a pixel: 255 for 8-bit images.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * scale, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * scale, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) raw values, uint8 or floating, to float32 (float64 stays float64)."""
+        with torch.autocast(images.device.type, enabled=False):
+            dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+            return (images.to(dtype) - self.mean) / self.std
+
+
+class BaseModel(nn.Module, ABC):
+    """A segmentation network.
+
+    Subclasses implement `predict` and, if part of them may start from pretrained weights, `backbone_modules`.
+    `normalize` is replaced by whoever knows the data; a model made by hand starts with ImageNet's numbers.
+    """
+
+    needs_batch = False  # whether a training step needs 2 images, because batch norm sees a single pixel of each
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if in_channels == 3 else ((0.5,), (0.25,))
+        self.normalize = Normalize(*imagenet)
+        self._norm_frozen = False
+        self._backbone_frozen = False
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> SegOutput:
+        """Logits of normalised images (N, in_channels, H, W); `aux` only in training."""
+
+    def forward(self, images: Tensor) -> SegOutput:
+        """Logits of raw images (N, in_channels, H, W) with values 0..255, uint8 or floating."""
+        return self.predict(self.normalize(images))
+
+    def backbone_modules(self) -> Sequence[nn.Module]:
+        """Modules that may start from pretrained weights: they get the lower learning rate and can be frozen."""
+        return ()
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Parameters of `backbone_modules`, each once."""
+        return _unique(p for module in self.backbone_modules() for p in module.parameters())
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """All other parameters."""
+        backbone = {id(p) for p in self.backbone_parameters()}
+        return _unique(p for p in self.parameters() if id(p) not in backbone)
+
+    def parameter_groups(self, lr: float, *, backbone_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+        """Groups for an optimiser, decoder first: a partition of the parameters, frozen ones included.
+
+        Args:
+            lr: Learning rate of the decoder.
+            backbone_lr_scale: Learning rate of the backbone, as a share of `lr`.
+        """
+        groups = [
+            {"name": "decoder", "params": self.decoder_parameters(), "lr": lr},
+            {"name": "backbone", "params": self.backbone_parameters(), "lr": lr * backbone_lr_scale},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def freeze(self, *, backbone: bool = False, norm: bool = False) -> None:
+        """Stop training the backbone (weights and statistics), or all batch-norm statistics; survives `train()`.
+
+        Raises:
+            ValueError: The model has no backbone to freeze.
+        """
+        if backbone and not self.backbone_modules():
+            raise ValueError(f"{type(self).__name__} has no backbone that could be frozen")
+        for parameter in self.backbone_parameters() if backbone else ():
+            parameter.requires_grad_(False)
+        self._backbone_frozen, self._norm_frozen = backbone, norm
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> BaseModel:
+        super().train(mode)
+        if self._norm_frozen:
+            _eval_norms(self)
+        if self._backbone_frozen:
+            for module in self.backbone_modules():
+                module.eval()
+        return self
+
+
+def at_level(shapes: Sequence[FeatureShape], level: int) -> int:
+    """Index of the feature map of `level`.
+
+    Raises:
+        ValueError: There is none; the message lists the levels there are.
+    """
+    levels = [shape.level for shape in shapes]
+    if level not in levels:
+        raise ValueError(f"needs a feature map of level {level}, but is offered levels {', '.join(map(str, levels))}")
+    return levels.index(level)
+
+
+def _eval_norms(module: nn.Module) -> None:
+    for child in module.modules():
+        # The private base class is the only thing BatchNorm1d..3d and SyncBatchNorm have in common.
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+
+
+def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list({id(p): p for p in parameters}.values())

@@ -1,0 +1,97 @@
+"""What can go wrong in a command, and the exit status each kind ends with.
+
+`0` done, `2` the user's input was wrong, `3` done with findings, `4` stopped by the environment or by NaN,
+`128 + n` after signal n, `1` a bug of ours (the only one that shows a traceback).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Input that cannot be used; ends a command with status 2.
+
+    Args:
+        problems: One ``PLACE: WHAT. WHAT INSTEAD.`` each; all that were found, not only the first.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ConfigError(UserError, ValueError):
+    """A config that cannot be used."""
+
+
+class DataError(UserError, ValueError):
+    """Images or labels that cannot be used."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be used."""
+
+
+class Stopped(Exception):
+    """The environment (disk, memory, a dead worker) or a NaN ended the work; status 4.
+
+    Its message is one line that names the cause, the knob to turn and the last good checkpoint.
+    """
+
+
+class Interrupted(Exception):
+    """A signal asked us to stop, and all that is needed to go on has been saved; status 128 + `signum`."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse` parser whose complaints look like all our other errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}. `{self.prog} --help` lists what there is.")
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call `main(argv)` and turn what it raises into lines on standard error and an exit status."""
+    if "--debug" in (sys.argv[1:] if argv is None else argv):
+        show = traceback.print_exc
+    else:
+
+        def show() -> None:
+            return None
+
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        show()
+        for problem in error.problems:
+            print(f"error: {one_line(problem)}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        show()
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 4
+    except Interrupted as error:
+        print(one_line(str(error)), file=sys.stderr)
+        return 128 + error.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output (`| head`) is gone. Python would complain once more while closing it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def one_line(text: str) -> str:
+    """`text` with control characters escaped, so that a file name cannot forge a line of output."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,243 @@
+"""The names that a config may use, by kind of component."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import ModuleType
+from typing import Any, TypeVar
+
+from utils.errors import ConfigError
+from utils.schema import (
+    Component,
+    Mismatch,
+    annotations_of,
+    check_arguments,
+    convert_component,
+    did_you_mean,
+    fill_defaults,
+    join,
+    object_schema,
+    parameters_of,
+)
+
+T = TypeVar("T", bound=Callable)
+
+# What only the running program knows. A registered callable asks for one by naming a parameter so, as pytest's
+# tests name fixtures; a config may not set it.
+FACTS = frozenset(
+    {
+        "shapes",  # feature maps that a brick will receive
+        "num_classes",
+        "ignore_index",
+        "class_names",
+        "class_pixels",  # labelled pixels of each class in the training set
+        "total_steps",
+        "steps_per_epoch",
+        "seed",
+        "where",  # place in the config, for errors
+    }
+)
+
+
+class Registry(Mapping[str, Callable]):
+    """Components of one kind, by name.
+
+    Args:
+        kind: What the entries are, in the singular; used in errors.
+        also: Gives further classes that may be named, such as those of `torch.optim`; called at the first
+            look-up that needs it, so that making a registry does not import torch.
+        reserved: Parameters of such classes that the framework fills in.
+    """
+
+    def __init__(
+        self, kind: str, *, also: Callable[[], Mapping[str, Callable]] | None = None, reserved: Collection[str] = ()
+    ) -> None:
+        self.kind = kind
+        self._entries: dict[str, Callable] = {}
+        self._find_also = also
+        self._reserved = frozenset(reserved)
+
+    def register(self, name: str | None = None, **preset: Any) -> Callable[[T], T]:
+        """Register the decorated class or function as `name`, with `preset` arguments fixed.
+
+        Stack it to give one class several names::
+
+            @BACKBONES.register("resnet18", block=BasicBlock, depths=(2, 2, 2, 2))
+            @BACKBONES.register("resnet50", block=Bottleneck, depths=(3, 4, 6, 3))
+            class ResNet(Backbone): ...
+
+        Raises:
+            KeyError: The name is taken.
+            TypeError: The callable takes ``*args`` or ``**kwargs``, which would swallow misspelt keys.
+            NameError: An annotation cannot be evaluated, so that types could not be checked.
+        """
+
+        def add(target: T) -> T:
+            key = name or target.__name__
+            if key in self._entries:
+                raise KeyError(f"a {self.kind} called {key!r} is already registered.")
+            annotations_of(target)
+            for parameter in inspect.signature(target).parameters.values():
+                if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    raise TypeError(f"{self.kind} {key!r} takes {parameter}, which would swallow misspelt config keys.")
+            self._entries[key] = functools.partial(target, **preset)
+            return target
+
+        return add
+
+    def reserved(self, name: str) -> frozenset[str]:
+        """Parameters of the entry `name` that the framework fills in."""
+        return FACTS | self._reserved if name in self._entries else self._reserved
+
+    def parse(self, value: Any, *, where: str, problems: list[str]) -> Component | None:
+        """A `Component` of this registry from its JSON form, its arguments unchecked; None if it is none."""
+        try:
+            component = convert_component(value, where)
+        except Mismatch as mismatch:
+            problems += mismatch.problems
+            return None
+        if component.type not in self:
+            place = where if isinstance(value, str) else join(where, "type")
+            problems.append(
+                f"{place}: no {self.kind} is called '{component.type}'. {did_you_mean(component.type, self)}"
+            )
+            return None
+        return component
+
+    def check(self, value: Any, *, where: str, problems: list[str]) -> Component:
+        """`value` as a component with every default filled in; what is wrong with it goes to `problems`."""
+        component = self.parse(value, where=where, problems=problems)
+        if component is None:
+            return Component("")
+        target, reserved = self[component.type], self.reserved(component.type)
+        arguments = check_arguments(
+            target, component.args, where=join(where, "args"), reserved=reserved, problems=problems
+        )
+        return Component(component.type, fill_defaults(target, arguments, reserved=reserved))
+
+    def build(self, component: Any, *parts: Any, where: str, **facts: Any) -> Any:
+        """Make the object that `component` describes.
+
+        Args:
+            component: Name and arguments, as a `Component` or as in a config.
+            parts: Finished objects that every component of this kind takes first, such as an optimiser's parameters.
+            where: Path of `component` in the config, for errors.
+            facts: What only the running program knows; a component receives those that it names, see `FACTS`.
+
+        Raises:
+            ConfigError: The name is not registered, or its arguments do not fit.
+        """
+        problems: list[str] = []
+        resolved = self.parse(component, where=where, problems=problems)
+        if resolved is None:
+            raise ConfigError(*problems)
+        target, reserved = self[resolved.type], self.reserved(resolved.type)
+        given = check_arguments(target, resolved.args, where=join(where, "args"), reserved=reserved, problems=problems)
+        if problems:
+            raise ConfigError(*problems)
+        if resolved.type in self._entries:
+            facts["where"] = join(where, "args")
+            given |= {name: facts[name] for name in parameters_of(target) if name in facts}
+        return target(*parts, **given)
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of a component: its name or an object; our own entries' arguments are spelled out."""
+        rules = [
+            {
+                "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
+                "then": {"properties": {"args": object_schema(self[name], reserved=self.reserved(name))}},
+            }
+            for name in sorted(self._entries)
+        ]
+        known = {"type": "string", "anyOf": [{"enum": sorted(self)}, {}]}
+        return {
+            "anyOf": [
+                known,
+                {
+                    "type": "object",
+                    "properties": {"type": known, "args": {"type": "object"}},
+                    "required": ["type"],
+                    "additionalProperties": False,
+                    "allOf": rules,
+                },
+            ]
+        }
+
+    @functools.cached_property
+    def _also(self) -> Mapping[str, Callable]:
+        return self._find_also() if self._find_also else {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._also
+
+    def __getitem__(self, name: str) -> Callable:
+        return self._entries[name] if name in self._entries else self._also[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._entries, **self._also})
+
+    def __len__(self) -> int:
+        return len({**self._entries, **self._also})
+
+    def __hash__(self) -> int:  # registries stand in annotations, which typing caches
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def import_submodules(package: str) -> None:
+    """Import every module of `package`, so that what it registers is known."""
+    for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{found.name}")
+
+
+def torch_classes(module: ModuleType, base: type, excluded: Collection[str] = ()) -> dict[str, Callable]:
+    """Public classes of torch's `module` that are proper subclasses of `base`."""
+    return {
+        name: value
+        for name, value in inspect.getmembers(module, inspect.isclass)
+        if issubclass(value, base)
+        and value is not base
+        and value.__module__.startswith("torch.")
+        and name not in excluded
+        and not name.startswith("_")
+    }
+
+
+def _torch_optimizers() -> dict[str, Callable]:
+    import torch.optim
+
+    return torch_classes(torch.optim, torch.optim.Optimizer, {"LBFGS", "SparseAdam", "Muon"})
+
+
+def _torch_schedulers() -> dict[str, Callable]:
+    from torch.optim import lr_scheduler
+
+    # These take functions or other schedulers, which JSON cannot say.
+    excluded = {"LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"}
+    return torch_classes(lr_scheduler, lr_scheduler.LRScheduler, excluded)
+
+
+MODELS, BACKBONES, NECKS, HEADS = Registry("model"), Registry("backbone"), Registry("neck"), Registry("head")
+DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
+OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
+SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})
+WRITERS = Registry("writer")
+
+KINDS = {
+    "models": MODELS,
+    "backbones": BACKBONES,
+    "necks": NECKS,
+    "heads": HEADS,
+    "losses": LOSSES,
+    "datasets": DATASETS,
+    "transforms": TRANSFORMS,
+    "optimizers": OPTIMIZERS,
+    "schedulers": SCHEDULERS,
+    "writers": WRITERS,
+}
