@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
-from utils.images import read_image_for, read_label
 
 from utils.classes import ClassTable
 from utils.errors import ConfigError, DataError
+from utils.images import read_image_for, read_label
 from utils.reproducibility import stream
 from utils.schema import did_you_mean
 
@@ -98,18 +98,27 @@ class BaseDataset(ABC):
         Raises:
             DataError: A file cannot be read, sizes differ, or a label value stands for no class.
         """
+        label = self.read_label(index)
         sample = self.samples[index]
-        label = read_label(sample.label)
-        if (value := self.classes.unknown(label)) is not None:
-            row, column = np.argwhere(label == value)[0]
+        return Item(read_image_for(sample.image, label.shape), label, sample.key)
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label of example `index` alone, (H, W) uint8: training ids, or 255 for void.
+
+        Raises:
+            DataError: It cannot be read, or a value stands for no class.
+        """
+        path = self.samples[index].label
+        raw = read_label(path)
+        if (value := self.classes.unknown(raw)) is not None:
+            row, column = np.argwhere(raw == value)[0]
             known = sorted(v for values in self.classes.raw_ids for v in values)
             raise DataError(
-                f"{sample.label}: label value {value} at row {row}, column {column} is neither a class "
+                f"{path}: label value {value} at row {row}, column {column} is neither a class "
                 f"({known[0]}..{known[-1]}) nor void ({', '.join(map(str, self.classes.void_ids))}). "
                 f'Say what it means with "label_map" in the loader\'s args.'
             )
-        image = read_image_for(sample.image, label.shape)
-        return Item(image, self.classes.train_ids(label), sample.key)
+        return self.classes.train_ids(raw)
 
 
 class View(Dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,13 @@ class Backbone(nn.Module, ABC):
     """Images to feature maps, finest first. `shapes` describes the maps without running the network."""
 
     shapes: tuple[FeatureShape, ...]
+    needs_batch = False  # see `BaseModel`
+    weights: str | None = None  # name of the public weights that fit it as it was configured
+    unpublished: tuple[str, ...] = ()  # parts of names of parameters that no public weights have
+
+    def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights, by parameter name, as this network needs them."""
+        return state
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -39,6 +47,7 @@ class Neck(nn.Module, ABC):
     """Feature maps to feature maps, such as ASPP on the coarsest. `shapes` describes what it returns."""
 
     shapes: tuple[FeatureShape, ...]
+    needs_batch = False
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -47,6 +56,8 @@ class Neck(nn.Module, ABC):
 
 class Head(nn.Module, ABC):
     """Feature maps to logits (N, num_classes, h, w), at whatever resolution suits."""
+
+    needs_batch = False
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -75,7 +86,9 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) raw values, uint8 or floating, to float32 (float64 stays float64)."""
-        with torch.autocast(images.device.type, enabled=False):
+        kind = images.device.type
+        off = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with off:
             dtype = images.dtype if images.dtype == torch.float64 else torch.float32
             return (images.to(dtype) - self.mean) / self.std
 

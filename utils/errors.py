@@ -63,12 +63,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Call `main(argv)` and turn what it raises into lines on standard error and an exit status."""
-    if "--debug" in (sys.argv[1:] if argv is None else argv):
-        show = traceback.print_exc
-    else:
-
-        def show() -> None:
-            return None
+    def show() -> None:
+        if "--debug" in (sys.argv[1:] if argv is None else argv):
+            traceback.print_exc()
 
     try:
         return main(argv) or 0

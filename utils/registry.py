@@ -50,7 +50,7 @@ class Registry(Mapping[str, Callable]):
         kind: What the entries are, in the singular; used in errors.
         also: Gives further classes that may be named, such as those of `torch.optim`; called at the first
             look-up that needs it, so that making a registry does not import torch.
-        reserved: Parameters of such classes that the framework fills in.
+        reserved: Further parameters that the framework fills in, besides `FACTS` for our own entries.
     """
 
     def __init__(
@@ -223,7 +223,9 @@ def _torch_schedulers() -> dict[str, Callable]:
     return torch_classes(lr_scheduler, lr_scheduler.LRScheduler, excluded)
 
 
-MODELS, BACKBONES, NECKS, HEADS = Registry("model"), Registry("backbone"), Registry("neck"), Registry("head")
+# The channels of the images are said once, in `arch.args`, whatever the model is; see models/build.py.
+MODELS, BACKBONES = Registry("model", reserved={"in_channels"}), Registry("backbone", reserved={"in_channels"})
+NECKS, HEADS = Registry("neck"), Registry("head")
 DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})

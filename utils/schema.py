@@ -90,7 +90,7 @@ def parameters_of(target: Callable) -> dict[str, inspect.Parameter]:
     """
     fixed: Collection[str] = ()
     if isinstance(target, functools.partial):
-        target, fixed = target.func, target.keywords
+        fixed, target = target.keywords, target.func
     try:
         signature = inspect.signature(target)
     except (ValueError, TypeError):
@@ -208,9 +208,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return Path(value)
     elif hint is Component:
         return convert_component(value, where)
-    elif is_dataclass(hint) and isinstance(value, hint):
+    elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
         return value
-    elif is_dataclass(hint) and isinstance(value, Mapping):
+    elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         problems: list[str] = []
         arguments = check_arguments(hint, value, where=where, problems=problems)
         if problems:
@@ -275,7 +275,8 @@ def _convert_union(value: Any, options: tuple, hint: Any, where: str) -> Any:
 
 
 def _convert_items(values: Iterable, hints: Sequence, where: str, names: Iterable | None = None) -> list:
-    converted, problems = [], []
+    converted: list[Any] = []
+    problems: list[str] = []
     for name, value, hint in zip(names or range(len(hints)), values, hints, strict=False):
         try:
             converted.append(convert(value, hint, join(where, name)))
@@ -412,7 +413,7 @@ def _json_schema(hint: Any) -> dict[str, Any]:
                 },
             ]
         }
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return object_schema(hint)
     plain = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", type(None): "null"}
     return {"type": plain[hint]} if hint in plain else {}
@@ -439,7 +440,7 @@ def describe_arguments(target: Callable) -> dict[str, str]:
     texts: dict[str, str] = {}
     for owner in inspect.getmro(target) if inspect.isclass(target) else [target]:
         name = None
-        lines = (inspect.getdoc(owner) if owner.__doc__ else "" or "").partition("Args:\n")[2].splitlines()
+        lines = ((inspect.getdoc(owner) or "") if owner.__doc__ else "").partition("Args:\n")[2].splitlines()
         own: dict[str, str] = {}
         for line in lines:
             if line.startswith("    ") and not line.startswith("     ") and ":" in line:

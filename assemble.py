@@ -1,0 +1,364 @@
+"""From a config to objects: with `run_config.py`, the only files that know everybody."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dataloader  # noqa: F401  registers
+from base.base_dataloader import Loader, LoaderOptions
+from base.base_dataset import BaseDataset, View
+from base.base_model import BaseModel
+from base.base_trainer import Monitor
+from dataloader.transforms import ChainOptions, build_chain
+from models.build import build_model
+from run_config import (
+    RunConfig,
+    normalization_of,
+    options_of,
+    protocol_of,
+    result_keys,
+    split_loader_args,
+    validation_of,
+)
+from trainer import PRECISIONS, Trainer, choose_precision
+from utils import checkpoint
+from utils.classes import IGNORE, ClassTable, as_colors
+from utils.criterion import build_criterion, needs_class_pixels
+from utils.errors import CheckpointError, ConfigError, UserError
+from utils.lr_scheduler import build_scheduler
+from utils.optimizers import build_optimizer
+from utils.predict import Predictor
+from utils.registry import DATASETS
+from utils.reproducibility import stream
+from utils.schema import (
+    Component,
+)
+
+logger = logging.getLogger("segwright")
+
+
+def import_modules(names: Sequence[str]) -> list[str]:
+    """Import third-party modules, which register their components; also those in ``SEGWRIGHT_IMPORT``.
+
+    Raises:
+        UserError: One cannot be imported.
+    """
+    wanted = [*names, *filter(None, os.environ.get("SEGWRIGHT_IMPORT", "").replace(",", " ").split())]
+    for name in wanted:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"--import {name}: {error}. Name a module that Python finds from here.") from None
+    return wanted
+
+
+def build_dataset(loader: Component, *, where: str, seed: int, ignore_index: int = IGNORE) -> BaseDataset:
+    """The dataset that a loader section names.
+
+    Raises:
+        DataError: Its files are not there or do not fit together.
+    """
+    args = split_loader_args(loader.type, loader.args)["dataset"]
+    dataset = DATASETS.build(Component(loader.type, args), where=where, seed=seed)
+    dataset.classes = dataset.classes.ignoring(ignore_index)
+    return dataset
+
+
+def build_view(loader: Component, dataset: BaseDataset, *, seed: int, indices: Sequence[int] | None = None) -> View:
+    """`dataset`, augmented as a loader section says."""
+    options = options_of(ChainOptions, loader.type, loader.args, "chain")
+    fill = tuple(255 * mean for mean in dataset.mean)
+    return View(dataset, build_chain(options, fill, where="args"), seed=seed, indices=indices)
+
+
+def hold_out(length: int, val_split: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to validate on.
+
+    Args:
+        length: Examples there are.
+        val_split: To hold out: a share below 1, or a number.
+        seed: Decides which.
+
+    Raises:
+        ConfigError: Nothing would be left on one of the sides.
+    """
+    count = round(length * val_split) if val_split < 1 else int(val_split)
+    if not 0 < count < length:
+        raise ConfigError(f"train_loader.args.val_split: {val_split:g} of {length} images. Leave some on both sides.")
+    order = stream(seed, "split").permutation(length)
+    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+
+
+def build_loaders(config: RunConfig, *, pin_memory: bool = False) -> tuple[Loader, Loader | None]:
+    """The training loader and, unless the trainer does not validate, the validation loader.
+
+    Raises:
+        UserError: The data is not there or cannot be used.
+    """
+    section, seed = config.train_loader, config.seed
+    dataset = build_dataset(section, where="train_loader", seed=seed, ignore_index=config.ignore_index)
+    options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
+    kept, held_out, val_set, val_section = None, None, dataset, config.val_loader
+    if options.val_split:
+        kept, held_out = hold_out(len(dataset), options.val_split, seed)
+        val_section = validation_of(section)
+    train = Loader(
+        build_view(section, dataset, seed=seed, indices=kept),
+        options.batch_size,
+        num_workers=options.num_workers,
+        training=True,
+        shuffle=options.shuffle,
+        seed=seed,
+        pin_memory=pin_memory,
+    )
+    if not config.trainer.val or val_section is None:
+        return train, None
+    if held_out is None:
+        val_set = build_dataset(val_section, where="val_loader", seed=seed, ignore_index=config.ignore_index)
+    return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
+
+
+def build_val_loader(
+    section: Component,
+    dataset: BaseDataset,
+    *,
+    seed: int,
+    indices: Sequence[int] | None = None,
+    pin_memory: bool = False,
+) -> Loader:
+    """A loader to evaluate with: native images one by one, crops in batches."""
+    options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
+    chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+    return Loader(
+        build_view(section, dataset, seed=seed, indices=indices),
+        options.batch_size if chain.crop else 1,
+        num_workers=options.num_workers,
+        training=False,
+        shuffle=False,
+        seed=seed,
+        pin_memory=pin_memory,
+    )
+
+
+def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
+    """The loader of an evaluation section: the images held out from training where it splits one off."""
+    dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
+    held_out = hold_out(len(dataset), section.args["val_split"], config.seed)[1] if section.args["val_split"] else None
+    return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
+
+
+def class_pixels(dataset: BaseDataset, indices: Sequence[int]) -> list[int]:
+    """Labelled pixels of each class, counted over all labels of `indices`."""
+    counts = np.zeros(256, np.int64)
+    for index in indices:
+        counts += np.bincount(dataset.read_label(int(index)).ravel(), minlength=256)
+    return counts[: len(dataset.classes)].tolist()
+
+
+def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:
+    """The model, as the config describes it, on the current default device."""
+    numbers = normalization_of(config)
+    return build_model(
+        config.arch,
+        num_classes=len(config.classes),
+        mean=numbers["mean"],
+        std=numbers["std"],
+        load_weights=load_weights,
+    )
+
+
+def build_trainer(
+    config: RunConfig,
+    run_dir: Path,
+    device: torch.device,
+    *,
+    loaders: tuple[Loader, Loader | None],
+    environment: Mapping[str, Any],
+    writers: Sequence[Any] = (),
+    load_weights: bool = True,
+) -> Trainer:
+    """Everything that trains, ready to `fit` or to `resume`.
+
+    Args:
+        config: A checked config.
+        run_dir: Folder of the run; exists.
+        device: Where to compute.
+        loaders: From `build_loaders`.
+        environment: What checkpoints record about where they were made.
+        writers: Where results are shown.
+        load_weights: Start from pretrained weights, if the config says so; False where a checkpoint replaces them.
+
+    Raises:
+        UserError: Weights cannot be loaded, or parts do not fit.
+    """
+    train_loader, val_loader = loaders
+    dataset, seed, trainer = train_loader.view.dataset, config.seed, config.trainer
+    torch.manual_seed(int(stream(seed, "init").integers(2**63)))
+    model = build_network(config, load_weights=load_weights)
+    check_parts(config, model)
+    model.to(device)
+    if trainer.channels_last is True or (trainer.channels_last == "auto" and device.type == "cuda"):
+        model.to(memory_format=torch.channels_last)
+    steps = len(train_loader)
+    facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
+    if needs_class_pixels(config.loss):
+        facts["class_pixels"] = class_pixels(dataset, train_loader.view.indices)
+    criterion = build_criterion(config.loss, aux_factor=config.aux_factor, where="loss", **facts).to(device)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    total = trainer.max_steps or (trainer.epochs or 1) * steps
+    schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+    return Trainer(
+        trainer,
+        run_dir,
+        model=model,
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=schedule,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        classes=config.classes,
+        seed=seed,
+        monitor=Monitor.parse(trainer.monitor, result_keys(config)),
+        description=describe(config, environment),
+        writers=writers,
+    )
+
+
+def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about itself, in plain values."""
+    resolved, classes = config.to_json(), config.classes
+    val_section = config.val_loader or (
+        validation_of(config.train_loader) if config.train_loader.args["val_split"] else None
+    )
+    return {
+        "arch": resolved["arch"],
+        "config": resolved,
+        "meaning_hash": config.meaning,
+        "classes": list(classes.names),
+        "palette": [list(color) for color in classes.colors],
+        "left_out": list(classes.left_out),
+        "normalization": normalization_of(config),
+        "protocol": protocol_of(val_section),
+        "environment": dict(environment),
+    }
+
+
+def check_parts(config: RunConfig, model: BaseModel) -> None:
+    """Refuse batches that are too small for batch norm behind global pooling.
+
+    Raises:
+        ConfigError: A part of a step has one image.
+    """
+    size = config.train_loader.args["batch_size"] // config.trainer.accumulate
+    if model.needs_batch and size < 2:
+        raise ConfigError(
+            f"train_loader.args.batch_size: a part of a step has {size} image, and {config.arch.type} needs 2 in "
+            f"training, for its batch norm behind global pooling. Use batch_size {2 * config.trainer.accumulate} or "
+            f"more, or a smaller trainer.accumulate."
+        )
+
+
+# ---------------------------------------------------------------------------------------------- the dry run
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a model would be and need, found without memory or time.
+
+    Args:
+        parameters: Number of parameters.
+        trainable: Number of those that training changes.
+        logits: Shape of the logits of one part of a step.
+        activation_bytes: What the forward pass of one part keeps for the backward pass.
+        image_size: Height and width of the images assumed.
+    """
+
+    parameters: int
+    trainable: int
+    logits: tuple[int, ...]
+    activation_bytes: int
+    image_size: tuple[int, int]
+
+
+def dry_run(config: RunConfig) -> DryRun:
+    """Build the model on the meta device and run one training forward pass at the crop size.
+
+    Raises:
+        ConfigError: The bricks do not fit, or the batch is too small.
+    """
+    train, args = config.train_loader, config.train_loader.args
+    chain: ChainOptions = options_of(ChainOptions, train.type, args, "chain")
+    size = chain.crop or (512, 512)
+    with torch.device("meta"):
+        model = build_network(config, load_weights=False)
+    check_parts(config, model)
+    count = args["batch_size"] // config.trainer.accumulate
+    channels = config.arch.args.get("in_channels", 3)
+    images = torch.empty(count, channels, *size, dtype=torch.uint8, device="meta")
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # a freed storage's number could be given to another
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model.train()(images)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"arch: cannot train on images of {size[0]}x{size[1]} ({reason}). Use another crop_size or arch."
+        ) from None
+    parameters = list(model.parameters())
+    return DryRun(
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        tuple(output.logits.shape),
+        sum(kept.values()),
+        size,
+    )
+
+
+def load_predictor(
+    path: Path, device: torch.device, *, precision: str = "fp32", modules: Sequence[str] = ()
+) -> Predictor:
+    """The model in a checkpoint, ready to predict; the averaged weights, where there are some.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
+    """
+    state = checkpoint.load_run(path)
+    missing = [name for name in state["environment"].get("modules", []) if name not in modules]
+    if missing:
+        needed = " ".join(f"--import {name}" for name in missing)
+        raise CheckpointError(f"{path}: was made with components of your own. Add {needed}.")
+    normalization = state["normalization"]
+    model = build_model(
+        state["arch"],
+        num_classes=len(state["classes"]),
+        mean=normalization["mean"],
+        std=normalization["std"],
+        load_weights=False,
+    )
+    checkpoint.load_weights(model, (state.get("ema") or state)["state_dict"], path)
+    classes = ClassTable(
+        tuple(state["classes"]),
+        as_colors(state["palette"]),
+        tuple((index,) for index in range(len(state["classes"]))),
+        left_out=tuple(state["left_out"]),
+    )
+    about = {key: state[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
+    return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])

@@ -1,0 +1,235 @@
+"""Batches of a dataset: in an order that is a function of (seed, epoch), from any position on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from base.base_dataset import Item, View
+from utils.errors import DataError, Stopped
+from utils.reproducibility import stream
+from utils.schema import AtLeast, Between
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What a loader's `args` say about batches.
+
+    Args:
+        batch_size: Images per optimiser step, over all processes and parts; when validating, images per forward
+            pass, and only where all have one size.
+        shuffle: Draw the images of an epoch in random order; null is what the loader is for: true in training.
+        num_workers: Processes that read and augment; 0 does it in the main process. Results do not depend on it.
+        val_split: Images of the training set to hold out for validation, as a share below 1 or as a number.
+        return_id: Kept for configs of pytorch-segmentation: our batches always carry the images' names.
+    """
+
+    batch_size: Annotated[int, Between(1, 65536)]
+    shuffle: bool | None = None
+    num_workers: Annotated[int, Between(0, 256)] = 1
+    val_split: Annotated[float, Between(0, 1)] | Annotated[int, AtLeast(0)] | None = None
+    return_id: bool = False
+
+
+class Batch(NamedTuple):
+    """Images and labels of one forward pass, on any device."""
+
+    images: Tensor  # (N, C, H, W) uint8, in memory channels last
+    labels: Tensor  # (N, H, W) uint8: training ids, or 255 for void
+    keys: tuple[str, ...]  # names of the images
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; copies from pinned memory do not wait."""
+        images, labels = (part.to(device, non_blocking=True) for part in self[:2])
+        return Batch(images, labels, self.keys)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Images `start` to `stop` of the batch."""
+        return Batch(self.images[start:stop], self.labels[start:stop], self.keys[start:stop])
+
+
+def collate(items: Sequence[Item | DataError]) -> Batch | DataError:
+    """Items of one size to a batch. They stay uint8 and HWC in memory: a permuted view *is* channels last."""
+    good: list[Item] = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        good.append(item)
+    sizes = {item.label.shape for item in good}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:4])
+        return DataError(f"train_loader.args: images of different sizes in one batch ({shown}). Give a crop_size.")
+    images = torch.from_numpy(np.stack([item.image for item in good])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([item.label for item in good]))
+    return Batch(images, labels, tuple(item.key for item in good))
+
+
+class Guarded(Dataset):
+    """A view whose bad samples are returned as errors: raised in a worker, they would arrive as a traceback."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __getitem__(self, address: tuple[int, int]) -> Item | DataError:
+        try:
+            return self.view[address]
+        except DataError as error:
+            return error
+
+
+class BatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), one epoch per iteration, from any position on.
+
+    The order of epoch e is a permutation that depends on (seed, e) alone. Training drops the incomplete last
+    batch; evaluation keeps it. Process r of R takes every R-th image of each batch, from its r-th on.
+
+    Args:
+        length: Images in the dataset.
+        batch_size: Images per batch over all processes.
+        shuffle: Permute the images.
+        drop_last: Leave out the last batch if it is incomplete.
+        seed: Orders of different seeds are unrelated.
+        rank: This process's number.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = self.position = 0
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the images of `epoch`, in the order in which they are used."""
+        return stream(self.seed, "order", epoch).permutation(self.length) if self.shuffle else np.arange(self.length)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, epoch = self.order(self.epoch), self.epoch
+        stop = self.length - self.length % self.batch_size if self.drop_last else self.length
+        for start in range(self.position, stop, self.batch_size):
+            batch = order[start : start + self.batch_size][self.rank :: self.world_size]
+            if len(batch):
+                yield [(epoch, int(index)) for index in batch]
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+
+class Loader:
+    """Batches of a view, with or without worker processes.
+
+    Args:
+        view: Where the items come from.
+        batch_size: Images per batch over all processes.
+        num_workers: Worker processes; they live as long as the loader.
+        training: Shuffle and drop the incomplete last batch.
+        shuffle: Overrides the order that `training` implies.
+        seed: Decides the order.
+        pin_memory: Use page-locked memory, from which a GPU copies in the background.
+
+    Raises:
+        DataError: There are fewer images than one training batch takes.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        training: bool,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if training and len(view) < batch_size:
+            raise DataError(
+                f"train_loader.args.batch_size: {batch_size}, but there are only {len(view)} images to train on. "
+                f"Use at most {len(view)}."
+            )
+        self.view, self.batch_size = view, batch_size
+        self.sampler = BatchSampler(
+            len(view),
+            batch_size,
+            shuffle=training if shuffle is None else shuffle,
+            drop_last=training,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._loader = DataLoader(
+            Guarded(view),
+            batch_sampler=self.sampler,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=start_worker if num_workers else None,
+            # Its own generator: an iterator draws a seed for its workers, which would move the global one.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def batches(self, epoch: int = 0, position: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` after its first `position` images.
+
+        Raises:
+            DataError: A sample cannot be used.
+            Stopped: A worker process died.
+        """
+        self.sampler.epoch, self.sampler.position = epoch, position
+        try:
+            for batch in self._loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a worker process: one thread, and deaf to the Ctrl-C that the terminal sends to all of us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def memory_hint() -> str:
+    """How much memory there is for workers, and what to turn."""
+    shared = ""
+    if os.path.isdir("/dev/shm"):
+        stats = os.statvfs("/dev/shm")
+        shared = f" /dev/shm has {stats.f_bavail * stats.f_frsize >> 20} MiB free."
+    return f"Memory may have run out.{shared} Lower train_loader.args.num_workers"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

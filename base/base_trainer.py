@@ -1,0 +1,401 @@
+"""The life of a run: epochs, validations, checkpoints, the best model, stopping early, being interrupted, going on.
+
+A subclass says how to train and how to evaluate one epoch. Everything a run needs in order to go on as if it had
+never stopped is in `state`; nothing is hidden in generators or in the wall clock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError, Interrupted
+from utils.schema import Above, AtLeast, Between, did_you_mean
+
+logger = logging.getLogger("segwright")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The `trainer` section of a config.
+
+    Args:
+        epochs: Passes over the training set in the whole run.
+        max_steps: Optimiser steps in the whole run; given, it wins over `epochs`.
+        save_dir: Folder of all runs; this one's is `<save_dir>/<name>/<date and time>`.
+        save_period: Epochs between the checkpoints that are kept as `checkpoint-epoch<N>.pth`.
+        keep_last: How many of those are kept, the newest.
+        save_minutes: Minutes after which `last.pth` is written also within an epoch.
+        save_steps: Optimiser steps after which it is; null for no such rule.
+        max_time: Minutes after which to save and end with status 0, for queues with a time limit; null for none.
+        monitor: `max KEY` or `min KEY` decides which model is best; `off` keeps none. KEY is one of metrics.jsonl,
+            such as `Mean_IoU`, `val/loss` or `Class_IoU/car`.
+        early_stop: Stop when the best is this many epochs old; 0 never does.
+        tensorboard: Write TensorBoard files.
+        log_dir: Folder for them; this run's is `<log_dir>/<name>/<date and time>`.
+        log_per_iter: Optimiser steps between two readings of loss, accuracy and mIoU on the training batch.
+        val: Validate at all.
+        val_per_epochs: Epochs between validations; the last epoch is always validated.
+        precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
+        compile: Compile the training step with `torch.compile`; a text is its mode.
+        channels_last: Keep images and weights channels last in memory; `auto` on CUDA.
+        accumulate: Parts in which a batch is worked through, to save memory; results do not change.
+        clip_grad_norm: Largest norm of the gradient; null for no limit.
+        ema: Decay of an exponential moving average of the weights, which is then what is validated and used.
+        deterministic: Forbid operations that differ from run to run on a GPU; a CPU has none.
+    """
+
+    epochs: Annotated[int, Between(1, 1_000_000)] | None = None
+    max_steps: Annotated[int, Between(1, 1_000_000_000)] | None = None
+    save_dir: Path = Path("saved")
+    save_period: Annotated[int, AtLeast(1)] = 10
+    keep_last: Annotated[int, AtLeast(1)] = 3
+    save_minutes: Annotated[float, Above(0)] = 10.0
+    save_steps: Annotated[int, AtLeast(1)] | None = None
+    max_time: Annotated[float, Above(0)] | None = None
+    monitor: str = "max Mean_IoU"
+    early_stop: Annotated[int, AtLeast(0)] = 0
+    tensorboard: bool = True
+    log_dir: Path = Path("saved/runs")
+    log_per_iter: Annotated[int, AtLeast(1)] = 20
+    val: bool = True
+    val_per_epochs: Annotated[int, AtLeast(1)] = 1
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
+    channels_last: bool | Literal["auto"] = "auto"
+    accumulate: Annotated[int, Between(1, 65536)] = 1
+    clip_grad_norm: Annotated[float, Above(0)] | None = None
+    ema: Annotated[float, Between(0, 1)] | None = None
+    deterministic: bool = False
+
+
+# What may differ between a checkpoint and the config that goes on from it; all else changes what a run means.
+MAY_CHANGE = (
+    *("name", "n_gpu", "parallel"),
+    *("train_loader.args.data_dir", "train_loader.args.num_workers", "train_loader.args.return_id"),
+    *("val_loader.args.data_dir", "val_loader.args.num_workers", "val_loader.args.return_id"),
+    *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
+    *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),
+)
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Args:
+        epoch: Completed epochs.
+        step: Optimiser steps taken.
+        position: Images of the open epoch that have been used.
+        best_value: Best monitored value; None before the first.
+        best_epoch: Epoch (completed ones, so from 1) that gave it; 0 before the first.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+    best_value: float | None = None
+    best_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Which result decides which model is best.
+
+    Args:
+        key: Key of a line of metrics.jsonl; empty for none.
+        sign: 1 where more is better, -1 where less is.
+    """
+
+    key: str
+    sign: int
+
+    @classmethod
+    def parse(cls, text: str, known: Sequence[str]) -> Monitor:
+        """Read ``max KEY``, ``min KEY`` or ``off``.
+
+        Args:
+            text: The config's `trainer.monitor`.
+            known: Keys that validation will give; with or without the ``val/`` before them.
+
+        Raises:
+            ConfigError: It has another form, or no such key will ever exist.
+        """
+        mode, _, key = text.strip().partition(" ")
+        key = key.strip()
+        if mode == "off" and not key:
+            return cls("", 1)
+        if mode not in ("max", "min") or not key:
+            raise ConfigError(
+                f"trainer.monitor: expected 'max KEY', 'min KEY' or 'off', got {json.dumps(text)}. "
+                f"Use for example 'max Mean_IoU'."
+            )
+        key = {"val_loss": "val/loss"}.get(key, key)
+        for candidate in (key, f"val/{key}"):
+            if candidate in known:
+                return cls(candidate, 1 if mode == "max" else -1)
+        raise ConfigError(f"trainer.monitor: there will be no '{key}'. {did_you_mean(key, known)}")
+
+    def improves(self, value: float | None, best: float | None) -> bool:
+        """Whether `value` is better than `best`; NaN never is."""
+        if not self.key or value is None or math.isnan(value):
+            return False
+        return best is None or self.sign * value > self.sign * best
+
+
+class Writer(Protocol):
+    """Somewhere to show results, such as TensorBoard."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+    def image(self, tag: str, image: Any, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class BaseTrainer(ABC):
+    """Runs `train_epoch` and `eval_epoch` by turns, and sees to it that nothing is lost.
+
+    Args:
+        config: The `trainer` section.
+        run_dir: Folder of this run's files; exists.
+        steps_per_epoch: Optimiser steps in an epoch.
+        batch_size: Images per optimiser step.
+        monitor: What decides which model is best.
+        description: What a checkpoint says about itself besides its weights (architecture, classes, config ...):
+            plain values.
+        writers: Where results are shown.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        run_dir: Path,
+        *,
+        steps_per_epoch: int,
+        batch_size: int,
+        monitor: Monitor,
+        description: Mapping[str, Any],
+        writers: Sequence[Writer] = (),
+    ) -> None:
+        self.config, self.run_dir, self.monitor, self.writers = config, run_dir, monitor, writers
+        self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
+        self.total_steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
+        self.description = dict(description)
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        self.signal = 0
+        self.started = self.saved_at = time.monotonic()
+
+    @abstractmethod
+    def train_epoch(self) -> dict[str, float]:
+        """Train from `progress.position` to the end of the open epoch, calling `after_step` after each step."""
+
+    @abstractmethod
+    def eval_epoch(self) -> dict[str, float]:
+        """Evaluate the model on the validation set, calling `check_signal` now and then."""
+
+    @abstractmethod
+    def parts_state(self) -> dict[str, Any]:
+        """State of model, optimiser and whatever else training changes, as tensors and plain values."""
+
+    @abstractmethod
+    def load_parts_state(self, state: Mapping[str, Any], path: Path) -> None:
+        """Restore what `parts_state` gave; `path` is for errors."""
+
+    def fit(self) -> Progress:
+        """Train to the end, from wherever `progress` stands."""
+        with self.listening():
+            while not self.finished:
+                self.run_epoch()
+        for writer in self.writers:
+            writer.close()
+        return self.progress
+
+    def run_epoch(self) -> None:
+        results = {f"train/{key}": value for key, value in self.train_epoch().items()}
+        self.save_last()  # so that a kill during validation costs no training
+        if self.validates():
+            results |= {f"val/{key}": value for key, value in self.eval_epoch().items()}
+        self.close_epoch(results)
+
+    def validates(self) -> bool:
+        """Whether the open epoch, trained to its end, is to be validated."""
+        is_last = self.progress.step >= self.total_steps
+        return self.config.val and (is_last or (self.progress.epoch + 1) % self.config.val_per_epochs == 0)
+
+    def close_epoch(self, results: Mapping[str, float]) -> None:
+        """Commit the open epoch: its best model, its periodic checkpoint, and last of all `last.pth`."""
+        progress = self.progress
+        progress.epoch, progress.position = progress.epoch + 1, 0
+        # A class that never occurred has no IoU: JSON knows no NaN, so its key is left out.
+        results = {key: value for key, value in results.items() if not math.isnan(value)}
+        self.history.append({"epoch": progress.epoch, "step": progress.step, **results})
+        self.start_epoch()
+        names = []
+        if self.monitor.key in results:
+            self.after_validation(results[self.monitor.key])
+        if self.monitor.improves(results.get(self.monitor.key), progress.best_value):
+            progress.best_value, progress.best_epoch = results[self.monitor.key], progress.epoch
+            names.append("best_model.pth")
+        if progress.epoch % self.config.save_period == 0 or progress.step >= self.total_steps:
+            names.append(f"checkpoint-epoch{progress.epoch}.pth")
+        self.save(*names, "last.pth")
+        self.prune()
+        self.write_history()
+        for writer in self.writers:
+            writer.scalars(results, progress.step)
+        shown = {key: results[key] for key in SHOWN if key in results}
+        best = " (best)" if "best_model.pth" in names else ""
+        logger.info(
+            "epoch %d/%s: %s%s",
+            progress.epoch,
+            -(-self.total_steps // self.steps_per_epoch),
+            ", ".join(f"{key} {value:.4f}" for key, value in shown.items()),
+            best,
+        )
+
+    @abstractmethod
+    def start_epoch(self) -> None:
+        """Forget the sums of the epoch that was just closed."""
+
+    def after_validation(self, value: float) -> None:  # noqa: B027  most have no use for it
+        """Hear the monitored value, before it is saved."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken, or the best model is too old; only ever true between epochs."""
+        progress, patience = self.progress, self.config.early_stop
+        if progress.position:
+            return False
+        if progress.step >= self.total_steps and progress.epoch:
+            return True
+        kind = self.monitor.key.partition("/")[0] + "/"  # of results: only an epoch that has them can be too late
+        judged = bool(self.history) and any(key.startswith(kind) for key in self.history[-1])
+        return bool(patience and judged and progress.epoch - progress.best_epoch >= patience)
+
+    def after_step(self) -> None:
+        """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
+        progress, config = self.progress, self.config
+        progress.step, progress.position = progress.step + 1, progress.position + self.batch_size
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if minutes >= config.save_minutes or (config.save_steps and progress.step % config.save_steps == 0):
+            self.save_last()
+        if self.signal:
+            self.save_last()
+        self.check_signal()
+        if config.max_time and time.monotonic() - self.started >= config.max_time * 60:
+            self.save_last()
+            raise TimeLimit(
+                f"trainer.max_time: {config.max_time:g} minutes are over at step {progress.step} of "
+                f"{self.total_steps}. Go on with --resume {self.run_dir / 'last.pth'}"
+            )
+
+    def check_signal(self) -> None:
+        """Leave if a signal came; what has to be saved has been.
+
+        Raises:
+            Interrupted: One did.
+        """
+        if self.signal:
+            name, last = signal.Signals(self.signal).name, self.run_dir / "last.pth"
+            raise Interrupted(
+                self.signal,
+                f"{name}: stopped at step {self.progress.step} of {self.total_steps}. Go on with --resume {last}",
+            )
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let SIGINT, SIGTERM and SIGUSR1 finish the step and save; a second one acts at once."""
+
+        def on_signal(number: int, frame: object) -> None:
+            self.signal = number
+            for heard, handler in before.items():
+                signal.signal(heard, handler)
+
+        before: dict[int, Any] = {}
+        with suppress(ValueError):  # signals can only be heard in the main thread
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                before[each] = signal.signal(each, on_signal)
+        try:
+            yield
+        finally:
+            for heard, handler in before.items():
+                signal.signal(heard, handler)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on exactly, and to use the model without this run's config."""
+        progress = self.progress
+        return {
+            "format": checkpoint.FORMAT,
+            **self.description,
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "position": progress.position,
+            "best": {"value": progress.best_value, "epoch": progress.best_epoch},
+            "history": self.history,
+            **self.parts_state(),
+        }
+
+    def save_last(self) -> None:
+        self.save("last.pth")
+
+    def save(self, *names: str) -> None:
+        """Write the state once, under all `names`; `last.pth` keeps its predecessor as `last.prev.pth`."""
+        first = self.run_dir / names[0]
+        previous = self.run_dir / "last.prev.pth"
+        checkpoint.save(first, self.state(), previous=previous if names[0] == "last.pth" else None)
+        for name in names[1:]:
+            if name == "last.pth" and (self.run_dir / name).exists():
+                checkpoint.keep(self.run_dir / name, previous)
+            checkpoint.keep(first, self.run_dir / name)
+        checkpoint.sync_folder(self.run_dir)
+        self.saved_at = time.monotonic()
+
+    def prune(self) -> None:
+        """Delete all but the newest periodic checkpoints."""
+        found = [p for p in self.run_dir.glob("checkpoint-epoch*.pth") if epoch_of(p) >= 0]
+        for path in sorted(found, key=epoch_of)[: -self.config.keep_last]:
+            path.unlink(missing_ok=True)
+
+    def write_history(self) -> None:
+        """Write metrics.jsonl anew from the history, so that a kill cannot leave half a line."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.history]
+        checkpoint.write_text(self.run_dir / "metrics.jsonl", "".join(lines))
+
+    def resume(self, state: Mapping[str, Any], path: Path) -> None:
+        """Go on from a checkpoint's content.
+
+        Raises:
+            CheckpointError: It lacks something, or does not fit the model.
+        """
+        needed = ("epoch", "step", "position", "best", "history", "state_dict", "optimizer")
+        if missing := [key for key in needed if key not in state]:
+            raise CheckpointError(f"{path}: lacks {', '.join(missing)}. Use it as init_from, not as --resume.")
+        self.load_parts_state(state, path)
+        best = state["best"]
+        self.progress = Progress(state["epoch"], state["step"], state["position"], best["value"], best["epoch"])
+        self.history = [dict(record) for record in state["history"]]
+        if self.history:
+            self.write_history()
+
+
+class TimeLimit(Exception):
+    """`trainer.max_time` is over, and everything is saved; status 0."""
+
+
+SHOWN = ("train/loss", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")
+
+
+def epoch_of(path: Path) -> int:
+    """N of `checkpoint-epochN.pth`; -1 for other names."""
+    number = path.stem.removeprefix("checkpoint-epoch")
+    return int(number) if number.isdecimal() else -1

@@ -1,0 +1,88 @@
+"""A quick look at the data before training; the thorough one is a command of its own.
+
+It reads a few hundred labels, so that what would stop a run after hours stops it after seconds, and finds out what
+a guess that never looks at the image would score: a figure that any network must beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from base.base_dataset import View
+from utils.classes import IGNORE
+from utils.reproducibility import stream
+
+SAMPLES = 200  # labels to read
+GRID = (90, 120)  # resolution of the location prior
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What a look at some labels found.
+
+    Args:
+        labels: Number of labels read.
+        pixels: Pixels of each class in them, (C,).
+        void: Pixels of void in them.
+    """
+
+    labels: int
+    pixels: np.ndarray
+    void: int
+
+    def describe(self, names: Sequence[str]) -> str:
+        """In a sentence, with the classes that did not occur."""
+        total = max(int(self.pixels.sum()) + self.void, 1)
+        absent = [name for name, count in zip(names, self.pixels, strict=True) if not count]
+        text = f"{self.labels} labels read, {self.void / total:.1%} void"
+        return f"{text}, never seen: {', '.join(absent)}" if absent else text
+
+
+def some_indices(length: int, seed: int) -> np.ndarray:
+    """Up to `SAMPLES` indices, drawn without regard to how often this is done."""
+    return np.sort(stream(seed, "split", 1).permutation(length)[:SAMPLES])
+
+
+def check_samples(view: View) -> DataCheck:
+    """Read some labels of `view` and the image of a few.
+
+    Raises:
+        DataError: One cannot be used; it names the file and what would help.
+    """
+    num_classes, counts = len(view.dataset.classes), np.zeros(256, np.int64)
+    chosen = some_indices(len(view), view.seed)
+    for number, index in enumerate(chosen):
+        source = int(view.indices[index])
+        label = view.dataset.read(source).label if number < 8 else view.dataset.read_label(source)
+        counts += np.bincount(label.ravel(), minlength=256)
+    return DataCheck(len(chosen), counts[:num_classes], int(counts[IGNORE]))
+
+
+def location_prior(train: View, val: View) -> float:
+    """Mean IoU on `val` of always guessing the class that was most frequent at that place in `train`.
+
+    Measured on up to `SAMPLES` labels of each, resized to `GRID`; both only as far as labels are annotated.
+    """
+    num_classes = len(train.dataset.classes)
+    votes = np.zeros((num_classes, *GRID), np.int64)
+    for label in _small_labels(train):
+        votes += label == np.arange(num_classes)[:, None, None]
+    prior = votes.argmax(axis=0)
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    for label in _small_labels(val):
+        labelled = label < num_classes
+        pairs = label[labelled].astype(np.int64) * num_classes + prior[labelled]
+        matrix += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    hits = matrix.diagonal()
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
+    return float((hits[union > 0] / union[union > 0]).mean()) if union.any() else 0.0
+
+
+def _small_labels(view: View):  # type: ignore[no-untyped-def]
+    for index in some_indices(len(view), view.seed):
+        label = view.dataset.read_label(int(view.indices[index]))
+        yield cv2.resize(label, GRID[::-1], interpolation=cv2.INTER_NEAREST)

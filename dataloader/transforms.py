@@ -1,0 +1,724 @@
+"""Augmentation and preprocessing of image and label together.
+
+A transform is called as ``transform(image, label, rng)``: image (H, W, C), label (H, W) uint8 of training ids, and
+the one generator that it may draw from. It returns both and leaves what it was given as it was. Labels are resized
+to the nearest pixel, and whatever lies outside the image is void.
+
+The flags of a loader (`augment`, `scale`, ...) become one `Chain`, whose geometry is composed into a single affine
+map from the source straight to the crop: each pixel is interpolated once, and only the crop's pixels are computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+
+from base.base_dataset import Transform
+from utils.classes import IGNORE
+from utils.errors import ConfigError, DataError
+from utils.registry import TRANSFORMS
+from utils.schema import AtLeast, Between, Component, join
+
+Side = Annotated[int, Between(1, 2**15 - 1)]  # pixels; OpenCV's warps count no further
+Probability = Annotated[float, Between(0, 1)]
+Degrees = Annotated[float, Between(0, 180)]
+Factor = Annotated[float, Between(0.01, 100)]
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from the side of a square or from both."""
+    return (size, size) if isinstance(size, int) else size
+
+
+# Geometry ------------------------------------------------------------------------------------------------------------
+
+
+def warp(
+    image: np.ndarray,
+    label: np.ndarray,
+    *,
+    scaled: tuple[int, int],
+    crop: tuple[int, int],
+    offset: tuple[int, int] = (0, 0),
+    angle: float = 0.0,
+    flip: bool = False,
+    fill: Sequence[float] = (0,),
+) -> Pair:
+    """Resize, turn about the centre, cut out (padding below and to the right), mirror; all in one interpolation.
+
+    Args:
+        image: (H, W, C), of 8 or 16 bits or float32.
+        label: (H, W) uint8.
+        scaled: Height and width to resize to.
+        crop: Height and width to cut out.
+        offset: Row and column of the resized image at which the crop begins.
+        angle: Degrees, counter-clockwise.
+        flip: Exchange left and right.
+        fill: Value of image pixels outside the source, one per channel or one for all. Label pixels there are void.
+    """
+    if scaled == label.shape and not angle:
+        return _cut(image, label, crop, offset, flip, fill)
+    matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
+    # What the crop shows of the source, with a margin for interpolation; all else is left alone.
+    corners = matrix @ np.array([[0, crop[1] - 1, 0, crop[1] - 1], [0, 0, crop[0] - 1, crop[0] - 1], [1, 1, 1, 1]])
+    # Bilinear interpolation sees 2x2 pixels only, so that it would skip others below a scale of 1/2.
+    step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
+    top, bottom = _region(corners[1], label.shape[0], step)
+    left, right = _region(corners[0], label.shape[1], step)
+    matrix[:, 2] -= left, top
+    image, label = image[top:bottom, left:right], label[top:bottom, left:right]
+    inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
+    label = cv2.warpAffine(
+        label,
+        matrix,
+        crop[::-1],
+        flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST,
+        # Half a pixel at the image's edge is nearer to the edge than to any pixel outside.
+        borderMode=cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT,
+        borderValue=IGNORE,
+    )
+    if step > 1:
+        image = _by_fours(image, lambda x, _: _reduce(x, step))
+        half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
+        matrix = (matrix + half) / step - half
+    return _warp_image(image, matrix, crop, inside, fill), label
+
+
+def _crop_to_source(
+    source: tuple[int, ...],
+    scaled: tuple[int, int],
+    crop: tuple[int, int],
+    offset: tuple[int, int],
+    angle: float,
+    flip: bool,
+) -> np.ndarray:
+    """(2, 3) matrix from (column, row, 1) in the crop to (column, row) in the source."""
+    unflip = np.array([[-1, 0, crop[1] - 1], [0, 1, 0], [0, 0, 1]]) if flip else np.eye(3)
+    shift = np.array([[1, 0, offset[1]], [0, 1, offset[0]], [0, 0, 1]])
+    c, s, x, y = math.cos(angle), math.sin(angle), (scaled[1] - 1) / 2, (scaled[0] - 1) / 2
+    turn = np.array([[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y], [0, 0, 1]])
+    fy, fx = source[0] / scaled[0], source[1] / scaled[1]
+    stretch = np.array([[fx, 0, fx / 2 - 0.5], [0, fy, fy / 2 - 0.5]])
+    return stretch @ turn @ shift @ unflip
+
+
+def _reduce(image: np.ndarray, step: int) -> np.ndarray:
+    """The means of squares of `step` x `step` pixels; the last are completed with copies of the edge."""
+    below, right = -image.shape[0] % step, -image.shape[1] % step
+    if below or right:  # squares that do not fit would cost five times the time
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    size = image.shape[1] // step, image.shape[0] // step
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _region(coordinates: np.ndarray, length: int, step: int) -> tuple[int, int]:
+    """First and last + 1 of `length` rows (or columns) that lie between `coordinates`, in multiples of `step`."""
+    margin = step + 1
+    first = min(max(int(coordinates.min()) - margin, 0), length - 1)
+    last = max(int(coordinates.max()) + margin + 1, first + 1)
+    return first, min(first - (first - last) // step * step, length)
+
+
+def _warp_image(
+    image: np.ndarray, matrix: np.ndarray, crop: tuple[int, int], inside: bool, fill: Sequence[float]
+) -> np.ndarray:
+    mode = cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT
+    flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+    values = _fill(fill, image)
+
+    def apply(x: np.ndarray, border: list[float]) -> np.ndarray:
+        return cv2.warpAffine(x, matrix, crop[::-1], flags=flags, borderMode=mode, borderValue=border)
+
+    if image.shape[2] == 3 and image.shape[0] * image.shape[1] < 4 * crop[0] * crop[1]:
+        # OpenCV warps four channels twice as fast as three, which pays for the copies.
+        wide = apply(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), [*values, 0])
+        return cv2.cvtColor(wide, cv2.COLOR_RGBA2RGB)
+    return _by_fours(image, lambda x, first: apply(x, values[first : first + 4]))
+
+
+def _cut(
+    image: np.ndarray,
+    label: np.ndarray,
+    crop: tuple[int, int],
+    offset: tuple[int, int],
+    flip: bool,
+    fill: Sequence[float],
+) -> Pair:
+    """`warp` without a change of scale or angle: pixels are copied."""
+    window = np.s_[offset[0] : offset[0] + crop[0], offset[1] : offset[1] + crop[1]]
+    image, label = image[window], label[window]
+    if label.shape != crop:
+        height, width = label.shape
+        padded_image, padded_label = np.empty((*crop, image.shape[2]), image.dtype), np.full(crop, IGNORE, np.uint8)
+        padded_image[:] = _fill(fill, image)
+        padded_image[:height, :width], padded_label[:height, :width] = image, label
+        image, label = padded_image, padded_label
+    if flip:
+        image, label = image[:, ::-1], label[:, ::-1]
+    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+
+def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
+    """One value per channel of `image`, rounded as its type needs."""
+    values = list(fill) * image.shape[2] if len(fill) == 1 else list(fill)
+    return values if image.dtype.kind == "f" else [round(value) for value in values]
+
+
+def _by_fours(image: np.ndarray, function: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    """`function` of up to four channels at a time, as OpenCV wants them, and of the first one's number."""
+    channels = image.shape[2]
+    if channels in (3, 4):
+        return function(image, 0)
+    parts = [function(np.ascontiguousarray(image[..., c : c + 4]), c) for c in range(0, channels, 4)]
+    # OpenCV drops the channel axis where there is one channel.
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+
+
+# Options, each also the drawing of what it describes -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
+    """How much images are resized at random; their proportions are kept.
+
+    Args:
+        range: Smallest and largest factor, of the size that `base_size` or `resize` gives, else of the image's own.
+        step: Distance of the factors that are drawn, such as 0.25; null draws any in between.
+        side: Which side `base_size` means.
+    """
+
+    range: tuple[Factor, Factor] = (0.5, 2.0)
+    step: Annotated[float, Between(0.001, 100)] | None = None
+    side: Literal["long", "short"] = "long"
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A factor."""
+        low, high = self.range
+        if self.step is None:
+            return float(rng.uniform(low, high))
+        return low + self.step * float(rng.integers(math.floor((high - low) / self.step + 1e-6) + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeOptions:
+    """The size that every image gets before anything else; give one of the three.
+
+    Args:
+        short_side: Length of the short side, in pixels; proportions are kept.
+        long_side: Length of the long side; proportions are kept.
+        size: Height and width, whatever the proportions.
+    """
+
+    short_side: Side | None = None
+    long_side: Side | None = None
+    size: tuple[Side, Side] | None = None
+
+    def factors(self, height: int, width: int) -> tuple[float, float]:
+        """By what an image of this size is to be stretched, vertically and horizontally."""
+        if self.size is not None:
+            return self.size[0] / height, self.size[1] / width
+        factor = 1.0
+        if self.short_side is not None:
+            factor = self.short_side / min(height, width)
+        elif self.long_side is not None:
+            factor = self.long_side / max(height, width)
+        return factor, factor
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class GaussianBlur:
+    """Blur some images.
+
+    Args:
+        p: Share of images to blur.
+        sigma: Smallest and largest standard deviation, in pixels. Less than 0.5 cannot be seen.
+    """
+
+    p: Probability = 0.5
+    sigma: tuple[Annotated[float, Between(0.1, 100)], Annotated[float, Between(0.1, 100)]] = (0.5, 1.0)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        if rng.random() < self.p:
+            sigma = float(rng.uniform(*self.sigma))
+            side = 2 * math.ceil(2 * sigma) + 1  # at least 3: of one pixel alone, nothing is blurred
+            image = _by_fours(image, lambda x, _: cv2.GaussianBlur(x, (side, side), sigma))
+        return image, label
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue at random, in this order; 8-bit RGB images only.
+
+    Args:
+        brightness: The factor is drawn from 1 - brightness to 1 + brightness.
+        contrast: Likewise, about the image's mean gray.
+        saturation: Likewise; 0 would be gray.
+        hue: Largest shift, as a share of the color circle.
+    """
+
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.4
+    hue: Annotated[float, Between(0, 0.5)] = 0.0
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        if image.dtype != np.uint8 or image.shape[2] != 3:
+            raise DataError(f"color_jitter: needs 8-bit RGB images, got {image.shape[2]} x {image.dtype}. Remove it.")
+        amounts = np.array([self.brightness, self.contrast, self.saturation])
+        brightness, contrast, saturation = 1 + amounts * rng.uniform(-1, 1, 3)
+        shift = round(180 * float(rng.uniform(-self.hue, self.hue)))  # OpenCV's circle has 180 steps
+        gray = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] * brightness
+        levels = (np.arange(256) * brightness - gray) * contrast + gray
+        image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        if saturation != 1:
+            gray_image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            image = cv2.addWeighted(image, saturation, gray_image, 1 - saturation, 0)
+        if shift:
+            turned = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+            turned[..., 0] = cv2.LUT(turned[..., 0], ((np.arange(256) + shift) % 180).astype(np.uint8))
+            image = cv2.cvtColor(turned, cv2.COLOR_HSV2RGB)
+        return image, label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Resize, scale, rotate, crop and mirror in one warp, then change colors and blur.
+
+    Args:
+        crop: Height and width of the result; None for as large as the image has become.
+        resize: Size before scaling; None for the image's own.
+        cover: Resize such that the image just covers the crop, instead.
+        scale: Random scale; None for none.
+        degrees: Largest rotation, either way.
+        flip: Share of images to mirror.
+        center: Crop the middle instead of a random place.
+        color_jitter: Change of colors; None for none.
+        blur: Blur; None for none.
+        fill: Raw value of image pixels outside the source, by channel.
+    """
+
+    crop: tuple[int, int] | None
+    resize: ResizeOptions | None = None
+    cover: bool = False
+    scale: ScaleOptions | None = None
+    degrees: float = 0.0
+    flip: float = 0.0
+    center: bool = False
+    color_jitter: ColorJitter | None = None
+    blur: GaussianBlur | None = None
+    fill: tuple[float, ...] = (0,)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        height, width = label.shape
+        fy, fx = self.resize.factors(height, width) if self.resize else (1.0, 1.0)
+        if self.cover and self.crop:
+            fy = fx = max(self.crop[0] / height, self.crop[1] / width)
+        factor = self.scale.draw(rng) if self.scale else 1.0
+        scaled = max(1, round(height * fy * factor)), max(1, round(width * fx * factor))
+        crop = self.crop or scaled
+        spare = max(0, scaled[0] - crop[0]), max(0, scaled[1] - crop[1])
+        image, label = warp(
+            image,
+            label,
+            scaled=scaled,
+            crop=crop,
+            offset=(spare[0] // 2, spare[1] // 2) if self.center else _place(spare, rng),
+            angle=float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0,
+            flip=bool(self.flip and rng.random() < self.flip),
+            fill=self.fill,
+        )
+        for change in (self.color_jitter, self.blur):
+            if change is not None:
+                image, label = change(image, label, rng)
+        return image, label
+
+
+def _place(spare: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """A random offset of a crop that leaves `spare` rows and columns."""
+    return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
+
+
+# Named transforms ----------------------------------------------------------------------------------------------------
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """Resize to a height and width, whatever the proportions.
+
+    Args:
+        size: Height and width, or the side of a square.
+    """
+
+    size: Side | tuple[Side, Side]
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        size = as_size(self.size)
+        return warp(image, label, scaled=size, crop=size)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Size of what comes out, given that of what goes in; None if it differs from image to image."""
+        return as_size(self.size)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class ShortSide:
+    """Resize, keeping proportions.
+
+    Args:
+        size: Length of the short side.
+        most: Upper limit of the long side, which then decides; null for none.
+    """
+
+    size: Side
+    most: Side | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        factor = self.size / min(label.shape)
+        if self.most is not None:
+            factor = min(factor, self.most / max(label.shape))
+        scaled = max(1, round(label.shape[0] * factor)), max(1, round(label.shape[1] * factor))
+        return warp(image, label, scaled=scaled, crop=scaled)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """None: it differs from image to image."""
+        return None
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class ResizeToRange:
+    """Resize such that no side is shorter than one length and none longer than another, which wins.
+
+    Source: `resize_to_range` of TensorFlow's DeepLab, whose sides are a multiple of the output stride plus 1.
+
+    Args:
+        least: Shortest side wanted.
+        most: Longest side allowed.
+        multiple: Sides become 1 more than a multiple of this; null leaves them.
+    """
+
+    least: Side
+    most: Annotated[int, Between(2, 2**15 - 1)]
+    multiple: Annotated[int, AtLeast(1)] | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        factor = min(self.least / min(label.shape), self.most / max(label.shape))
+        height, width = (self._fit(side * factor) for side in label.shape)
+        return warp(image, label, scaled=(height, width), crop=(height, width))
+
+    def _fit(self, length: float) -> int:
+        if self.multiple is None:
+            return max(1, round(length))
+        above = math.ceil((length - 1) / self.multiple - 1e-6) * self.multiple + 1
+        return max(1, above if above <= self.most else above - self.multiple)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """None: it differs from image to image."""
+        return None
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class RandomScale:
+    """Resize by a random factor.
+
+    Args:
+        range: Smallest and largest factor.
+        step: Distance of the factors that are drawn; null draws any in between.
+        base_size: Length of the long side that the factor multiplies; null for the image's own.
+    """
+
+    range: tuple[Factor, Factor] = (0.5, 2.0)
+    step: Annotated[float, Between(0.001, 100)] | None = None
+    base_size: Side | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        resize = ResizeOptions(long_side=self.base_size)
+        scale = ScaleOptions(range=self.range, step=self.step)
+        return Chain(crop=None, resize=resize, scale=scale)(image, label, rng)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """None: it differs from image to image."""
+        return None
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class RandomCrop:
+    """Cut out a random window; where the image is too small, pad it below and to the right.
+
+    Args:
+        size: Height and width of the window, or the side of a square.
+        fill: Value of padded pixels, 0 to 255, by channel; the dataset's mean color if null. Their label is void.
+    """
+
+    size: Side | tuple[Side, Side]
+    fill: tuple[float, ...] | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        return Chain(crop=as_size(self.size), fill=self.fill or (0,))(image, label, rng)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The window's size."""
+        return as_size(self.size)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class CenterCrop:
+    """Cut out the middle; where the image is too small, pad it below and to the right.
+
+    Args:
+        size: Height and width of the window, or the side of a square.
+        fill: Value of padded pixels, 0 to 255, by channel; the dataset's mean color if null. Their label is void.
+    """
+
+    size: Side | tuple[Side, Side]
+    fill: tuple[float, ...] | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        return Chain(crop=as_size(self.size), center=True, fill=self.fill or (0,))(image, label, rng)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The window's size."""
+        return as_size(self.size)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class RandomSizedCrop:
+    """Cut out a window of random area and proportions, and resize it.
+
+    Args:
+        size: Height and width of the result, or the side of a square.
+        area: Smallest and largest share of the image.
+        ratio: Smallest and largest width / height of the window.
+    """
+
+    size: Side | tuple[Side, Side]
+    area: tuple[Annotated[float, Between(0.001, 1)], Annotated[float, Between(0.001, 1)]] = (0.45, 1.0)
+    ratio: tuple[Factor, Factor] = (0.5, 2.0)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        height, width = label.shape
+        area = height * width * float(rng.uniform(*self.area))
+        ratio = math.exp(float(rng.uniform(*np.log(self.ratio))))
+        rows = min(height, max(1, round(math.sqrt(area / ratio))))
+        columns = min(width, max(1, round(math.sqrt(area * ratio))))
+        top, left = _place((height - rows, width - columns), rng)
+        window, size = np.s_[top : top + rows, left : left + columns], as_size(self.size)
+        return warp(image[window], label[window], scaled=size, crop=size)
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The size of the result."""
+        return as_size(self.size)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class RandomHorizontalFlip:
+    """Exchange left and right.
+
+    Args:
+        p: Share of images.
+    """
+
+    p: Probability = 0.5
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        return Chain(crop=None, flip=self.p)(image, label, rng)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class RandomVerticalFlip:
+    """Exchange top and bottom.
+
+    Args:
+        p: Share of images.
+    """
+
+    p: Probability = 0.5
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        if rng.random() >= self.p:
+            return image, label
+        return np.ascontiguousarray(image[::-1]), np.ascontiguousarray(label[::-1])
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class RandomRotate:
+    """Turn about the centre; the size stays.
+
+    Args:
+        degrees: Largest angle, either way.
+        fill: Value of the corners, 0 to 255, by channel; the dataset's mean color if null. Their label is void.
+    """
+
+    degrees: Degrees = 10.0
+    fill: tuple[float, ...] | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        return Chain(crop=None, degrees=self.degrees, fill=self.fill or (0,))(image, label, rng)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other."""
+
+    steps: tuple[Transform, ...]
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        for step in self.steps:
+            image, label = step(image, label, rng)
+        return image, label
+
+
+# From a config -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """What a loader's arguments say about augmentation and size.
+
+    Args:
+        augment: Augment at random, as `scale`, `flip`, `rotate`, `blur` and `color_jitter` say; for training.
+        val: Resize until the image just covers `crop_size`, and crop the middle; nothing random. Without
+            `crop_size`, images keep their size.
+        base_size: Length of the long side before random scaling, in pixels; null for the image's own.
+        crop_size: Side of a square or [height, width] of what a model gets; null for whole images.
+        scale: Random scale; with `augment`, 0.5 to 2 if not given.
+        flip: Mirror half of the images, or this share.
+        rotate: Turn by up to 10 degrees either way, or by as many as given.
+        blur: Blur half of the images, or as given.
+        resize: Resize all images first.
+        color_jitter: Change brightness, contrast and saturation, or as given.
+        transforms: Transforms to apply in this order, instead of all of the above.
+    """
+
+    augment: bool = False
+    val: bool = False
+    base_size: Side | None = None
+    crop_size: Side | tuple[Side, Side] | None = None
+    scale: bool | ScaleOptions | None = None
+    flip: bool | Probability | None = None
+    rotate: bool | Degrees | None = None
+    blur: bool | GaussianBlur | None = None
+    resize: ResizeOptions | None = None
+    color_jitter: bool | ColorJitter | None = None
+    transforms: list[Annotated[Component, TRANSFORMS]] | None = None
+
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """Height and width that every image will have; None if they differ from image to image."""
+        if self.transforms is None:
+            if self.crop_size is None:
+                return self.resize.size if self.resize and not self.augment else None
+            return as_size(self.crop_size)
+        size: tuple[int, int] | None = None
+        for step in _steps(self.transforms, "transforms"):
+            size = step.size_after(size) if hasattr(step, "size_after") else size
+        return size
+
+    def for_validation(self) -> ChainOptions:
+        """The same sizes without anything random, for what is held out of a training set."""
+        return ChainOptions(val=True, crop_size=self.crop_size, resize=self.resize)
+
+
+_RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter")  # what only `augment` turns on
+
+
+def chain_problems(options: ChainOptions, where: str) -> list[str]:
+    """What contradicts itself or would have no effect in `options`, which stand at `where` in the config."""
+    problems = []
+    given = [f.name for f in fields(options) if getattr(options, f.name) not in (None, False)]
+    if options.transforms is not None:
+        flags = [name for name in given if name != "transforms"]
+        problems += [
+            f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
+            for name in flags
+        ]
+        return problems
+    if options.augment and options.val:
+        problems.append(f'{join(where, "val")}: contradicts "augment": true. Set one of them to false.')
+    elif not options.augment:
+        problems += [
+            f'{join(where, name)}: has no effect. Set "augment": true, or remove it.'
+            for name in given
+            if name in _RANDOM
+        ]
+    elif options.crop_size is None:
+        problems.append(
+            f'{join(where, "crop_size")}: missing. Give a size: with "augment": true, images differ in size '
+            f"and would not fit into one batch."
+        )
+    if isinstance(options.scale, ScaleOptions) and options.scale.range[0] > options.scale.range[1]:
+        problems.append(f"{join(where, 'scale.range')}: its first number is the larger one. Exchange them.")
+    if isinstance(options.blur, GaussianBlur) and options.blur.sigma[0] > options.blur.sigma[1]:
+        problems.append(f"{join(where, 'blur.sigma')}: its first number is the larger one. Exchange them.")
+    if options.resize is not None:
+        said = [f.name for f in fields(options.resize) if getattr(options.resize, f.name) is not None]
+        if len(said) != 1:
+            problems.append(
+                f"{join(where, 'resize')}: {' and '.join(said) or 'nothing'} given. "
+                f"Give one of short_side, long_side, size."
+            )
+        if options.base_size is not None:
+            problems.append(f'{join(where, "base_size")}: contradicts "resize". Give one of them.')
+    return problems
+
+
+def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -> Transform | None:
+    """The transform that `options` describe; None if images stay as they are.
+
+    Args:
+        options: Checked by `chain_problems`.
+        fill: Raw value (0 to 255 for 8-bit images) of image pixels outside the source, by channel; the dataset's
+            mean color.
+        where: Place of the options in the config, for errors.
+
+    Raises:
+        ConfigError: The options contradict themselves.
+    """
+    if problems := chain_problems(options, where):
+        raise ConfigError(*problems)
+    if options.transforms is not None:
+        steps = _steps(options.transforms, join(where, "transforms"))
+        return Compose(tuple(replace(s, fill=fill) if getattr(s, "fill", fill) is None else s for s in steps))
+    if options.augment:
+        scale = ScaleOptions() if options.scale in (None, True) else options.scale or None
+        resize = options.resize
+        if options.base_size is not None:
+            short = isinstance(scale, ScaleOptions) and scale.side == "short"
+            base = options.base_size
+            resize = ResizeOptions(short_side=base) if short else ResizeOptions(long_side=base)
+        return Chain(
+            crop=options.crop,
+            resize=resize,
+            scale=scale if isinstance(scale, ScaleOptions) else None,
+            degrees=10.0 if options.rotate is True else float(options.rotate or 0),
+            flip=0.5 if options.flip is True else float(options.flip or 0),
+            color_jitter=ColorJitter() if options.color_jitter is True else options.color_jitter or None,
+            blur=GaussianBlur() if options.blur is True else options.blur or None,
+            fill=fill,
+        )
+    if options.crop_size is None and options.resize is None:
+        return None
+    crop = None if options.crop_size is None else as_size(options.crop_size)
+    cover = options.val and options.resize is None
+    return Chain(crop=crop, resize=options.resize, cover=cover, center=options.val, fill=fill)
+
+
+def _steps(components: Sequence[Component], where: str) -> list[Any]:
+    return [TRANSFORMS.build(step, where=f"{where}[{i}]") for i, step in enumerate(components)]

@@ -1,0 +1,108 @@
+"""Measure a checkpoint on a split of its dataset: ``python evaluate.py --model best_model.pth --split val``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.devices import choose_device, restrict_gpus
+from utils.errors import ArgumentParser, run
+
+if TYPE_CHECKING:
+    import argparse
+
+    from base.base_dataloader import Loader
+    from utils.metrics import ConfusionMatrix
+    from utils.predict import Predictor
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="evaluate.py", description=__doc__)
+    add = parser.add_argument
+    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+    add("--split", help="part of the dataset (default: the one validated on in training)")
+    add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
+    add(
+        "-mo",
+        "--mode",
+        choices=["single", "center_crop"],
+        default="single",
+        help="whole images at native size (default), or the crops that training validated on",
+    )
+    add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
+    add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
+    add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
+    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
+    add("--debug", action="store_true", help="show tracebacks of user errors too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    restrict_gpus(args.device)
+
+    import assemble
+    from run_config import check_config, evaluation_section, protocol_of
+    from utils.log import log_to
+    from utils.run_folder import write_json
+
+    log_to()
+    modules = assemble.import_modules(args.modules)
+    predictor = assemble.load_predictor(
+        args.model, choose_device(args.device), precision=args.precision, modules=modules
+    )
+    config = check_config(predictor.about["config"])
+    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=args.mode != "single")
+    loader = assemble.build_evaluation_loader(config, section)
+    matrix = measure(predictor, loader)
+    results: dict[str, Any] = {
+        "checkpoint": args.model.name,
+        "epoch": predictor.about["epoch"],
+        "images": len(loader.view),
+        "protocol": {**protocol_of(section), "precision": args.precision},
+        "metrics": matrix.results(),
+        "classes": matrix.table(),
+        "confusion_matrix": matrix.counts.tolist(),
+    }
+    print(table(results))
+    if args.output:
+        write_json(args.output, results)
+        print(f"written to {args.output}")
+    return 0
+
+
+def measure(predictor: Predictor, loader: Loader) -> ConfusionMatrix:
+    """Predict every image of `loader` and count."""
+    from tqdm import tqdm
+
+    from utils.metrics import ConfusionMatrix
+
+    classes = predictor.classes
+    matrix = ConfusionMatrix(len(classes), classes.names, classes.left_out)
+    for batch in tqdm(loader.batches(), total=len(loader), unit="batch", disable=None):
+        matrix.update(predictor.predict_batch(batch.images), batch.labels.to(predictor.device))
+    return matrix
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as text, a row for each class."""
+    rows, protocol = results["classes"], results["protocol"]
+    width = max(len("class"), *(len(row["name"]) for row in rows))
+
+    def figure(value: float | None) -> str:
+        return f"{value:9.4f}" if value is not None else f"{'-':>9}"
+
+    lines = [f"{'class':<{width}}{'IoU':>9}{'precision':>11}{'recall':>9}{'pixels':>13}"]
+    for row in rows:
+        iou, precision, recall = (figure(row[key]) for key in ("iou", "precision", "recall"))
+        lines.append(f"{row['name']:<{width}}{iou}  {precision}{recall}{row['pixels']:13,}")
+    figures = ", ".join(f"{k} {v:.4f}" for k, v in results["metrics"].items() if not k.startswith("Class_IoU"))
+    where = f"{protocol['dataset']} {protocol['split']}, {results['images']} images"
+    size = protocol["size"] if protocol["size"] == "native" else "x".join(map(str, protocol["size"]))
+    return "\n".join([*lines, "", figures, f"{where}; {protocol['mode']}, size {size}, {protocol['precision']}"])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,145 @@
+"""Layers and arithmetic shared by more than one brick. What a single file needs stays, private, in that file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from utils.outputs import resize
+from utils.schema import Above, AtLeast
+
+OutputStride = Literal[32, 16, 8, 4, 2]
+Positive = Annotated[int, AtLeast(1)]
+Width = Annotated[float, Above(0)]
+
+
+def strides_and_dilations(output_stride: int) -> list[tuple[int, int]]:
+    """Stride and dilation of the five stages of a backbone.
+
+    A stage that may not halve the size any more doubles its dilation instead, so that its convolutions go on
+    seeing what they would have seen: s_k = 2 if 2^k divides `output_stride`, else 1 and d_k = 2 d_(k-1).
+
+    Source: the atrous algorithm, Chen et al. 2017, https://arxiv.org/abs/1706.05587, section 3.1.
+    """
+    stages, dilation = [], 1
+    for level in range(1, 6):
+        stride = 2 if output_stride % 2**level == 0 else 1
+        dilation *= 3 - stride
+        stages.append((stride, dilation))
+    return stages
+
+
+def scaled(channels: int, width_mult: float) -> int:
+    """`channels` times `width_mult`, as a multiple of 8 that is not more than 10 % below it, and at least 8.
+
+    Source: torchvision's MobileNetV2, whose weights fit only if channels are rounded so.
+    """
+    wanted = channels * width_mult
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+def resize_like(x: Tensor, reference: Tensor) -> Tensor:
+    """Resize `x` (N, C, h, w) bilinearly to the height and width of `reference`.
+
+    Bricks meet maps of other bricks through this only: sizes that are computed from strides are wrong by one
+    for every second image.
+    """
+    return resize(x, (reference.shape[-2], reference.shape[-1]))
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution that keeps the size (at stride 1), batch norm, activation.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Odd.
+        stride: Of the convolution.
+        dilation: Of the convolution.
+        groups: Of the convolution; `in_channels` makes it depthwise.
+        act: Class of the activation, or None for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        act: type[nn.Module] | None = nn.ReLU,
+    ) -> None:
+        padding = dilation * (kernel_size - 1) // 2
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False),
+            nn.BatchNorm2d(out_channels),
+        ]
+        super().__init__(*layers, *([act(inplace=True)] if act else []))
+
+
+class SeparableConvNormAct(nn.Sequential):
+    """Depthwise, then pointwise `ConvNormAct`: the same reach for about a ninth of the parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, dilation: int = 1) -> None:
+        super().__init__(
+            ConvNormAct(in_channels, in_channels, kernel_size, dilation=dilation, groups=in_channels),
+            ConvNormAct(in_channels, out_channels, 1),
+        )
+
+
+class Classifier(nn.Conv2d):
+    """The convolution that makes logits; a class of its own because it starts from other random numbers."""
+
+    def __init__(self, in_channels: int, num_classes: int, kernel_size: int = 1) -> None:
+        super().__init__(in_channels, num_classes, kernel_size, padding=kernel_size // 2)
+
+
+class ChannelGate(nn.Module):
+    """Weigh each channel by what the whole map holds (cSE).
+
+    Source: Roy et al. 2018, https://arxiv.org/abs/1803.02579, section 3.1; reduction 16 as in Hu et al. 2017.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = max(1, channels // 16)
+        self.weigh = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weigh(x)
+
+
+class SpatialGate(nn.Module):
+    """Weigh each pixel by what its channels hold (sSE). Source: Roy et al. 2018, section 3.2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weigh(x)
+
+
+class ChannelAndSpatialGate(nn.Module):
+    """The sum of both gates (scSE). Source: Roy et al. 2018, section 3.3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channel, self.spatial = ChannelGate(channels), SpatialGate(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.channel(x), self.spatial(x))
+
+
+GATES: dict[str, type[nn.Module]] = {"cSE": ChannelGate, "sSE": SpatialGate, "scSE": ChannelAndSpatialGate}

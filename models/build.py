@@ -1,0 +1,269 @@
+"""From the JSON of `arch` to a model: check it, build it, initialise it, load weights, freeze."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+import models  # noqa: F401  registers everything
+from base.base_model import BaseModel, Normalize
+from models.blocks import Classifier, OutputStride
+from models.encoder_decoder import Placed, compose
+from models.weights import load_pretrained
+from utils.errors import ConfigError
+from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
+from utils.schema import (
+    Between,
+    Component,
+    Mismatch,
+    check_arguments,
+    convert_component,
+    describe_arguments,
+    did_you_mean,
+    fill_defaults,
+    join,
+    object_schema,
+    parameters_of,
+)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What may be said of every model, beside its own arguments.
+
+    Args:
+        pretrained: Start the backbone from public weights (downloaded unless they are in torch's cache), from a
+            file, or from random numbers.
+        freeze_bn: Leave the statistics of all batch norms as they are.
+        freeze_backbone: Train the decoder only.
+        in_channels: Channels of the images.
+        init: Random numbers that layers without pretrained weights start from: for rectified units
+            (https://arxiv.org/abs/1502.01852), after Glorot and Bengio, or of standard deviation 0.09.
+    """
+
+    pretrained: bool | Path = False
+    freeze_bn: bool = False
+    freeze_backbone: bool = False
+    in_channels: Annotated[int, Between(1, 64)] = 3
+    init: Literal["kaiming", "xavier", "trunc_normal"] = "kaiming"
+
+
+OPTIONS = frozenset(field.name for field in fields(ModelOptions))
+
+
+def check_model(value: Any, *, where: str, problems: list[str]) -> Component:
+    """The JSON of `arch` as a component with every default filled in.
+
+    Args:
+        value: A name, a LEGO string such as ``"resnet101+aspp_plus+deeplabv3_plus_decoder"``, or an object of
+            `type` and `args`; the arguments are the model's own and those of `ModelOptions`.
+        where: Its place in the config.
+        problems: Receives one line for everything that is wrong.
+    """
+    try:
+        component = convert_component(value, where)
+    except Mismatch as mismatch:
+        problems += mismatch.problems
+        return Component("")
+    if "+" in component.type:
+        return _check_lego(component, where=where, problems=problems)
+    if MODELS.parse(value, where=where, problems=problems) is None:
+        return Component("")
+    arguments, reserved = arguments_of_model(component.type), MODELS.reserved(component.type) - OPTIONS
+    return Component(component.type, _check(arguments, component.args, reserved, where=where, problems=problems))
+
+
+def build_model(
+    component: Any,
+    *,
+    num_classes: int,
+    where: str = "arch",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    load_weights: bool = True,
+) -> BaseModel:
+    """The model that `component` describes, ready to be trained.
+
+    Under ``torch.device("meta")``, and with `load_weights` off, it takes no memory and milliseconds.
+
+    Args:
+        component: `arch` of a config, checked or not.
+        num_classes: Channels of the logits.
+        where: Place of `component` in the config.
+        mean: Mean of each channel of the images, as a share of their largest value; ImageNet's if None.
+        std: Standard deviation of each channel, likewise.
+        load_weights: Load pretrained weights if the options ask for them; off where a checkpoint follows.
+
+    Raises:
+        ConfigError: The arguments do not fit the model, its bricks each other, or the weights the backbone.
+    """
+    problems: list[str] = []
+    component = check_model(component, where=where, problems=problems)
+    if problems:
+        raise ConfigError(*problems)
+    options = ModelOptions(**{name: component.args[name] for name in OPTIONS})
+    own = Component(component.type, {name: v for name, v in component.args.items() if name not in OPTIONS})
+    place = join(where, "args")
+
+    if "+" in own.type:
+        model = _build_lego(own, num_classes, options.in_channels, where=where)
+    else:
+        if options.in_channels != 3 and "in_channels" not in parameters_of(MODELS[own.type]):
+            raise ConfigError(f"{place}.in_channels: {own.type} takes 3 channels only. Choose another model.")
+        try:
+            model = MODELS.build(own, where=where, num_classes=num_classes, in_channels=options.in_channels)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{where}: {own.type} {error}. Change its arguments.") from error
+    initialize(model, options.init)
+    if mean is not None and std is not None:
+        for numbers in (mean, std):
+            if len(numbers) not in (1, options.in_channels):
+                raise ConfigError(
+                    f"{place}.in_channels: images of {options.in_channels} channels need one mean and one std, or as "
+                    f"many as channels, but the data have {len(numbers)}. Set both to the channels of the data."
+                )
+        model.normalize = Normalize(mean, std)
+    if options.pretrained and load_weights:
+        load_pretrained(model, options.pretrained, where=f"{place}.pretrained")
+    if options.freeze_backbone and not model.backbone_modules():
+        raise ConfigError(f"{place}.freeze_backbone: {own.type} has no backbone that could be frozen. Set it to false.")
+    if options.pretrained and not model.backbone_modules():
+        raise ConfigError(f"{place}.pretrained: {own.type} has no backbone that could be pretrained. Set it to false.")
+    model.freeze(backbone=options.freeze_backbone, norm=options.freeze_bn)
+    return model
+
+
+def initialize(model: nn.Module, init: Literal["kaiming", "xavier", "trunc_normal"]) -> None:
+    """Draw the weights of all convolutions anew, from torch's global generator; biases are 0, batch norms 1 and 0.
+
+    Classifiers get a standard deviation of 0.01 in any case, so that training starts near the loss of a uniform
+    guess. A layer that starts from something else has a method `reset`, which is called last.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, Classifier):
+                nn.init.normal_(module.weight, std=0.01)
+            elif init == "kaiming":
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif init == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if callable(reset := getattr(module, "reset", None)):
+            reset()
+
+
+def arguments_of_model(name: str) -> Callable:
+    """A function whose signature is the schema of `arch.args` for the model `name`: its own and `ModelOptions`'."""
+    reserved = MODELS.reserved(name)
+    own = {n: p for n, p in parameters_of(MODELS[name]).items() if n not in reserved}
+    return _union(own, describe_arguments(MODELS[name]))
+
+
+def arch_json_schema() -> dict[str, Any]:
+    """JSON Schema of `arch`; LEGO strings are allowed, their arguments not spelled out."""
+    schema = MODELS.json_schema()
+    for rule in schema["anyOf"][1]["allOf"]:
+        name = rule["if"]["properties"]["type"]["const"]
+        rule["then"]["properties"]["args"] = object_schema(arguments_of_model(name))
+    return schema
+
+
+def _union(own: Mapping[str, inspect.Parameter], texts: Mapping[str, str]) -> Callable:
+    options = parameters_of(ModelOptions)
+    if clash := own.keys() & options.keys():
+        raise TypeError(f"the arguments {sorted(clash)} belong to every model; name them otherwise")
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *options.values())]
+    texts = {**texts, **describe_arguments(ModelOptions)}
+
+    def arguments() -> None: ...
+
+    arguments.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    arguments.__annotations__ = {p.name: p.annotation for p in parameters}
+    arguments.__doc__ = "Args of a model.\n\nArgs:\n" + "\n".join(
+        f"    {p.name}: {texts[p.name]}" for p in parameters if p.name in texts
+    )
+    return arguments
+
+
+def _check(
+    arguments: Callable, given: Any, reserved: Collection[str], *, where: str, problems: list[str]
+) -> dict[str, Any]:
+    place = join(where, "args")
+    found = len(problems)
+    for name in sorted(reserved & given.keys()):
+        problems.append(f"{join(place, name)}: is filled in by the framework. Remove it.")
+    given = {name: value for name, value in given.items() if name not in reserved}
+    checked = check_arguments(arguments, given, where=place, problems=problems)
+    filled = fill_defaults(arguments, checked)
+    # Once more, because a default may be a component whose own defaults are not filled in.
+    return filled if len(problems) > found else check_arguments(arguments, filled, where=place, problems=problems)
+
+
+def _lego_bricks(kind: str) -> list[tuple[Registry, str]]:
+    first, *middle, last = kind.split("+")
+    return [(BACKBONES, first), *((NECKS, name) for name in middle), (HEADS, last)]
+
+
+def _check_lego(component: Component, *, where: str, problems: list[str]) -> Component:
+    bricks, place, found = _lego_bricks(component.type), join(where, "args"), len(problems)
+    names = [name for _, name in bricks]
+    for registry, name in bricks:
+        if name not in registry:
+            problems.append(
+                f"{join(where, 'type')}: no {registry.kind} is called '{name}' in '{component.type}'. "
+                f"{did_you_mean(name, registry)}"
+            )
+    if len(set(names)) < len(names):
+        problems.append(
+            f"{join(where, 'type')}: a brick stands twice in '{component.type}', so that its arguments could not be "
+            f'told apart. Use {{"type": "EncoderDecoder"}}.'
+        )
+    if len(problems) > found:
+        return Component("")
+    own = {
+        "output_stride": inspect.Parameter(
+            "output_stride", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OutputStride | None
+        )
+    }
+    arguments = _union(own, {})
+    known = parameters_of(arguments).keys() | set(names)
+    for name in component.args.keys() - known:
+        problems.append(f"{join(place, name)}: unknown key. {did_you_mean(name, known)}")
+    given = {name: value for name, value in component.args.items() if name in known and name not in names}
+    checked = _check(arguments, given, (), where=where, problems=problems)
+    for registry, name in bricks:
+        value = component.args.get(name, {})
+        target, reserved = registry[name], registry.reserved(name)
+        brick = check_arguments(target, value, where=join(place, name), reserved=reserved, problems=problems)
+        checked[name] = fill_defaults(target, brick, reserved=reserved)
+    return Component(component.type, checked)
+
+
+def _build_lego(component: Component, num_classes: int, in_channels: int, *, where: str) -> BaseModel:
+    placed = [
+        Placed(join(join(where, "args"), name), Component(name, component.args[name]))
+        for _, name in _lego_bricks(component.type)
+    ]
+    return compose(
+        num_classes,
+        in_channels,
+        join(where, "args"),
+        backbone=placed[0],
+        necks=placed[1:-1],
+        head=placed[-1],
+        output_stride=component.args["output_stride"],
+    )

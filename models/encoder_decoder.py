@@ -1,0 +1,158 @@
+"""Backbone, necks and heads, put together freely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from base.base_model import Backbone, BaseModel, FeatureShape, Head, Neck
+from models.blocks import OutputStride
+from utils.errors import ConfigError
+from utils.outputs import SegOutput
+from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
+from utils.schema import Component, parameters_of
+
+
+class EncoderDecoder(BaseModel):
+    """A backbone, any number of necks, one head, and auxiliary heads that exist only to be trained on.
+
+    Args:
+        backbone: Receives the images.
+        necks: Each receives the maps of the one before it, the first those of the backbone.
+        head: Receives the maps of the last neck.
+        aux_heads: Each receives the maps of the backbone.
+        in_channels: Channels of the images.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        necks: Sequence[Neck],
+        head: Head,
+        aux_heads: Sequence[Head] = (),
+        *,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__(in_channels)
+        self.backbone = backbone
+        self.necks = nn.Sequential(*necks)
+        self.head = head
+        self.aux_heads = nn.ModuleList(aux_heads)
+        self.needs_batch = any(brick.needs_batch for brick in (backbone, *necks, head, *aux_heads))
+
+    def predict(self, images: Tensor) -> SegOutput:
+        features = self.backbone(images)
+        logits = self.head(self.necks(features))
+        aux = tuple(head(features) for head in self.aux_heads) if self.training else ()
+        return SegOutput(logits, aux)
+
+    def backbone_modules(self) -> Sequence[nn.Module]:
+        return (self.backbone,)
+
+
+class Placed(NamedTuple):
+    """A brick to build, and its place in the config, for errors."""
+
+    where: str
+    component: Component
+
+
+def compose(
+    num_classes: int,
+    in_channels: int,
+    where: str,
+    *,
+    backbone: Placed,
+    head: Placed,
+    necks: Sequence[Placed] = (),
+    aux_heads: Sequence[Placed] = (),
+    output_stride: OutputStride | None = None,
+) -> EncoderDecoder:
+    """Build an `EncoderDecoder` from the names of its bricks; each is told what the one before it offers.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place of the arguments in the config, for errors.
+        backbone: Its own `output_stride`, if it has one, wins.
+        head: Makes the logits.
+        necks: Between both.
+        aux_heads: On maps of the backbone.
+        output_stride: For the backbone; None leaves it as it is.
+
+    Raises:
+        ConfigError: The bricks do not fit each other.
+    """
+    if output_stride is not None and backbone.component.args.get("output_stride") is None:
+        strided = with_argument(backbone.component, "output_stride", output_stride, where=f"{where}.output_stride")
+        backbone = backbone._replace(component=strided)
+    bottom: Backbone = _build(BACKBONES, backbone, in_channels=in_channels)
+    shapes: tuple[FeatureShape, ...] = bottom.shapes
+    middle: list[Neck] = []
+    for neck in necks:
+        middle.append(_build(NECKS, neck, shapes=shapes))
+        shapes = middle[-1].shapes
+    top = _build(HEADS, head, shapes=shapes, num_classes=num_classes)
+    aux = [_build(HEADS, brick, shapes=bottom.shapes, num_classes=num_classes) for brick in aux_heads]
+    return EncoderDecoder(bottom, middle, top, aux, in_channels=in_channels)
+
+
+@MODELS.register("EncoderDecoder")
+def encoder_decoder(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES],
+    head: Annotated[Component, HEADS],
+    necks: tuple[Annotated[Component, NECKS], ...] = (),
+    aux_heads: tuple[Annotated[Component, HEADS], ...] = (),
+    output_stride: OutputStride | None = None,
+) -> EncoderDecoder:
+    """Any backbone, necks and head that fit each other.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        head: Makes the logits.
+        necks: Work on the feature maps, in this order.
+        aux_heads: Further heads on the backbone's maps, used in training only.
+        output_stride: Input pixels per pixel of the backbone's coarsest map, where its own args do not say it.
+    """
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        head=Placed(f"{where}.head", head),
+        necks=[Placed(f"{where}.necks[{i}]", neck) for i, neck in enumerate(necks)],
+        aux_heads=[Placed(f"{where}.aux_heads[{i}]", brick) for i, brick in enumerate(aux_heads)],
+        output_stride=output_stride,
+    )
+
+
+def with_argument(backbone: Component, name: str, value: Any, *, where: str) -> Component:
+    """`backbone` with one more argument.
+
+    Raises:
+        ConfigError: It takes none of that name; `where` is the place that asked for it.
+    """
+    if backbone.type in BACKBONES and name not in parameters_of(BACKBONES[backbone.type]):
+        raise ConfigError(f"{where}: backbone '{backbone.type}' has no such choice. Leave it out, or set it to null.")
+    return Component(backbone.type, {**backbone.args, name: value})
+
+
+def _build(registry: Registry, brick: Placed, **facts: Any) -> Any:
+    try:
+        return registry.build(brick.component, where=brick.where, **facts)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"{brick.where}: {brick.component.type} {error}. "
+            f"Change its arguments or the bricks before it, or choose another {registry.kind}."
+        ) from error

@@ -1,0 +1,1 @@
+"""Networks that turn feature maps into better ones."""

@@ -1,0 +1,60 @@
+"""Atrous spatial pyramid pooling."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from base.base_model import FeatureShape, Neck
+from models.blocks import ConvNormAct, Positive, SeparableConvNormAct, resize_like
+from utils.registry import NECKS
+from utils.schema import Between
+
+
+@NECKS.register("ASPP")
+@NECKS.register("aspp_plus")
+class ASPP(Neck):
+    """Look at the coarsest map through convolutions of several dilations and as a whole; the others pass unchanged.
+
+    Source: Chen et al. 2017, https://arxiv.org/abs/1706.05587, section 3.3; parameters are named as in torchvision.
+
+    Args:
+        shapes: Feature maps to expect, finest first.
+        rates: Dilations of the 3x3 convolutions; null is 6, 12, 18 at stride 16 and in proportion elsewhere, so
+            that they reach as far in the image.
+        channels: Width of every branch and of the result.
+        separable: Make the 3x3 convolutions depthwise-separable.
+        image_pooling: Have a branch that sees the mean over the whole map.
+        dropout: Share of the result that is dropped in training.
+    """
+
+    def __init__(
+        self,
+        shapes: tuple[FeatureShape, ...],
+        *,
+        rates: tuple[Positive, ...] | None = None,
+        channels: Positive = 256,
+        separable: bool = False,
+        image_pooling: bool = True,
+        dropout: Annotated[float, Between(0, 1)] = 0.5,
+    ) -> None:
+        super().__init__()
+        *others, coarsest = shapes
+        if rates is None:
+            rates = tuple(max(1, rate * 16 // coarsest.stride) for rate in (6, 12, 18))
+        conv = SeparableConvNormAct if separable else ConvNormAct
+        branches: list[nn.Module] = [ConvNormAct(coarsest.channels, channels, 1)]
+        branches += [conv(coarsest.channels, channels, dilation=rate) for rate in rates]
+        if image_pooling:
+            branches.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), *ConvNormAct(coarsest.channels, channels, 1)))
+        self.convs = nn.ModuleList(branches)
+        self.project = nn.Sequential(*ConvNormAct(channels * len(branches), channels, 1), nn.Dropout(dropout))
+        self.needs_batch = image_pooling
+        self.shapes = (*others, coarsest._replace(channels=channels))
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        *others, x = features
+        branches = [resize_like(branch(x), x) for branch in self.convs]
+        return [*others, self.project(torch.cat(branches, dim=1))]

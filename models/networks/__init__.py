@@ -1,0 +1,1 @@
+"""Whole networks, which do not come apart into backbone, necks and head."""

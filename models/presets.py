@@ -1,0 +1,174 @@
+"""Published networks as compositions of our bricks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from models.blocks import OutputStride, Positive, Width
+from models.encoder_decoder import EncoderDecoder, Placed, compose, with_argument
+from utils.registry import BACKBONES, MODELS
+from utils.schema import Component
+
+
+def _brick(where: str, kind: str, **args: Any) -> Placed:
+    """A brick that the preset chose; what cannot be built from it is the fault of the backbone chosen."""
+    return Placed(f"{where}.backbone", Component(kind, args))
+
+
+@MODELS.register("DeepLab")
+def deeplab(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet50"),  # noqa: B008  frozen
+    output_stride: Literal[16, 8] = 16,
+    decoder: bool = True,
+    channels: Positive = 256,
+    rates: tuple[Positive, ...] | None = None,
+    separable: bool = False,
+) -> EncoderDecoder:
+    """DeepLabV3+: ASPP and a decoder that sharpens its result with the level-2 map.
+
+    Source: Chen et al. 2018, https://arxiv.org/abs/1802.02611.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        decoder: Have the decoder; without it, the result of ASPP is classified.
+        channels: Width of ASPP and of the decoder.
+        rates: Dilations of ASPP; null is 6, 12, 18 at stride 16 and 12, 24, 36 at stride 8.
+        separable: Use depthwise-separable 3x3 convolutions in both.
+    """
+    head = (
+        _brick(where, "DeepLabV3PlusHead", channels=channels, separable=separable)
+        if decoder
+        else _brick(where, "FCNHead", convs=0, dropout=0.0)
+    )
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        necks=[_brick(where, "ASPP", channels=channels, rates=rates, separable=separable)],
+        head=head,
+        output_stride=output_stride,
+    )
+
+
+@MODELS.register("DeepLabV3")
+def deeplab_v3(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet50"),  # noqa: B008
+    output_stride: Literal[16, 8] = 8,
+    use_aux: bool = True,
+    rates: tuple[Positive, ...] | None = None,
+) -> EncoderDecoder:
+    """DeepLabV3 as torchvision has it: ASPP, one 3x3 convolution, an auxiliary head on level 4.
+
+    Source: Chen et al. 2017, https://arxiv.org/abs/1706.05587.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        use_aux: Train an auxiliary head on the level-4 map.
+        rates: Dilations of ASPP; null is 6, 12, 18 at stride 16 and 12, 24, 36 at stride 8.
+    """
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        necks=[_brick(where, "ASPP", rates=rates)],
+        head=_brick(where, "FCNHead", channels=256, dropout=0.0),
+        aux_heads=[_brick(where, "FCNHead", level=4)] if use_aux else [],
+        output_stride=output_stride,
+    )
+
+
+@MODELS.register("DeepLabV3_MobileNetV2")
+def deeplab_v3_mobilenet_v2(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    output_stride: Literal[16, 8] = 16,
+    multi_grid: tuple[Positive, ...] | None = (1, 2, 4),
+    rates: tuple[Positive, ...] | None = (6, 12, 18),
+    width_mult: Width = 1.0,
+    channels: Positive = 256,
+) -> EncoderDecoder:
+    """DeepLabV3 on MobileNetV2, with multi-grid: small and quick.
+
+    Source: Chen et al. 2017, https://arxiv.org/abs/1706.05587, and Sandler et al. 2018,
+    https://arxiv.org/abs/1801.04381, section 6.3.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        multi_grid: Rates of the backbone's last blocks; null ends it as published.
+        rates: Dilations of ASPP; null adapts 6, 12, 18 to the output stride.
+        width_mult: Share of the backbone's published channels.
+        channels: Width of ASPP.
+    """
+    args = {"output_stride": output_stride, "multi_grid": multi_grid, "width_mult": width_mult}
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=_brick(where, "mobilenet_v2", **args),
+        necks=[_brick(where, "ASPP", rates=rates, channels=channels)],
+        head=_brick(where, "FCNHead", convs=0, dropout=0.0),
+    )
+
+
+@MODELS.register("PSPNet")
+def pspnet(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet152"),  # noqa: B008
+    output_stride: OutputStride = 8,
+    use_aux: bool = True,
+    deep_stem: bool = False,
+    bins: tuple[Positive, ...] = (1, 2, 3, 6),
+) -> EncoderDecoder:
+    """Pyramid scene parsing network: pyramid pooling, and an auxiliary head on level 4.
+
+    Source: Zhao et al. 2016, https://arxiv.org/abs/1612.01105.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        use_aux: Train an auxiliary head on the level-4 map.
+        deep_stem: Let a ResNet begin with three 3x3 convolutions, as the authors' does; torchvision's weights have
+            the 7x7 one.
+        bins: Parts per side of each level of the pyramid.
+    """
+    if deep_stem:
+        backbone = with_argument(backbone, "deep_stem", True, where=f"{where}.deep_stem")
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        necks=[_brick(where, "PyramidPooling", bins=bins)],
+        head=_brick(where, "FCNHead", convs=0, dropout=0.0),
+        aux_heads=[_brick(where, "FCNHead", level=4)] if use_aux else [],
+        output_stride=output_stride,
+    )

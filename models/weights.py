@@ -1,0 +1,216 @@
+"""Pretrained weights: from torchvision or from a file, into a backbone, with a report of what became of each key."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.base_model import Backbone, BaseModel
+from utils.errors import ConfigError
+
+log = logging.getLogger("segwright")
+
+CLASSIFIER = ("fc.", "classifier.")  # what follows the features in classification networks
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the keys of a state dict.
+
+    Args:
+        source: File or address they came from.
+        loaded: Parameters and buffers that were set, as they are in the file.
+        mapped: Those that were adapted first: to another number of image channels, or made from others.
+        missing: Parameters of the network that keep their random start.
+        ignored: Keys of the file that nothing was made of.
+    """
+
+    source: str
+    loaded: tuple[str, ...] = ()
+    mapped: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} loaded"]
+        for what in ("mapped", "missing", "ignored"):
+            if keys := getattr(self, what):
+                parts.append(f"{len(keys)} {what} ({_some(keys)})")
+        return f"weights from {self.source}: {', '.join(parts)}"
+
+
+def load_pretrained(model: BaseModel, pretrained: bool | Path, *, where: str) -> list[LoadReport]:
+    """Load pretrained weights into the backbone of `model` and log what was loaded.
+
+    Args:
+        model: Its `backbone_modules` are filled, each from the same file if a path is given.
+        pretrained: True for the public weights, which are downloaded unless torch's cache has them; or a file.
+        where: Place of `pretrained` in the config, for errors.
+
+    Raises:
+        ConfigError: There is nothing to load into, nothing to load, or both do not fit.
+    """
+    backbones = [module for module in model.backbone_modules() if isinstance(module, Backbone)]
+    if not backbones:
+        raise ConfigError(f"{where}: this model has no backbone that could be pretrained. Set it to false.")
+    reports = []
+    for backbone in backbones:
+        if isinstance(pretrained, Path):
+            source, state = str(pretrained), read_state(pretrained, where=where)
+        else:
+            source, state = _public_state(backbone.weights, where=where)
+        reports.append(load_backbone(backbone, state, source=source, where=where))
+        log.info("%s", reports[-1])
+    return reports
+
+
+def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: str, where: str) -> LoadReport:
+    """Load `state` into `backbone`, adapted to its number of image channels.
+
+    Raises:
+        ConfigError: Parameters are missing or have other shapes; nothing has been loaded then.
+    """
+    own = backbone.state_dict()
+    given = _below_backbone(dict(state), own)
+    adapted = backbone.adapt_weights(given)
+    mapped = [key for key in adapted if key in own and key not in given]
+    first = next((n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), "") + ".weight"
+    if first in adapted and first in own and adapted[first].shape != own[first].shape:
+        adapted = {**adapted, first: adapt_channels(adapted[first], own[first].shape[1])}
+        mapped.append(first)
+
+    missing = [key for key in own if key not in adapted and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in missing if not any(part in key for part in backbone.unpublished)]
+    misshapen = [key for key in own if key in adapted and adapted[key].shape != own[key].shape]
+    kind = type(backbone).__name__
+    if unexpected:
+        raise ConfigError(
+            f"{where}: {source} lacks {len(unexpected)} of {len(own)} parameters of {kind} ({_some(unexpected)}); "
+            f"it has {_some(list(given))}. Give weights of the same network."
+        )
+    if misshapen:
+        key = misshapen[0]
+        raise ConfigError(
+            f"{where}: in {source}, {len(misshapen)} parameters of {kind} have other shapes, such as {key}: "
+            f"{list(adapted[key].shape)} for {list(own[key].shape)}. Give weights of the same network."
+        )
+    taken = {key: value for key, value in adapted.items() if key in own}
+    if broken := [key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ConfigError(f"{where}: {source} has NaN or infinite values in {_some(broken)}. Give an intact file.")
+    backbone.load_state_dict(taken, strict=False)
+    return LoadReport(
+        source,
+        loaded=tuple(key for key in taken if key not in mapped),
+        mapped=tuple(mapped),
+        missing=tuple(missing),
+        ignored=tuple(key for key in given if key not in own),
+    )
+
+
+def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """Weights (K, C, h, w) of a first convolution, for images of `in_channels` channels.
+
+    Further channels start as the mean of the old ones, fewer than before too, and all are scaled: an image whose
+    channels are all alike gives the same features as before.
+    """
+    old = weight.shape[1]
+    mean = weight.mean(1, keepdim=True)
+    kept = weight if in_channels > old else weight[:, :0]
+    added = mean.expand(-1, in_channels - kept.shape[1], -1, -1)
+    return torch.cat([kept, added], dim=1) * (old / in_channels)
+
+
+def read_state(path: Path, *, where: str) -> dict[str, Tensor]:
+    """The state dict in a file: a bare one, or that of a checkpoint; without the prefix of wrappers.
+
+    Raises:
+        ConfigError: There is no such file, or it does not hold a state dict.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{where}: there is no file {path}. Give the path of a state dict, or false.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpicklers do
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{where}: {path} cannot be read ({reason}). Give a state dict saved by torch.") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{where}: {path} holds no state dict. Give one saved with torch.save(model.state_dict()).")
+    return {
+        re.sub(r"^(module\.|_orig_mod\.)+", "", key): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of torchvision's FCN or DeepLabV3 on ResNet, renamed for our bricks.
+
+    The result fits an `EncoderDecoder` of a ResNet of output stride 8, an `FCNHead` (behind an `ASPP`, with
+    ``channels=256``, for DeepLabV3) and, if torchvision's has one, an auxiliary `FCNHead` of level 4.
+    """
+    rules = {
+        r"^classifier\.0\.(convs|project)\.": r"necks.0.\1.",
+        r"^classifier\.4\.": "head.classify.",
+        r"^aux_classifier\.([01])\.": r"aux_heads.0.convs.0.\1.",
+        r"^aux_classifier\.4\.": "aux_heads.0.classify.",
+    }
+    if any(key.startswith("classifier.0.convs.") for key in state):
+        rules |= {r"^classifier\.1\.": "head.convs.0.0.", r"^classifier\.2\.": "head.convs.0.1."}
+    else:
+        rules |= {r"^classifier\.([01])\.": r"head.convs.0.\1."}
+
+    def rename(key: str) -> str:
+        for pattern, new in rules.items():
+            if re.match(pattern, key):
+                return re.sub(pattern, new, key)
+        return key
+
+    return {rename(key): value for key, value in state.items()}
+
+
+def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tensor]]:
+    if name is None:
+        raise ConfigError(
+            f"{where}: no public weights are known for this backbone as it is configured. "
+            f"Give the path of a state dict, or false."
+        )
+    from torchvision.models import get_model_weights
+
+    enum: Any = get_model_weights(name)
+    # The first release, where there are two: the second's recipe gains on ImageNet, not in dense prediction, and
+    # torchvision's own segmentation networks start from the first.
+    url = getattr(enum, "IMAGENET1K_V1", enum.DEFAULT).url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    cached = file.exists()
+    try:
+        return url, torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except Exception as error:  # network, disk, hash and unpickling all fail in ways of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if cached:
+            raise ConfigError(
+                f"{where}: {file} cannot be read ({reason}). Delete it, or replace it by {url}"
+            ) from error
+        raise ConfigError(
+            f"{where}: {url} cannot be downloaded ({reason}). Put that file at {file}, "
+            f"give the path of a state dict, or false."
+        ) from error
+
+
+def _below_backbone(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` of the backbone alone, where it is one of a whole segmentation network."""
+    inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    return inside if len(inside.keys() & own.keys()) > len(state.keys() & own.keys()) else state
+
+
+def _some(keys: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

@@ -1,0 +1,391 @@
+"""What a config may say: every key, its default, and what is wrong with one before any data is read.
+
+`check_config` turns JSON into a `RunConfig` with every default filled in, or lists all problems at once.
+`python -m run_config` prints the JSON Schema that is kept in `config.schema.json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import dataloader  # noqa: F401  registers
+from base.base_dataloader import LoaderOptions
+from base.base_dataset import BaseDataset
+from base.base_trainer import MAY_CHANGE, Monitor, TrainerConfig
+from dataloader.transforms import ChainOptions, chain_problems
+from models.build import arch_json_schema, check_model
+from utils.classes import IGNORE, ClassTable
+from utils.config import fingerprint
+from utils.criterion import LossTerm, check_loss
+from utils.errors import ConfigError, UserError
+from utils.lr_scheduler import SchedulerConfig, check_scheduler
+from utils.metrics import ConfusionMatrix
+from utils.optimizers import OptimizerConfig, check_optimizer
+from utils.registry import DATASETS, LOSSES, OPTIMIZERS, SCHEDULERS, Registry
+from utils.run_folder import check_name
+from utils.schema import (
+    Between,
+    Component,
+    check_arguments,
+    did_you_mean,
+    fill_defaults,
+    join,
+    object_schema,
+    parameters_of,
+    to_json,
+)
+
+logger = logging.getLogger("segwright")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the config that has rules of its own; stands in an annotation, as a registry may.
+
+    Args:
+        check: Called with the JSON value, its place and a list for problems; gives the value resolved.
+        json_schema: Gives the JSON Schema of what `check` accepts.
+    """
+
+    check: Callable[..., Any]
+    json_schema: Callable[[], dict[str, Any]]
+
+
+# --------------------------------------------------------------------------------------------------- loader args
+
+
+def owners_of(dataset: str) -> dict[str, Any]:
+    """Who owns which of a loader's flat `args`: the loader, the augmentation chain, the dataset."""
+    return {"loader": LoaderOptions, "chain": ChainOptions, "dataset": DATASETS[dataset]}
+
+
+def split_loader_args(dataset: str, args: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take flat loader `args` apart by owner; names that nobody owns are left out."""
+    return {
+        owner: {name: args[name] for name in parameters_of(target) if name in args}
+        for owner, target in owners_of(dataset).items()
+    }
+
+
+def check_loader(value: Any, *, where: str, problems: list[str]) -> Component:
+    """A loader section with every default filled in; what is wrong with it goes to `problems`."""
+    component = DATASETS.parse(value, where=where, problems=problems)
+    if component is None:
+        return Component("")
+    name, place = component.type, join(where, "args")
+    owners, given = owners_of(name), split_loader_args(name, component.args)
+    known = [key for target in owners.values() for key in parameters_of(target) if key not in DATASETS.reserved(name)]
+    for key in component.args:
+        if key not in known:
+            problems.append(f"{join(place, key)}: unknown key. {did_you_mean(key, known)}")
+    before, resolved = len(problems), {}
+    for owner, target in owners.items():
+        reserved = DATASETS.reserved(name) if owner == "dataset" else ()
+        # A reserved key has been reported above, as unknown.
+        mine = {key: each for key, each in given[owner].items() if key not in reserved}
+        arguments = check_arguments(target, mine, where=place, reserved=reserved, problems=problems)
+        resolved.update(fill_defaults(target, arguments, reserved=reserved))
+    if len(problems) == before:
+        chain = ChainOptions(**{key: resolved[key] for key in parameters_of(ChainOptions)})
+        problems += chain_problems(chain, place)
+    return Component(name, resolved)
+
+
+def loader_json_schema() -> dict[str, Any]:
+    """JSON Schema of a loader section: the arguments of all three owners, for each dataset."""
+
+    def arguments(name: str) -> dict[str, Any]:
+        schemas = [object_schema(t, reserved=DATASETS.reserved(name)) for t in owners_of(name).values()]
+        merged = dict(schemas[0])
+        for schema in schemas[1:]:
+            merged["properties"] = {**merged["properties"], **schema["properties"]}
+            merged["required"] = merged.get("required", []) + schema.get("required", [])
+        return merged
+
+    rules = [
+        {
+            "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
+            "then": {"properties": {"args": arguments(name)}},
+        }
+        for name in sorted(DATASETS)
+    ]
+    kind = {"type": "string", "anyOf": [{"enum": sorted(DATASETS)}, {}]}
+    return {
+        "type": "object",
+        "properties": {"type": kind, "args": {"type": "object"}},
+        "required": ["type"],
+        "additionalProperties": False,
+        "allOf": rules,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- the config
+
+
+def component_json_schema(registry: Registry, section: type) -> dict[str, Any]:
+    """JSON Schema of a component that says more than its type and arguments, as the dataclass `section` does."""
+    name, component = registry.json_schema()["anyOf"]
+    own = object_schema(section)["properties"]
+    return {"anyOf": [name, {**component, "properties": {**own, **component["properties"]}}]}
+
+
+def loss_json_schema() -> dict[str, Any]:
+    """JSON Schema of the loss: one term or a list of them."""
+    term = component_json_schema(LOSSES, LossTerm)
+    return {"anyOf": [*term["anyOf"], {"type": "array", "items": term, "minItems": 1}]}
+
+
+ARCH = Section(check_model, arch_json_schema)
+LOADER = Section(check_loader, loader_json_schema)
+LOSS = Section(check_loss, loss_json_schema)
+OPTIMIZER = Section(check_optimizer, lambda: component_json_schema(OPTIMIZERS, OptimizerConfig))
+SCHEDULER = Section(check_scheduler, lambda: component_json_schema(SCHEDULERS, SchedulerConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """Numbers that the model subtracts and divides by.
+
+    Args:
+        mean: Mean of each channel, 0 to 1.
+        std: Standard deviation of each channel, 0 to 1.
+    """
+
+    mean: list[Annotated[float, Between(0, 1)]]
+    std: list[Annotated[float, Between(1e-6, 1)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole config.
+
+    Args:
+        name: Name of the run; the folder of its runs is `<save_dir>/<name>`.
+        arch: Network: a model's name and arguments, or bricks joined by `+`.
+        train_loader: Dataset to train on, with batches and augmentation.
+        val_loader: Dataset to validate on; null where `val_split` holds out a part, or with `trainer.val: false`.
+        optimizer: Any of `torch.optim`, and the learning rates of the network's parts.
+        trainer: How long, how to save, what to monitor.
+        loss: A loss's name, an object with its arguments, or a list of those, which are added up.
+        aux_factor: Weight of the loss of auxiliary outputs.
+        ignore_index: 255 or -1: void pixels only are left out. The index of a class: that class too.
+        lr_scheduler: Course of the learning rate.
+        normalization: The dataset's mean and std, ImageNet's, or numbers.
+        init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning.
+        n_gpu: GPUs to use; 0 for the CPU.
+        use_synch_bn: Batch norm over all processes; needs more than one on GPUs.
+        seed: Decides everything random.
+    """
+
+    name: str
+    arch: Annotated[Any, ARCH]
+    train_loader: Annotated[Any, LOADER]
+    optimizer: Annotated[Any, OPTIMIZER]
+    trainer: TrainerConfig
+    val_loader: Annotated[Any, LOADER] | None = None
+    loss: Annotated[Any, LOSS] = "CrossEntropyLoss2d"
+    aux_factor: Annotated[float, Between(0, 100)] = 0.4
+    ignore_index: Annotated[int, Between(-1, IGNORE)] = IGNORE
+    lr_scheduler: Annotated[Any, SCHEDULER] = "Poly"
+    normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"
+    init_from: Path | None = None
+    n_gpu: Annotated[int, Between(0, 1024)] = 1
+    use_synch_bn: bool = False
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved config: loaded alone, it repeats the run."""
+        return to_json(self)
+
+    @property
+    def meaning(self) -> str:
+        """Hash of all that changes what the run computes."""
+        return meaning_of(self.to_json())
+
+    @functools.cached_property
+    def classes(self) -> ClassTable:
+        """The training set's classes; needs no data folder."""
+        return classes_of(self.train_loader).ignoring(self.ignore_index)
+
+
+def check_config(raw: Mapping[str, Any]) -> RunConfig:
+    """Check a config and fill in every default.
+
+    Raises:
+        ConfigError: With every problem there is, not only the first.
+    """
+    problems: list[str] = []
+    given = {**fill_defaults(RunConfig, {}), **raw}
+    arguments = check_arguments(RunConfig, given, where="", problems=problems)
+    if problems:
+        raise ConfigError(*problems)
+    config = RunConfig(**arguments)
+    if problems := cross_check(config):
+        raise ConfigError(*problems)
+    return config
+
+
+def cross_check(config: RunConfig) -> list[str]:
+    """What is wrong between parts of a config that are each right."""
+    problems = [check_name(config.name)] if check_name(config.name) else []
+    trainer, train = config.trainer, config.train_loader.args
+    if trainer.epochs is None and trainer.max_steps is None:
+        problems.append("trainer.epochs: missing. Give a number of epochs, or trainer.max_steps.")
+    if train["val_split"] and config.val_loader is not None:
+        problems.append("train_loader.args.val_split: there is a val_loader too. Give one of the two.")
+    if trainer.val and config.val_loader is None and not train["val_split"]:
+        problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
+    parts, batch = trainer.accumulate, train["batch_size"]
+    if batch % parts:
+        fitting = f"{batch // parts * parts} or {-(-batch // parts) * parts}" if batch > parts else f"{parts}"
+        problems.append(
+            f"train_loader.args.batch_size: {batch} is not divisible by trainer.accumulate {parts}. Use {fitting}."
+        )
+    try:
+        classes = config.classes
+        if IGNORE > config.ignore_index >= len(classes):
+            problems.append(
+                f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "
+                f"Use a class, or 255 for void only."
+            )
+        if config.val_loader is not None and classes_of(config.val_loader).names != classes.names:
+            problems.append(
+                "val_loader: its classes differ from the train_loader's. Use the same dataset, or the same classes."
+            )
+        Monitor.parse(trainer.monitor, result_keys(config))
+    except UserError as error:
+        problems += error.problems
+    if 0 < trainer.early_stop < trainer.val_per_epochs:
+        logger.warning(
+            "trainer.early_stop: %d epochs are fewer than the %d between validations: the first one without "
+            "improvement stops the run.",
+            trainer.early_stop,
+            trainer.val_per_epochs,
+        )
+    return problems
+
+
+def result_keys(config: RunConfig) -> list[str]:
+    """Keys of metrics.jsonl that can be monitored."""
+    if not config.trainer.val:
+        return ["train/loss", "train/Pixel_Accuracy", "train/Mean_IoU"]
+    classes = config.classes
+    return [f"val/{key}" for key in ("loss", *ConfusionMatrix(len(classes), classes.names, classes.left_out).keys())]
+
+
+def meaning_of(resolved: Mapping[str, Any]) -> str:
+    """Hash of a resolved config without what may change when a run is resumed."""
+
+    def without(value: Any, where: str) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: without(v, join(where, k)) for k, v in value.items() if join(where, k) not in MAY_CHANGE}
+
+    return fingerprint(without(resolved, ""))
+
+
+def config_json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, for editors."""
+    schema = object_schema(RunConfig)
+    schema["properties"]["extends"] = {
+        "description": "Config files, relative to this one, over which this one is laid.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    schema["properties"]["$schema"] = {"type": "string"}
+    del schema["required"]  # a file that extends another holds only the differences
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}
+
+
+def classes_of(loader: Component) -> ClassTable:
+    """Classes of the dataset that a loader section names, from its arguments alone."""
+    target = DATASETS[loader.type]
+    options = typed(target, split_loader_args(loader.type, loader.args)["dataset"])
+    return dataset_class(loader.type).class_table(**getattr(target, "keywords", {}), **options)
+
+
+def dataset_class(name: str) -> type[BaseDataset]:
+    """The class that the dataset `name` is registered for."""
+    target = DATASETS[name]
+    return getattr(target, "func", target)  # type: ignore[arg-type]
+
+
+def typed(target: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+    return check_arguments(target, values, where="", problems=[])
+
+
+def options_of(kind: type, dataset: str, args: Mapping[str, Any], owner: str) -> Any:
+    return kind(**typed(kind, split_loader_args(dataset, args)[owner]))
+
+
+def validation_of(loader: Component) -> Component:
+    """The section for the part that `val_split` holds out: the same, without augmentation."""
+    chain = {key: parameter.default for key, parameter in parameters_of(ChainOptions).items()}
+    kept = {key: loader.args[key] for key in ("crop_size", "resize") if key in loader.args}
+    return Component(loader.type, {**loader.args, **to_json(chain), **kept, "val": True})
+
+
+def evaluation_section(
+    config: RunConfig, *, split: str | None = None, data_dir: Path | None = None, crop: bool = False
+) -> Component:
+    """The loader section to evaluate with.
+
+    Args:
+        config: The config of the training.
+        split: Part of the dataset; None for what was validated on in training.
+        data_dir: Folder of the dataset; None for the one of training.
+        crop: Evaluate on the crops that training validated on, instead of whole images.
+
+    Raises:
+        ConfigError: `crop` is asked for, and training had none.
+    """
+    trained_on = config.val_loader or validation_of(config.train_loader)
+    args = dict(trained_on.args)
+    if crop and args["crop_size"] is None:
+        raise ConfigError("--mode center_crop: training validated on whole images. Use --mode single.")
+    if not crop:
+        args |= dict.fromkeys(("crop_size", "resize", "transforms"))
+    if split is not None:
+        args |= {"split": split, "val_split": None}
+    if data_dir is not None:
+        args["data_dir"] = str(data_dir)
+    problems: list[str] = []
+    section = check_loader({"type": trained_on.type, "args": args}, where="evaluation", problems=problems)
+    if problems:
+        raise ConfigError(*problems)
+    return section
+
+
+def protocol_of(section: Component | None) -> dict[str, Any]:
+    """How validation measures, for stamping on every figure."""
+    if section is None:
+        return {"mode": "none"}
+    chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+    return {
+        "mode": "center_crop" if chain.crop else "single",
+        "size": list(chain.crop) if chain.crop else "native",
+        "dataset": section.type,
+        "split": section.args.get("split"),
+        "scales": [1.0],
+        "flip": False,
+        "precision": "fp32",
+        "mean": "classes absent from truth and prediction are left out",
+    }
+
+
+def normalization_of(config: RunConfig) -> dict[str, Any]:
+    """Mean and std that the model normalises with."""
+    if isinstance(config.normalization, Normalization):
+        return to_json(config.normalization)
+    source = BaseDataset if config.normalization == "imagenet" else dataset_class(config.train_loader.type)
+    return {"mean": list(source.mean), "std": list(source.std)}
+
+
+if __name__ == "__main__":
+    from utils.config import dump_json
+
+    print(dump_json(config_json_schema()), end="")

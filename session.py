@@ -1,0 +1,305 @@
+"""One training session: from a checked config to a run folder with a trained model in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+import assemble
+from base.base_dataloader import Loader
+from base.base_trainer import MAY_CHANGE, TimeLimit
+from base.data_check import check_samples, location_prior
+from run_config import RunConfig, meaning_of
+from trainer import Trainer
+from utils import checkpoint, run_folder
+from utils.classes import ClassTable
+from utils.config import differences, dump_json
+from utils.errors import CheckpointError, UserError
+from utils.images import write_label
+from utils.log import log_to
+from utils.predict import Predictor
+from utils.schema import show
+from utils.visualize import comparison, legend, png_palette
+from utils.writers import open_tensorboard
+
+logger = logging.getLogger("segwright")
+
+EXAMPLES = 8  # predictions that a finished run leaves on disk
+RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
+
+
+def train(
+    config: RunConfig,
+    device: torch.device,
+    *,
+    modules: Sequence[str] = (),
+    resume: Path | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train as `config` says, or go on where a checkpoint stopped.
+
+    Args:
+        config: A checked config.
+        device: Where to compute.
+        modules: Names of third-party modules that have been imported.
+        resume: Checkpoint to go on from.
+        state: Its content.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: Config, data or checkpoint do not fit together; nothing has been started.
+        Stopped: The environment or a NaN ended the training.
+        Interrupted: A signal did, and all is saved.
+    """
+    if state is not None and resume is not None:
+        compare(config, state, resume)
+        set_threads(state, resume)
+    dry = assemble.dry_run(config)
+    loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
+    check_data(config, loaders)
+    if resume is None:
+        run_dir = run_folder.create(config.trainer.save_dir, config.name, datetime.now())
+    else:
+        run_dir = resume.resolve().parent
+    lock = run_folder.Lock(run_dir)
+    try:
+        log_to(run_dir / "train.log")
+        checkpoint.remove_unfinished(run_dir)
+        run_folder.check_space(run_dir, 12 * dry.parameters)
+        environment = run_folder.environment(str(device), config.seed, modules)
+        trainer = start(config, run_dir, device, loaders, environment, state, resume)
+        logger.info("run folder: %s", run_dir)
+        logger.info(
+            "%s: %.2f M parameters, %.2f M of them trained, on %s",
+            *(config.arch.type, dry.parameters / 1e6, dry.trainable / 1e6, environment["device"]),
+        )
+        logger.debug("config: %s", dump_json(config.to_json()))
+        logger.debug("model: %s", trainer.model)
+        for note in notes(config, trainer):
+            logger.info(note)
+        if trainer.finished:
+            logger.info("the run is finished: %d steps. Raise trainer.epochs to go on.", trainer.progress.step)
+            return run_dir
+        finish(config, trainer, loaders)
+        return run_dir
+    finally:
+        lock.release()
+        log_to()
+
+
+def start(
+    config: RunConfig,
+    run_dir: Path,
+    device: torch.device,
+    loaders: tuple[Loader, Loader | None],
+    environment: dict[str, Any],
+    state: Mapping[str, Any] | None,
+    resume: Path | None,
+) -> Trainer:
+    """The trainer of a new run, or of one that goes on, with its first files written."""
+    if config.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    step = state["step"] if state else None
+    log_dir = config.trainer.log_dir / config.name / run_dir.name
+    writers = open_tensorboard(log_dir, step) if config.trainer.tensorboard else []
+    trainer = assemble.build_trainer(
+        config,
+        run_dir,
+        device,
+        loaders=loaders,
+        environment=environment,
+        writers=writers,
+        load_weights=state is None,
+    )
+    if state is not None and resume is not None:
+        old = [group["lr"] for group in state["optimizer"]["param_groups"]]
+        trainer.resume(state, resume)
+        trainer.schedule.apply(trainer.optimizer, trainer.progress.step)
+        new = [group["lr"] for group in trainer.optimizer.param_groups]
+        logger.info("going on from %s at step %d of %d", resume, trainer.progress.step, trainer.total_steps)
+        logger.info("learning rate: %s at the last step, %s at the next", *(_rates(r) for r in (old, new)))
+    elif config.init_from is not None:
+        logger.info(initialise_from(config.init_from, trainer.model))
+    if not trainer.finished:
+        run_folder.write_json(run_dir / "config.json", config.to_json())
+        run_folder.write_json(run_dir / "environment.json", environment)
+    return trainer
+
+
+def _rates(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
+def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
+    """Print how the config differs from a checkpoint's, and refuse what would change the run's meaning.
+
+    Raises:
+        UserError: It names each key that may not change.
+    """
+    changed = differences(state["config"], config.to_json())
+    refused = {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}
+    if refused:
+        raise UserError(
+            *(
+                f"{key}: {show(new)}, but {path} was trained with {show(old)}. Keep that to resume, or start a new run "
+                f'with "init_from".'
+                for key, (old, new) in refused.items()
+            )
+        )
+    for key, (old, new) in changed.items():
+        logger.info("%s: %s instead of %s", key, show(new), show(old))
+
+
+def set_threads(state: Mapping[str, Any], path: Path) -> None:
+    """Compute with as many threads as the checkpoint's run did: sums differ in their last bits otherwise."""
+    made = state.get("environment", {})
+    threads = made.get("num_threads", torch.get_num_threads())
+    torch.set_num_threads(threads)
+    version = made.get("versions", {}).get("torch")
+    if torch.get_num_threads() != threads or version != str(torch.__version__):
+        logger.warning(
+            "%s was made by torch %s with %d threads, this is torch %s with %d: results will not be the same to the "
+            "last bit.",
+            *(path, version, threads, torch.__version__, torch.get_num_threads()),
+        )
+
+
+def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint of the newest run, by its step, that means the same as `config`; (None, None) if there is none.
+
+    Raises:
+        CheckpointError: The only matching runs have no checkpoint that can be used.
+    """
+    best: tuple[Path, dict[str, Any]] | None = None
+    broken: list[str] = []
+    for folder, resolved in run_folder.past_runs(config.trainer.save_dir, config.name):
+        if meaning_of(resolved) != config.meaning or run_folder.is_locked(folder):
+            continue
+        try:
+            found = checkpoint.newest(folder)
+        except CheckpointError as error:
+            broken += error.problems
+            continue
+        if found is None:
+            continue
+        path, state, passed = found
+        for line in passed:
+            logger.warning("%s Going on from %s.", line, path)
+        if best is None or state["step"] >= best[1]["step"]:
+            best = path, state
+    if best is None and broken:
+        raise CheckpointError(*broken)
+    if best is None:
+        logger.info("--resume auto: no earlier run of '%s' with this config; starting afresh.", config.name)
+        return None, None
+    return best
+
+
+def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None:
+    """Look at some labels of both sets, and say what guessing without looking at the image would score."""
+    train_loader, val_loader = loaders
+    names = config.classes.names
+    for kind, loader in (("training", train_loader), ("validation", val_loader)):
+        if loader is not None:
+            found = check_samples(loader.view)
+            logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
+
+
+def notes(config: RunConfig, trainer: Trainer) -> list[str]:
+    """What a reader of the figures should know."""
+    found = []
+    if trainer.model.backbone_modules() and not config.arch.args.get("pretrained"):
+        found.append(RANDOM_START)
+    if config.use_synch_bn:
+        found.append("use_synch_bn: no effect, since it takes more than one process on GPUs and there is one")
+    return found
+
+
+def initialise_from(path: Path, model: torch.nn.Module) -> str:
+    """Copy the weights of a checkpoint whose names and shapes agree; says what was copied.
+
+    Raises:
+        CheckpointError: None agree.
+    """
+    weights = checkpoint.weights_of(checkpoint.load(path), path)
+    own = model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise CheckpointError(f"{path}: none of its {len(weights)} weights fits the model. Name another init_from.")
+    model.load_state_dict(fitting, strict=False)
+    left = [name for name in own if name not in fitting]
+    shown = f"; fresh: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}" if left else ""
+    unused = f"; not used: {len(weights) - len(fitting)} of the file" if len(fitting) < len(weights) else ""
+    return f"init_from {path}: {len(fitting)} of {len(own)} weights loaded{shown}{unused}"
+
+
+def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+    """Train to the end, and leave the figures and some predictions in the run folder."""
+    try:
+        progress = trainer.fit()
+    except TimeLimit as limit:
+        logger.info(str(limit))
+        return
+    run_dir, val_loader = trainer.run_dir, loaders[1]
+    best = run_dir / "best_model.pth"
+    used = best if best.exists() else run_dir / "last.pth"
+    epoch = progress.best_epoch or progress.epoch
+    results: dict[str, Any] = {
+        "checkpoint": used.name,
+        "epoch": epoch,
+        "protocol": trainer.description["protocol"],
+        "metrics": next((record for record in trainer.history if record["epoch"] == epoch), {}),
+        "notes": notes(config, trainer),
+    }
+    if val_loader is not None:
+        results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
+        write_predictions(trainer, used, val_loader)
+    run_folder.write_json(run_dir / "results.json", results)
+    report(results, config.classes, run_dir)
+
+
+def report(results: Mapping[str, Any], classes: ClassTable, run_dir: Path) -> None:
+    """Print the figures of the model that the run leaves behind, and where to look."""
+    metrics = results["metrics"]
+    if "val/Mean_IoU" in metrics:
+        width = max(map(len, classes.names))
+        for name in classes.names:
+            value = metrics.get(f"val/Class_IoU/{name}")
+            logger.info("  %-*s  %s", width, name, "-" if value is None else f"{value:.3f}")
+        logger.info(
+            "Mean_IoU %.4f, Pixel_Accuracy %.4f at epoch %d. Guessing each place's most frequent class, without "
+            "looking at the image, scores Mean_IoU %.4f.",
+            *(metrics["val/Mean_IoU"], metrics["val/Pixel_Accuracy"], results["epoch"]),
+            results["location_prior"]["Mean_IoU"],
+        )
+    logger.info("model:       %s", run_dir / results["checkpoint"])
+    if (run_dir / "predictions").is_dir():
+        logger.info("predictions: %s", run_dir / "predictions")
+    logger.info("curves:      tensorboard --logdir %s", run_dir.parent.parent)
+
+
+def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
+    """Predict some validation images with the weights in `used`; one colored PNG each, and all in one picture."""
+    folder = trainer.run_dir / "predictions"
+    folder.mkdir(exist_ok=True)
+    state = checkpoint.load_run(used)
+    model, classes = trainer.model, trainer.classes
+    model.load_state_dict((state.get("ema") or state)["state_dict"])
+    predictor = Predictor(model, classes, state)
+    rows = []
+    for index in range(min(EXAMPLES, len(loader.view))):
+        item = loader.view[0, index]
+        labels = predictor.predict_image(item.image)
+        write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
+        rows.append(comparison(item.image, [item.label, labels], classes))
+    picture = np.concatenate([*rows, legend(classes)])
+    cv2.imwrite(str(folder.parent / "predictions.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

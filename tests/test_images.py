@@ -1,0 +1,226 @@
+"""Image and label files: every form is read alike, every fault has its line."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from utils.errors import DataError
+from utils.images import (
+    read_image,
+    read_image_for,
+    read_label,
+    read_label_colors,
+    read_label_values,
+    write_label,
+)
+
+ORIENTATION = 274
+
+
+def picture(height=65, width=97):
+    """A smooth color gradient, which survives JPEG."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.dstack([rows * 2, columns * 2, 255 - rows - columns]).astype(np.uint8)
+
+
+def png(width, height, bits, color_type, rows):
+    """A PNG file from its raw rows."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def fault(read, path):
+    """The one line that reading `path` fails with."""
+    with pytest.raises(DataError) as caught:
+        read(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}: ")
+    assert "\n" not in problem
+    return problem
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp"])
+def test_lossless_images_are_read_exactly(tmp_path, suffix):
+    path = tmp_path / f"ünï cödé.v1.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(picture()).save(path, **options)
+    np.testing.assert_array_equal(read_image(path), picture())
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
+def test_every_pixel_format_becomes_8_bit_rgb(tmp_path, mode, suffix):
+    image = Image.fromarray(picture())
+    if mode == "I;16":
+        image = Image.fromarray(picture()[..., 0].astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    path = tmp_path / f"image.{suffix}"
+    try:
+        image.save(path)
+    except (OSError, KeyError):
+        pytest.skip(f"{suffix} has no {mode}")
+    expected = picture()[..., :1].repeat(3, 2) if mode == "I;16" else np.asarray(image.convert("RGB"))
+    read = read_image(path)
+    assert read.dtype == np.uint8
+    assert read.shape == (65, 97, 3)
+    assert np.abs(read.astype(int) - expected).mean() < (4 if suffix == "jpg" else 1)
+
+
+def test_16_bit_color_is_rescaled_not_clipped(tmp_path):
+    wide = picture().astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "wide.png"), wide[..., ::-1])
+    assert np.abs(read_image(tmp_path / "wide.png").astype(int) - picture()).max() <= 1
+
+
+def test_fractions_are_scaled_and_other_floats_refused(tmp_path):
+    fractions = picture()[..., 0].astype(np.float32) / 255
+    Image.fromarray(fractions).save(tmp_path / "fractions.tiff")
+    np.testing.assert_array_equal(read_image(tmp_path / "fractions.tiff")[..., 1], picture()[..., 0])
+    Image.fromarray(fractions - 1).save(tmp_path / "negative.tiff")
+    assert "values from -1" in fault(read_image, tmp_path / "negative.tiff")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_images_are_turned_as_exif_says(tmp_path, orientation, suffix):
+    image, exif = Image.fromarray(picture()), Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    image.save(path, exif=exif, quality=100)
+    upright = read_image(path)
+    assert upright.shape[:2] == ((65, 97) if orientation <= 4 else (97, 65))
+    with Image.open(path) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    assert np.abs(upright.astype(int) - expected).mean() < 2
+    assert read_image(path, upright=False).shape[:2] == (65, 97)
+
+
+def test_a_turned_image_is_used_only_if_its_label_fits_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(picture()).save(path, exif=exif)
+    assert read_image_for(path, (97, 65)).shape == (97, 65, 3)
+    problem = fault(lambda p: read_image_for(p, (65, 97)), path)
+    assert "EXIF" in problem
+    problem = fault(lambda p: read_image_for(p, (10, 20)), path)
+    assert "65x97" in problem
+    assert "20x10" in problem
+
+
+JPEG = encoded(Image.fromarray(picture()), "JPEG")
+PNG = encoded(Image.fromarray(picture()), "PNG")
+NO_IMAGES = {
+    "empty": (b"", "empty"),
+    "a web page": (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+    "an LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "text": (b"not an image", "no image"),
+    "a JPEG cut short": (JPEG[: len(JPEG) // 2], "cut short"),
+    "a JPEG without its last bytes": (JPEG[:-40], "cut short"),
+    "a PNG cut short": (PNG[: len(PNG) // 2], "cut short"),
+    "a PNG header alone": (PNG[:30], ""),
+    "a flipped bit": (PNG[:90] + bytes([PNG[90] ^ 4]) + PNG[91:], "damaged"),
+    "a decompression bomb": (png(40_000, 40_000, 8, 0, b""), "pixels"),
+    "a larger bomb": (png(2_000_000, 2_000_000, 8, 0, b""), "pixels"),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, name, read):
+    data, reason = NO_IMAGES[name]
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    problem = fault(read, path)
+    if read is read_image:
+        assert reason in problem
+
+
+def test_what_follows_the_end_of_a_jpeg_does_no_harm(tmp_path):
+    path = tmp_path / "appended.jpg"
+    path.write_bytes(JPEG + b"made by some camera")
+    assert read_image(path).shape == (65, 97, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_folders_pipes_and_missing_files_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "broken link").symlink_to(tmp_path / "nowhere")
+    assert "regular file" in fault(read_image, tmp_path / "pipe")
+    assert "folder" in fault(read_image, tmp_path)
+    assert "cannot be read" in fault(read_image, tmp_path / "missing.png")
+    assert "cannot be read" in fault(read_label, tmp_path / "broken link")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp"])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_labels_are_indices_whatever_colors_they_show(tmp_path, suffix, mode):
+    label = np.random.default_rng(0).integers(0, 20, (65, 97), dtype=np.uint8)
+    label[0] = 255
+    image = Image.fromarray(label)
+    if mode == "P":
+        image.putpalette(np.arange(768) % 256)
+    path = tmp_path / f"label.{suffix}"
+    image.save(path)
+    np.testing.assert_array_equal(read_label(path), label)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("color_type", [0, 3])
+def test_labels_of_few_bits_keep_their_values(tmp_path, bits, color_type):
+    values = np.arange(8).reshape(1, 8) % 2**bits
+    packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(1, -1), axis=1)
+    data = png(8, 1, bits, color_type, b"\x00" + packed.tobytes())
+    if color_type == 3:
+        palette = b"PLTE" + bytes(range(3 * 2**bits))
+        chunk = struct.pack(">I", len(palette) - 4) + palette + struct.pack(">I", zlib.crc32(palette))
+        data = data[:33] + chunk + data[33:]
+    (tmp_path / "label.png").write_bytes(data)
+    np.testing.assert_array_equal(read_label(tmp_path / "label.png"), values)
+
+
+def test_16_bit_labels_are_exact(tmp_path):
+    label = np.arange(65 * 97, dtype=np.uint16).reshape(65, 97)
+    path = tmp_path / "label.png"
+    Image.fromarray(label).save(path)
+    np.testing.assert_array_equal(read_label_values(path), label)
+    assert "label value 256 at row 2, column 62" in fault(read_label, path)
+    Image.fromarray(label % 256).save(path)
+    np.testing.assert_array_equal(read_label(path), label % 256)
+
+
+def test_colors_and_lossy_files_are_no_labels(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "colors.png")
+    assert "holds colors (RGB), expected class indices" in fault(read_label, tmp_path / "colors.png")
+    np.testing.assert_array_equal(read_label_colors(tmp_path / "colors.png"), picture())
+    Image.fromarray(picture()[..., 0]).save(tmp_path / "lossy.jpg")
+    for read in (read_label, read_label_colors):
+        assert "Use PNG" in fault(read, tmp_path / "lossy.jpg")
+
+
+def test_a_written_label_reads_back_and_shows_its_colors(tmp_path):
+    label = np.random.default_rng(0).integers(0, 256, (65, 97), dtype=np.uint8)
+    palette = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
+    write_label(tmp_path / "label.png", label, palette)
+    np.testing.assert_array_equal(read_label(tmp_path / "label.png"), label)
+    np.testing.assert_array_equal(read_image(tmp_path / "label.png"), palette[label])

@@ -1,0 +1,371 @@
+"""The contract of losses, for every registered one, and what each of them computes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from utils.classes import IGNORE
+from utils.criterion import LossTerm, build_criterion, check_loss, needs_class_pixels
+from utils.errors import ConfigError
+from utils.losses import CrossEntropyLoss2d, DiceLoss, FocalLoss, LovaszSoftmax, resolve_weights
+from utils.outputs import SegOutput
+from utils.registry import LOSSES
+
+C = 5
+VARIANTS = {
+    "CrossEntropyLoss2d": [{}, {"class_weights": [0.5, 1.0, 2.0, 0.0, 3.0], "label_smoothing": 0.1}],
+    "FocalLoss": [{}, {"gamma": 0.5, "class_weights": [0.5, 1.0, 2.0, 0.0, 3.0]}],
+    "DiceLoss": [
+        dict(zip(("per_class", "per_image"), v, strict=True)) for v in itertools.product([True, False], repeat=2)
+    ],
+    "CE_DiceLoss": [
+        {},
+        {"per_class": False},
+        {"per_class": False, "class_weights": [1, 2, 3, 4, 5], "label_smoothing": 0.2},
+    ],
+    "LovaszSoftmax": [{}, {"per_image": True}, {"classes": "all"}, {"classes": [1, 3]}],
+}
+LOSS_VARIANTS = [(name, args) for name in LOSSES for args in VARIANTS.get(name, [{}])]
+each_loss = pytest.mark.parametrize(("name", "args"), LOSS_VARIANTS, ids=lambda value: str(value))
+
+
+def build(name, args):
+    return LOSSES.build({"type": name, "args": args}, where="loss", num_classes=C, class_names=list("abcde"))
+
+
+def example(seed=0, images=2, low=(9, 13), full=(9, 13), dtype=torch.float64):
+    """Logits and labels, a quarter of them void."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(images, C, *low, generator=generator, dtype=dtype)
+    labels = torch.randint(C, (images, *full), generator=generator).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=generator) < 0.25] = IGNORE
+    return logits, labels
+
+
+def value_and_gradient(loss, logits, labels, norm=None):
+    logits = logits.detach().requires_grad_()
+    value = loss(logits, labels, norm)
+    return value.detach(), torch.autograd.grad(value, logits)[0]
+
+
+@each_loss
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 10**6), noise=st.sampled_from([1.0, 1e4]))
+def test_void_pixels_have_no_part_in_value_or_gradient(name, args, seed, noise):
+    loss, (logits, labels) = build(name, args), example(seed)
+    void = (labels == IGNORE)[:, None]
+    value, gradient = value_and_gradient(loss, logits, labels)
+    other = torch.where(void, noise * torch.randn_like(logits), logits)
+    assert value_and_gradient(loss, other, labels)[0] == pytest.approx(value.item(), abs=1e-12)
+    torch.testing.assert_close(value_and_gradient(loss, other, labels)[1], gradient, rtol=1e-9, atol=1e-12)
+    assert not gradient.masked_select(void).any()
+
+
+@each_loss
+def test_labels_are_left_as_they_are_and_may_be_uint8_or_int64(name, args):
+    loss, (logits, labels) = build(name, args), example(full=(33, 50))
+    before = labels.clone()
+    values = [value_and_gradient(loss, logits, kind) for kind in (labels, labels.long())]
+    assert torch.equal(labels, before)
+    assert torch.equal(values[0][0], values[1][0])
+    assert torch.equal(values[0][1], values[1][1])
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("full", [(9, 13), (33, 50)])
+def test_a_batch_without_labels_costs_nothing_and_teaches_nothing(name, args, dtype, full):
+    logits, labels = example(full=full)
+    value, gradient = value_and_gradient(build(name, args), logits.to(dtype), torch.full_like(labels, IGNORE))
+    assert value == 0
+    assert not gradient.any()
+
+
+@each_loss
+def test_a_norm_of_zero_gives_zero(name, args):
+    loss, (logits, labels) = build(name, args), example()
+    value, gradient = value_and_gradient(loss, logits, labels, torch.zeros((), dtype=torch.float64))
+    assert value == 0
+    assert not gradient.any()
+
+
+@each_loss
+@settings(deadline=None, max_examples=5)
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(C)))
+def test_the_order_of_classes_does_not_matter(name, args, seed, order):
+    if isinstance(args.get("class_weights"), list) or isinstance(args.get("classes"), list):
+        args = {key: value for key, value in args.items() if key not in ("class_weights", "classes")}
+    loss, (logits, labels) = build(name, args), example(seed, full=(33, 50))
+    new_id = torch.full((256,), IGNORE, dtype=torch.uint8)
+    new_id[list(order)] = torch.arange(C, dtype=torch.uint8)  # class order[i] becomes class i
+    value, gradient = value_and_gradient(loss, logits, labels)
+    value_2, gradient_2 = value_and_gradient(loss, logits[:, list(order)], new_id[labels.long()])
+    torch.testing.assert_close(value_2, value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient_2, gradient[:, list(order)], rtol=1e-8, atol=1e-12)
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_logits_give_a_finite_loss_computed_in_float32(name, args, dtype):
+    loss, (logits, labels) = build(name, args), example(full=(65, 97))
+    logits = (1000 * logits).clamp(-60000, 60000).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, gradient = value_and_gradient(loss, logits, labels)
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient).all()
+    in_float32, gradient_32 = value_and_gradient(loss, logits.float(), labels)
+    assert value == pytest.approx(in_float32.item(), rel=1e-6)
+    torch.testing.assert_close(gradient, gradient_32.to(dtype), rtol=1e-2, atol=1e-6)
+
+
+@each_loss
+@pytest.mark.parametrize(("low", "full"), [((3, 4), (3, 4)), ((3, 4), (7, 10)), ((4, 6), (3, 4))])
+def test_gradients_are_those_of_the_value(name, args, low, full):
+    logits, labels = example(low=low, full=full)
+    loss = build(name, args)
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits.requires_grad_(), atol=1e-6)
+
+
+@each_loss
+def test_gradients_of_gradients_are_right_too(name, args):
+    if name == "LovaszSoftmax":
+        pytest.skip("its gradient is piecewise smooth; the plain path is the same for all")
+    logits, labels = example(low=(2, 3), full=(4, 7), images=1)
+    loss = build(name, args)
+    assert torch.autograd.gradgradcheck(lambda z: loss(z, labels), logits.requires_grad_(), atol=1e-5)
+
+
+@each_loss
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_parts_with_a_shared_norm_equal_one_big_batch(name, args, dtype, tolerance):
+    logits, labels = example(images=6, full=(33, 50), dtype=dtype)
+    labels[4] = IGNORE
+    loss = build(name, args)
+    if not loss.additive:
+        assert loss.norm(labels) == 1
+        return
+    norm = loss.norm(labels)
+    whole, gradient = value_and_gradient(loss, logits, labels)
+    parts = [value_and_gradient(loss, logits[i], labels[i], norm) for i in (slice(3), slice(3, 4), slice(4, 6))]
+    torch.testing.assert_close(sum(value for value, _ in parts), whole, rtol=tolerance, atol=0)
+    together = torch.cat([part for _, part in parts])
+    assert (together - gradient).abs().max() <= tolerance * gradient.abs().max()
+    assert norm == pytest.approx(sum(loss.norm(labels[i]) for i in (slice(3), slice(3, 6))).item())
+
+
+@each_loss
+def test_an_image_with_one_labelled_pixel_is_enough(name, args):
+    logits, labels = example()
+    labels = torch.full_like(labels, IGNORE)
+    labels[0, 4, 5] = 1
+    value, gradient = value_and_gradient(build(name, args), logits, labels)
+    assert value > 0
+    assert torch.isfinite(gradient).all()
+    assert gradient.any()
+
+
+@each_loss
+def test_perfect_predictions_cost_almost_nothing(name, args):
+    logits, labels = example()
+    logits = 200.0 * F.one_hot(labels.masked_fill(labels == IGNORE, 0).long(), C).movedim(-1, 1)
+    value, gradient = value_and_gradient(
+        build(name, args | {"label_smoothing": 0.0} if "label_smoothing" in args else args), logits, labels
+    )
+    # Lovász over all classes, or over absent ones, charges the largest error of each, here 0 too.
+    assert value.abs() < 1e-9
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 0.0, 3.0]])
+@pytest.mark.parametrize("full", [(9, 13), (65, 97)])
+def test_cross_entropy_is_that_of_torch_on_resized_logits(weights, smoothing, full):
+    logits, labels = example(full=full)
+    ours = value_and_gradient(CrossEntropyLoss2d(class_weights=weights, label_smoothing=smoothing), logits, labels)
+    resized = F.interpolate(logits.requires_grad_(), size=full, mode="bilinear", align_corners=False)
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    expected = F.cross_entropy(resized, labels.long(), weight=weight, ignore_index=IGNORE, label_smoothing=smoothing)
+    torch.testing.assert_close(ours[0], expected.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(ours[1], torch.autograd.grad(expected, logits)[0], rtol=1e-8, atol=1e-12)
+
+
+def test_focal_loss_without_focus_is_cross_entropy():
+    logits, labels = example(full=(33, 50))
+    torch.testing.assert_close(FocalLoss(gamma=0.0)(logits, labels), CrossEntropyLoss2d()(logits, labels))
+
+
+def test_focal_loss_is_the_papers_formula_averaged_over_labelled_pixels():
+    logits, labels = example()
+    p = F.softmax(logits, 1).movedim(1, -1)[labels != IGNORE]
+    truth = labels[labels != IGNORE].long()
+    p_true, alpha = p[torch.arange(len(truth)), truth], torch.tensor([0.25, 1, 2, 3, 4.0])[truth]
+    expected = (-alpha * (1 - p_true) ** 2 * p_true.log()).mean()
+    torch.testing.assert_close(FocalLoss(class_weights=[0.25, 1, 2, 3, 4])(logits, labels), expected)
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("per_class", [True, False])
+def test_dice_is_one_minus_twice_the_overlap_over_the_sum(per_class, per_image):
+    logits, labels = example(images=3)
+    labels[0][labels[0] == 2] = IGNORE  # a class that one image lacks
+    labels[2] = IGNORE  # an image without labels does not count
+    p, smooth = F.softmax(logits, 1), 0.5
+    losses = []
+    for group in ([0], [1]) if per_image else ([0, 1, 2],):
+        mask = labels[group] != IGNORE
+        p_in, t_in = p[group].movedim(1, -1)[mask], F.one_hot(labels[group][mask].long(), C).double()
+        p_in, t_in = (p_in, t_in) if per_class else (p_in.flatten()[:, None], t_in.flatten()[:, None])
+        dice = 1 - (2 * (p_in * t_in).sum(0) + smooth) / (p_in.sum(0) + t_in.sum(0) + smooth)
+        losses.append(dice[t_in.sum(0) > 0].mean())
+    loss = DiceLoss(per_class=per_class, per_image=per_image, smooth=smooth)
+    torch.testing.assert_close(loss(logits, labels), torch.stack(losses).mean())
+
+
+def naive_lovasz(errors, own):
+    """Equation 8 of the paper as it stands: the Jaccard loss of each set of the worst pixels, from its definition."""
+    order = sorted(range(len(errors)), key=lambda i: -errors[i])
+    truth = {i for i in order if own[i]}
+
+    def jaccard_loss(wrong):
+        # The prediction differs from the truth exactly on `wrong`.
+        predicted = truth ^ wrong
+        return 1 - len(truth & predicted) / len(truth | predicted) if truth | predicted else 0.0
+
+    total, before = 0.0, 0.0
+    for count in range(1, len(order) + 1):
+        now = jaccard_loss(set(order[:count]))
+        total, before = total + errors[order[count - 1]] * (now - before), now
+    return total
+
+
+@pytest.mark.parametrize("classes", ["present", "all", [1, 3], ["b", "d"]])
+@pytest.mark.parametrize("per_image", [True, False])
+def test_lovasz_is_the_extension_that_the_paper_defines(classes, per_image):
+    logits, labels = example(images=2, low=(4, 5), full=(7, 9))
+    labels[labels == 3] = 2
+    logits[0, 0, 0, 0] = -50.0
+    p = F.softmax(F.interpolate(logits, size=(7, 9), mode="bilinear", align_corners=False), 1)
+    values = []
+    for group in ([0], [1]) if per_image else ([0, 1],):
+        mask = labels[group] != IGNORE
+        p_in, t_in = p[group].movedim(1, -1)[mask].numpy(), labels[group][mask].numpy()
+        indices = sorted(set(t_in.tolist())) if classes == "present" else range(C) if classes == "all" else (1, 3)
+        values.append(np.mean([naive_lovasz(np.abs((t_in == k) - p_in[:, k]), t_in == k) for k in indices]))
+    loss = LovaszSoftmax(classes=classes, per_image=per_image, num_classes=C, class_names=list("abcde"))
+    assert loss(logits, labels).item() == pytest.approx(np.mean(values), rel=1e-9)
+
+
+def test_class_weights_follow_their_formulas():
+    pixels = [100, 300, 0, 600]
+    share = np.array(pixels) / 1000
+    median, enet, root = (resolve_weights(rule, class_pixels=pixels) for rule in ("median_freq", "enet", "sqrt_inv"))
+    assert median.tolist() == pytest.approx([3.0, 1.0, 3.0, 0.5])  # an absent class gets the largest of the others
+    assert enet[[0, 1, 3]].tolist() == pytest.approx((1 / np.log(1.02 + share[[0, 1, 3]])).tolist())
+    assert (root[0] / root[3]).item() == pytest.approx(6**0.5)
+    assert root.mean().item() == pytest.approx(1)
+    assert resolve_weights({"b": 3}, class_names=["a", "b"]).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("loss", "lines"),
+    [
+        ("CrossEntropy", ["loss: no loss is called 'CrossEntropy'. Did you mean 'CrossEntropyLoss'?"]),
+        ({"type": "FocalLoss", "args": {"gama": 1}}, ["loss.args.gama: unknown key. Did you mean 'gamma'?"]),
+        ({"type": "FocalLoss", "args": {"gamma": -1}}, ["loss.args.gamma: expected a number of at least 0, got -1."]),
+        (
+            [{"type": "DiceLoss", "factor": 0}, {"type": "FocalLoss", "fctor": 1}],
+            [
+                "loss[0].factor: expected a number above 0, got 0.",
+                "loss[1].fctor: unknown key. Did you mean 'factor'?",
+            ],
+        ),
+        ([], ["loss: is empty. Name a loss, such as CrossEntropyLoss2d."]),
+        (3, ["loss: expected a name, an object or a list of these, got 3."]),
+        (
+            {"type": "CrossEntropyLoss2d", "args": {"class_weights": [1, 2]}},
+            ["loss.args.class_weights: 2 weights for 5 classes. Give one per class."],
+        ),
+        (
+            {"type": "CrossEntropyLoss2d", "args": {"class_weights": {"rod": 2}}},
+            ["loss.args.class_weights.rod: no class has this name. Did you mean 'road'?"],
+        ),
+        (
+            {"type": "LovaszSoftmax", "args": {"classes": [7]}},
+            ["loss.args.classes[0]: no class has index 7. Use 0 to 4."],
+        ),
+        (
+            {"type": "LovaszSoftmax", "args": {"classes": ["rod"]}},
+            ["loss.args.classes[0]: no class is called 'rod'. Did you mean 'road'?"],
+        ),
+    ],
+)
+def test_mistakes_in_the_loss_section_are_named(loss, lines):
+    with pytest.raises(ConfigError) as caught:
+        build_criterion(loss, num_classes=C, class_names=["road", "sky", "tree", "car", "dog"])
+    assert list(caught.value.problems) == lines
+
+
+def test_class_weights_by_rule_need_the_counts():
+    loss = {"type": "FocalLoss", "args": {"class_weights": "enet"}}
+    with pytest.raises(ConfigError, match=r"loss\.args\.class_weights: 'enet' needs the pixels of each class"):
+        build_criterion(loss, num_classes=C)
+    assert needs_class_pixels(check_loss(loss, problems=[]))
+    assert build_criterion(loss, num_classes=C, class_pixels=[1] * C)
+
+
+def test_the_resolved_loss_section_gives_itself_again():
+    problems: list[str] = []
+    loss = ["DiceLoss", {"type": "CrossEntropyLoss2d", "args": {"label_smoothing": 0.1}, "factor": 2}]
+    terms = check_loss(loss, problems=problems)
+    assert terms[1] == LossTerm("CrossEntropyLoss2d", {"class_weights": None, "label_smoothing": 0.1}, 2.0)
+    assert check_loss(terms, problems=problems) == terms
+    assert not problems
+
+
+def test_the_criterion_adds_terms_and_auxiliary_outputs_with_their_factors():
+    (logits, labels), (aux, _) = example(full=(33, 50)), example(1, low=(5, 7))
+    criterion = build_criterion(["CrossEntropyLoss2d", {"type": "DiceLoss", "factor": 0.5}], aux_factor=0.3)
+    result = criterion(SegOutput(logits, (aux,)), labels)
+    main, side = ([CrossEntropyLoss2d()(z, labels), DiceLoss()(z, labels)] for z in (logits, aux))
+    assert list(result) == ["loss", "CrossEntropyLoss2d", "DiceLoss", "aux"]
+    torch.testing.assert_close(result["DiceLoss"], main[1])
+    torch.testing.assert_close(result["loss"], main[0] + 0.5 * main[1] + 0.3 * (side[0] + 0.5 * side[1]))
+
+
+@each_loss
+def test_the_criterion_adds_up_over_parts_of_a_batch(name, args):
+    """What is additive equals the whole batch; what is not is averaged over parts by their number of images."""
+    logits, labels = example(images=6, full=(33, 50))
+    criterion = build_criterion({"type": name, "args": args}, num_classes=C, class_names=list("abcde"))
+    norms, parts = criterion.norms(labels), (slice(2), slice(2, 6))
+    assert torch.equal(norms, sum(criterion.norms(labels[part]) for part in parts))
+    total = sum(criterion(SegOutput(logits[part]), labels[part], norms)["loss"] for part in parts)
+    loss = build(name, args)
+    expected = loss(logits, labels)
+    if not loss.additive:
+        expected = loss(logits[:2], labels[:2]) / 3 + loss(logits[2:], labels[2:]) * 2 / 3
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=0)
+
+
+@each_loss
+def test_the_loss_of_a_split_does_not_depend_on_how_images_are_batched(name, args):
+    logits, labels = example(images=6, full=(33, 50))
+    criterion = build_criterion({"type": name, "args": args}, num_classes=C, class_names=list("abcde"))
+    sums = []
+    for size in (1, 4, 6):
+        pairs = zip(logits.split(size), labels.split(size), strict=True)
+        parts = [criterion.evaluation_sums(SegOutput(z), t) for z, t in pairs]
+        sums.append([sum(column) for column in zip(*parts, strict=True)])
+    for numerators, norms in sums[1:]:
+        torch.testing.assert_close(numerators, sums[0][0], rtol=1e-12, atol=0)
+        assert torch.equal(norms, sums[0][1])
+    result = criterion.evaluation_loss(*sums[0])
+    if build(name, args).additive and "per_class" not in args:
+        assert result["loss"] == pytest.approx(build(name, args)(logits, labels).item(), rel=1e-9)

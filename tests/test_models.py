@@ -1,0 +1,539 @@
+"""Backbones, necks, heads and models: shapes, dilation, equality with torchvision, training, config errors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from base.base_model import Backbone, BaseModel, FeatureShape, Neck
+from models.build import OPTIONS, arch_json_schema, arguments_of_model, build_model, check_model, initialize
+from models.weights import from_torchvision
+from utils.errors import ConfigError
+from utils.registry import BACKBONES, HEADS, MODELS, NECKS
+from utils.schema import Component, fits, parameters_of, to_json
+
+CLASSES = 5
+NARROW = {"type": "resnet18", "args": {"width_mult": 0.125}}
+NARROW_50 = {"type": "resnet50", "args": {"width_mult": 0.125}}
+
+# One small way to build everything registered; a test sees to it that no name is missing.
+SMALL: dict[str, dict[str, Any]] = {
+    "EncoderDecoder": {
+        "backbone": NARROW,
+        "necks": [{"type": "ASPP", "args": {"channels": 8}}],
+        "head": {"type": "DeepLabV3PlusHead", "args": {"channels": 8}},
+        "aux_heads": [{"type": "FCNHead", "args": {"level": 4}}],
+        "output_stride": 16,
+    },
+    "DeepLab": {"backbone": NARROW, "channels": 16},
+    "DeepLabV3": {"backbone": NARROW},
+    "DeepLabV3_MobileNetV2": {"width_mult": 0.25, "channels": 16},
+    "PSPNet": {"backbone": NARROW_50},
+    "UNet": {"width_mult": 0.125},
+}
+VARIANTS = [
+    *((name, args) for name, args in SMALL.items()),
+    ("EncoderDecoder", {"backbone": NARROW_50, "head": "FCNHead"}),
+    (
+        "EncoderDecoder",
+        {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125, "se": "scSE"}}, "head": "FCNHead"},
+    ),
+    ("DeepLab", {"backbone": NARROW, "channels": 16, "output_stride": 8, "separable": True}),
+    ("DeepLab", {"backbone": NARROW, "channels": 16, "decoder": False}),
+    ("DeepLab", {"backbone": {"type": "mobilenet_v2", "args": {"width_mult": 0.25}}, "channels": 16}),
+    ("DeepLabV3_MobileNetV2", {"width_mult": 0.25, "channels": 16, "output_stride": 8, "multi_grid": None}),
+    ("PSPNet", {"backbone": NARROW, "use_aux": False, "deep_stem": True, "output_stride": 16}),
+    (
+        "resnet18+aspp_plus+deeplabv3_plus_decoder",
+        {"output_stride": 8, "resnet18": {"width_mult": 0.125}, "aspp_plus": {"channels": 8}},
+    ),
+]
+
+
+def build(kind: str, args: dict[str, Any] | None = None, num_classes: int = CLASSES, **options: Any) -> BaseModel:
+    return build_model(Component(kind, {**(args or {}), **options}), num_classes=num_classes)
+
+
+def narrow_backbone(name: str, **args: Any) -> Backbone:
+    if "width_mult" in parameters_of(BACKBONES[name]):
+        args["width_mult"] = 0.125
+    return BACKBONES.build(Component(name, args), where="backbone", in_channels=3)
+
+
+def parameter_count(kind: str, num_classes: int = 21, **args: Any) -> float:
+    """Millions of parameters."""
+    with torch.device("meta"):
+        model = build(kind, args, num_classes)
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+# Backbones
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8, 4, 2])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_delivers_the_shapes_it_announces(name: str, stride: int) -> None:
+    backbone = narrow_backbone(name, output_stride=stride).eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, 65, 97))
+    assert [shape.level for shape in backbone.shapes] == [1, 2, 3, 4, 5]
+    assert backbone.shapes[-1].stride == stride
+    for shape, feature in zip(backbone.shapes, features, strict=True):
+        assert shape.stride == min(2**shape.level, stride)
+        assert feature.shape[1] == shape.channels
+        assert feature.shape[2] in (65 // shape.stride, -(-65 // shape.stride))
+        assert feature.shape[3] in (97 // shape.stride, -(-97 // shape.stride))
+
+
+@pytest.mark.parametrize("stride", [16, 8, 4, 2])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet18", {"has_max_pool": False}),
+        ("resnet50", {}),
+        ("resnet50", {"deep_stem": True, "has_max_pool": False}),
+        ("mobilenet_v2", {}),
+    ],
+)
+def test_a_dilated_backbone_computes_the_strided_features_at_more_places(
+    name: str, stride: int, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    strided, dilated = (narrow_backbone(name, output_stride=s, **options).double().eval() for s in (32, stride))
+    dilated.load_state_dict(strided.state_dict())
+    images = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        for coarse, fine, shape in zip(strided(images), dilated(images), strided.shapes, strict=True):
+            step = shape.stride // min(shape.stride, stride)
+            torch.testing.assert_close(fine[:, :, ::step, ::step], coarse, rtol=1e-9, atol=1e-9)
+
+
+def dilations(stage: nn.Module) -> list[int]:
+    return [m.dilation[0] for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+
+
+def test_hybrid_dilation_takes_turns_in_every_dilated_stage() -> None:
+    at_8, at_16 = (narrow_backbone("resnet50", output_stride=s, hdc=True) for s in (8, 16))
+    assert dilations(at_8.layer2) == [1] * 4
+    assert dilations(at_8.layer3) == [1, 2, 3, 1, 2, 3]
+    assert dilations(at_8.layer4) == [3, 4, 5]
+    assert dilations(at_16.layer3) == [1] * 6
+    assert dilations(at_16.layer4) == [1, 2, 3]
+
+
+def test_hybrid_dilation_can_be_spelled_out_for_the_last_stages() -> None:
+    lists = ((1, 2, 3) * 7 + (2, 2), (3, 4, 5))
+    backbone = narrow_backbone("resnet101", output_stride=8, hdc=lists)
+    assert tuple(dilations(backbone.layer3)) == lists[0]
+    assert tuple(dilations(backbone.layer4)) == lists[1]
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(32, [1, 2, 4]), (16, [2, 4, 8]), (8, [4, 8, 16])])
+def test_multi_grid_multiplies_the_dilations_of_the_last_stage(stride: int, expected: list[int]) -> None:
+    backbone = narrow_backbone("resnet50", output_stride=stride, multi_grid=[1, 2, 4])
+    assert dilations(backbone.layer4) == expected
+
+
+@pytest.mark.parametrize("se", ["cSE", "sSE", "scSE"])
+def test_gates_stand_in_every_block_and_learn(se: str) -> None:
+    backbone = narrow_backbone("resnet18", se=se)
+    plain = narrow_backbone("resnet18")
+    assert backbone.shapes == plain.shapes
+    gated = {key.split(".gate.")[0] for key in backbone.state_dict() if ".gate." in key}
+    assert gated == {f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)}
+    backbone(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+# Equality with torchvision
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """`model` in evaluation, with batch norms that do something."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "dilate"),
+    [
+        ("resnet18", 32, None),
+        ("resnet50", 32, None),
+        ("resnet50", 16, [False, False, True]),
+        ("resnet50", 8, [False, True, True]),
+    ],
+)
+def test_resnet_is_torchvisions(name: str, stride: int, dilate: list[bool] | None) -> None:
+    theirs = randomised(getattr(torchvision.models, name)(replace_stride_with_dilation=dilate))
+    ours = BACKBONES.build(Component(name, {"output_stride": stride}), where="", in_channels=3).eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        x = theirs.relu(theirs.bn1(theirs.conv1(images)))
+        expected = [x]
+        x = theirs.maxpool(x)
+        for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+            x = stage(x)
+            expected.append(x)
+        for feature, wanted in zip(ours(images), expected, strict=True):
+            torch.testing.assert_close(feature, wanted)
+
+
+def test_mobilenet_is_torchvisions() -> None:
+    theirs = randomised(torchvision.models.mobilenet_v2())
+    ours = BACKBONES.build("mobilenet_v2", where="", in_channels=3).eval()
+    state = theirs.state_dict()
+    ours.load_state_dict({k: v for k, v in state.items() if not k.startswith(("classifier.", "features.18."))})
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = [x := images]
+        for layer in theirs.features:
+            expected.append(x := layer(x))
+        for feature, layer in zip(ours(images), (1, 3, 6, 13, 17), strict=True):
+            torch.testing.assert_close(feature, expected[layer + 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("fcn_resnet50", {"head": "FCNHead"}),
+        (
+            "deeplabv3_resnet50",
+            {"necks": ["ASPP"], "head": {"type": "FCNHead", "args": {"channels": 256, "dropout": 0}}},
+        ),
+    ],
+)
+def test_our_bricks_make_torchvisions_segmentation_networks(name: str, args: dict[str, Any]) -> None:
+    make = getattr(torchvision.models.segmentation, name)
+    theirs = randomised(make(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True))
+    aux = {"type": "FCNHead", "args": {"level": 4}}
+    ours = build("EncoderDecoder", {"backbone": "resnet50", "output_stride": 8, "aux_heads": [aux], **args}).eval()
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected = theirs(images)
+        torch.testing.assert_close(ours.predict(images).full((65, 97)).logits, expected["out"])
+        ours_aux = ours.get_submodule("aux_heads.0")(ours.get_submodule("backbone")(images))
+        torch.testing.assert_close(
+            F.interpolate(ours_aux, (65, 97), mode="bilinear", align_corners=False), expected["aux"]
+        )
+
+
+# Whole models
+
+
+def test_every_model_has_a_small_variant_here() -> None:
+    assert set(SMALL) == set(MODELS)
+
+
+@pytest.mark.parametrize(("kind", "args"), VARIANTS)
+def test_a_training_step_reaches_every_parameter(kind: str, args: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build(kind, args)
+    output = model(torch.randint(256, (2, 3, 65, 97), dtype=torch.uint8))
+    assert output.logits.shape[:2] == (2, CLASSES)
+    sum(logits.square().mean() for logits in (output.logits, *output.aux)).backward()
+    lost = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert lost == []
+
+
+@pytest.mark.parametrize(("kind", "args"), VARIANTS)
+def test_every_parameter_is_in_exactly_one_group(kind: str, args: dict[str, Any]) -> None:
+    model = build(kind, args)
+    groups = model.parameter_groups(0.1, backbone_lr_scale=0.1)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    names = ["decoder", "backbone"] if model.backbone_modules() else ["decoder"]
+    assert [group["name"] for group in groups] == names
+
+
+@pytest.mark.parametrize("size", [(33, 33), (65, 97), (129, 34)])
+@pytest.mark.parametrize(("kind", "args"), VARIANTS)
+def test_logits_cover_images_of_any_size_and_aux_is_for_training(
+    kind: str, args: dict[str, Any], size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = build(kind, args).eval()
+    with torch.no_grad():
+        output = model(torch.randint(256, (1, 3, *size), dtype=torch.uint8))
+    assert output.aux == ()
+    assert output.full(size).logits.shape == (1, CLASSES, *size)
+    assert output.logits.min() < 0  # nothing clamps them
+
+
+@pytest.mark.parametrize(("kind", "args"), VARIANTS)
+def test_a_state_dict_restores_the_model(kind: str, args: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = randomised(build(kind, args))
+    twin = build(kind, args).eval()
+    twin.load_state_dict(copy.deepcopy(model.state_dict()))
+    images = torch.rand(1, 3, 65, 97) * 255
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, twin(images).logits)
+
+
+@pytest.mark.parametrize(("kind", "args"), VARIANTS)
+def test_a_model_can_be_exported(kind: str, args: dict[str, Any]) -> None:
+    model = build(kind, args).eval()
+    images = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    exported = torch.export.export(model, (images,), strict=False).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images).logits, model(images).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+@pytest.mark.parametrize("kind", MODELS)
+def test_images_may_have_any_number_of_channels(kind: str, channels: int) -> None:
+    model = build(kind, SMALL[kind], in_channels=channels).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, channels, 65, 97)).logits.shape[1] == CLASSES
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_is_built_on_the_meta_device(kind: str) -> None:
+    with torch.device("meta"):
+        model = build(kind, SMALL[kind], in_channels=4, pretrained=False)
+        output = model(torch.empty(2, 4, 65, 97))
+    assert output.logits.is_meta
+    assert all(t.is_meta for t in model.state_dict().values())
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: b.clone() for name, b in module.named_buffers()}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_frozen_batch_norms_keep_their_statistics_to_the_bit(kind: str) -> None:
+    model = build(kind, SMALL[kind], freeze_bn=True).train()
+    before = buffers(model)
+    model(torch.rand(2, 3, 65, 97) * 255)
+    assert all(torch.equal(before[name], b) for name, b in model.named_buffers())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(kind: str) -> None:
+    if not build(kind, SMALL[kind]).backbone_modules():
+        with pytest.raises(ConfigError, match=r"arch.args.freeze_backbone: .* has no backbone"):
+            build(kind, SMALL[kind], freeze_backbone=True)
+        return
+    model = build(kind, SMALL[kind], freeze_backbone=True).train()
+    frozen = model.backbone_modules()
+    before = [buffers(module) for module in frozen]
+    model(torch.rand(2, 3, 65, 97) * 255).logits.mean().backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.backbone_parameters())
+    assert all(p.grad is not None for p in model.decoder_parameters() if not _in_aux(model, p))
+    for module, old in zip(frozen, before, strict=True):
+        assert all(torch.equal(old[name], b) for name, b in module.named_buffers())
+
+
+def _in_aux(model: BaseModel, parameter: nn.Parameter) -> bool:
+    return any(p is parameter for p in getattr(model, "aux_heads", nn.ModuleList()).parameters())
+
+
+def test_only_models_with_pooled_branches_need_two_images() -> None:
+    assert build("DeepLab", SMALL["DeepLab"]).needs_batch
+    assert not build("EncoderDecoder", {"backbone": NARROW, "head": "FCNHead"}).needs_batch
+    no_pool = {"type": "ASPP", "args": {"channels": 8, "image_pooling": False}}
+    assert not build("EncoderDecoder", {"backbone": NARROW, "necks": [no_pool], "head": "FCNHead"}).needs_batch
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(32, [3, 6, 9]), (16, [6, 12, 18]), (8, [12, 24, 36])])
+def test_aspp_reaches_equally_far_in_the_image_at_every_stride(stride: int, expected: list[int]) -> None:
+    shapes = (FeatureShape(8, stride, 5),)
+    assert dilations(NECKS.build("ASPP", where="", shapes=shapes)) == expected
+    assert dilations(NECKS.build(Component("ASPP", {"rates": [2, 5]}), where="", shapes=shapes)) == [2, 5]
+
+
+@pytest.mark.parametrize("init", ["kaiming", "xavier", "trunc_normal"])
+def test_each_initialisation_gives_its_own_spread(init: Any) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 256, 3)
+    initialize(conv, init)
+    expected = {
+        "kaiming": (2 / (256 * 9)) ** 0.5,
+        "xavier": (2 / ((64 + 256) * 9)) ** 0.5,
+        "trunc_normal": 0.09 * 0.8796,  # of a normal cut at two standard deviations
+    }
+    assert conv.weight.std().item() == pytest.approx(expected[init], rel=0.02)
+    assert not conv.bias.any()
+
+
+# Parameters at 21 classes, as counted in the seed systems
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "millions"),
+    [
+        ("DeepLab", {"backbone": "resnet50"}, 40.4),
+        ("DeepLab", {"backbone": "resnet101"}, 59.3),
+        ("resnet101+aspp_plus+deeplabv3_plus_decoder", {}, 59.3),
+        ("PSPNet", {"backbone": "resnet50", "deep_stem": True}, 51.4),
+        ("UNet", {}, 26.4),
+    ],
+)
+def test_a_network_has_the_published_number_of_parameters(kind: str, args: dict[str, Any], millions: float) -> None:
+    assert round(parameter_count(kind, **args), 1) == millions
+
+
+# The config
+
+
+def problems_of(value: Any) -> list[str]:
+    problems: list[str] = []
+    check_model(value, where="arch", problems=problems)
+    return problems
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_no_model_takes_an_argument_that_belongs_to_every_model(kind: str) -> None:
+    assert parameters_of(MODELS[kind]).keys() & OPTIONS <= {"in_channels"}
+    assert parameters_of(arguments_of_model(kind)).keys() >= OPTIONS
+
+
+@pytest.mark.parametrize(("kind", "args"), VARIANTS)
+def test_a_checked_config_is_complete_and_checks_to_itself(kind: str, args: dict[str, Any]) -> None:
+    problems: list[str] = []
+    checked = check_model({"type": kind, "args": args}, where="arch", problems=problems)
+    again = check_model(to_json(checked), where="arch", problems=problems)
+    assert problems == []
+    assert to_json(again) == to_json(checked)
+    assert checked.args.keys() >= OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("DeepLabb", "arch: no model is called 'DeepLabb'. Did you mean 'DeepLab'?"),
+        (
+            {"type": "DeepLab", "args": {"freeze_backbne": True}},
+            "arch.args.freeze_backbne: unknown key. Did you mean 'freeze_backbone'?",
+        ),
+        (
+            {"type": "DeepLab", "args": {"backbon": "resnet50"}},
+            "arch.args.backbon: unknown key. Did you mean 'backbone'?",
+        ),
+        (
+            {"type": "DeepLab", "args": {"num_classes": 3}},
+            "arch.args.num_classes: is filled in by the framework. Remove it.",
+        ),
+        ({"type": "DeepLab", "args": {"output_stride": 12}}, "arch.args.output_stride: expected one of 16, 8, got 12."),
+        (
+            {"type": "DeepLab", "args": {"pretrained": 1}},
+            "arch.args.pretrained: expected true or false or a path, got 1.",
+        ),
+        (
+            {"type": "DeepLab", "args": {"backbone": "resnet51"}},
+            "arch.args.backbone.type: no backbone is called 'resnet51'. Did you mean 'resnet50'?",
+        ),
+        (
+            {"type": "EncoderDecoder", "args": {"backbone": "resnet18"}},
+            "arch.args.head: missing. Give a component.",
+        ),
+        (
+            "resnet18+aspp_pluss+FCNHead",
+            "arch.type: no neck is called 'aspp_pluss' in 'resnet18+aspp_pluss+FCNHead'. Did you mean 'aspp_plus'?",
+        ),
+        (
+            {"type": "resnet18+FCNHead", "args": {"resnet18": {"outputstride": 8}}},
+            "arch.args.resnet18.outputstride: unknown key. Did you mean 'output_stride'?",
+        ),
+        (
+            {"type": "resnet18+FCNHead", "args": {"resnet19": {}}},
+            "arch.args.resnet19: unknown key. Did you mean 'resnet18'?",
+        ),
+        (
+            "resnet18+ASPP+ASPP+FCNHead",
+            "arch.type: a brick stands twice in 'resnet18+ASPP+ASPP+FCNHead', so that its arguments could not be told "
+            'apart. Use {"type": "EncoderDecoder"}.',
+        ),
+    ],
+)
+def test_a_mistake_in_the_config_gets_one_line_that_helps(value: Any, expected: str) -> None:
+    assert problems_of(value) == [expected]
+    with pytest.raises(ConfigError) as error:
+        build_model(value, num_classes=CLASSES)
+    assert error.value.problems == (expected,)
+
+
+def test_a_head_whose_level_is_missing_names_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class KeepCoarse(Neck):
+        """Drop the two finest maps."""
+
+        def __init__(self, shapes: tuple[FeatureShape, ...]) -> None:
+            super().__init__()
+            self.shapes = shapes[2:]
+
+        def forward(self, features: list[Tensor]) -> list[Tensor]:
+            return features[2:]
+
+    monkeypatch.setitem(NECKS._entries, "KeepCoarse", KeepCoarse)
+    with pytest.raises(ConfigError) as error:
+        build("EncoderDecoder", {"backbone": NARROW, "necks": ["KeepCoarse"], "head": "DeepLabV3PlusHead"})
+    (problem,) = error.value.problems
+    assert problem.startswith(
+        "arch.args.head: DeepLabV3PlusHead needs a feature map of level 2, but is offered levels 3, 4, 5."
+    )
+    with pytest.raises(ConfigError, match=r"^arch.args.DeepLabV3PlusHead: DeepLabV3PlusHead needs a feature map"):
+        build("resnet18+KeepCoarse+DeepLabV3PlusHead", {"resnet18": {"width_mult": 0.125}})
+
+
+def test_lists_of_dilations_must_fit_the_stages() -> None:
+    backbone = {"type": "resnet18", "args": {"multi_grid": [1, 2, 4]}}
+    with pytest.raises(ConfigError, match=r"^arch.args.backbone: resnet18 has a stage of 2 blocks, but was given 3"):
+        build("EncoderDecoder", {"backbone": backbone, "head": "FCNHead"})
+
+
+def test_the_backbones_own_output_stride_wins() -> None:
+    own = {"type": "resnet18", "args": {"width_mult": 0.125, "output_stride": 4}}
+    for backbone, expected in ((own, 4), (NARROW, 16)):
+        model = build("EncoderDecoder", {"backbone": backbone, "head": "FCNHead", "output_stride": 16})
+        assert model.get_submodule("backbone").shapes[-1].stride == expected
+
+
+def test_the_data_decide_the_normalisation() -> None:
+    component = Component("DeepLab", SMALL["DeepLab"])
+    model = build_model(component, num_classes=CLASSES, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    normal = model.normalize(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8))  # 0.2 of 255
+    torch.testing.assert_close(normal[0, :, 0, 0], torch.tensor([0.2, 0.0, -0.2]), atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="images of 4 channels"):
+        build_model(
+            Component("DeepLab", {**SMALL["DeepLab"], "in_channels": 4}), num_classes=2, mean=(0, 0, 0), std=(1, 1, 1)
+        )
+
+
+def test_the_json_schema_knows_the_options_of_every_model() -> None:
+    rules = arch_json_schema()["anyOf"][1]["allOf"]
+    assert {rule["if"]["properties"]["type"]["const"] for rule in rules} == set(MODELS)
+    for rule in rules:
+        properties = rule["then"]["properties"]["args"]["properties"]
+        assert properties.keys() >= OPTIONS
+        assert all(text.get("description") for text in properties.values())
+
+
+@pytest.mark.parametrize("registry", [BACKBONES, NECKS, HEADS, MODELS])
+def test_every_component_describes_all_its_arguments(registry: Any) -> None:
+    from utils.schema import describe_arguments
+
+    for name in registry:
+        undescribed = parameters_of(registry[name]).keys() - describe_arguments(registry[name]).keys()
+        assert not undescribed, (name, undescribed)
+
+
+def test_a_component_fits_its_own_annotation() -> None:
+    hint = parameters_of(MODELS["DeepLab"])["backbone"].annotation
+    assert fits("resnet18", hint)
+    assert not fits("ASPP", hint)

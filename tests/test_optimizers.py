@@ -1,0 +1,157 @@
+"""Which parameters an optimiser treats how."""
+
+import pytest
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from utils.errors import ConfigError
+from utils.optimizers import OptimizerConfig, PartOptions, build_optimizer, check_optimizer
+from utils.outputs import SegOutput
+from utils.registry import OPTIMIZERS
+
+
+class Small(BaseModel):
+    def __init__(self, backbone=True):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.GroupNorm(2, 4)
+        )
+        self.classify = nn.Conv2d(4, 2, 1)
+        self.has_backbone = backbone
+
+    def predict(self, images):
+        return SegOutput(self.classify(self.encoder(images)))
+
+    def backbone_modules(self):
+        return [self.encoder] if self.has_backbone else []
+
+
+def groups(config, model=None):
+    model = model or Small()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        group["name"]: (group["lr"], group.get("weight_decay"), [names[p] for p in group["params"]])
+        for group in build_optimizer(config, model).param_groups
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_torch_takes_a_step(name):
+    model = Small()
+    optimizer = build_optimizer({"type": name, "differential_lr": True}, model)
+    model(torch.rand(2, 3, 9, 13)).logits.sum().backward()
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer.step()
+    assert any((old != new).any() for old, new in zip(before, model.parameters(), strict=True))
+    assert [group["name"] for group in optimizer.param_groups] == ["decoder", "backbone"]
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"] / 10)
+
+
+@pytest.mark.parametrize(("setting", "ratio"), [(False, 1), (True, 0.1), (0.25, 0.25), (2, 2)])
+def test_differential_lr_sets_the_backbones_ratio(setting, ratio):
+    found = groups({"args": {"lr": 0.02, "weight_decay": 1e-4}, "differential_lr": setting})
+    assert list(found) == ["decoder", "backbone"]
+    assert [found[name][:2] for name in found] == [(0.02, 1e-4), (pytest.approx(0.02 * ratio), 1e-4)]
+
+
+def test_parts_scale_rate_and_decay():
+    parts = {"backbone": {"lr_mult": 0.5, "decay_mult": 0}, "decoder": {"lr_mult": 10}}
+    found = groups({"type": "AdamW", "args": {"lr": 1e-3}, "parts": parts})
+    assert found["decoder"][:2] == (1e-2, 1e-2)  # AdamW decays by default
+    assert found["backbone"][:2] == (5e-4, 0)
+
+
+@pytest.mark.parametrize(
+    ("spared", "expected"),
+    [
+        (["norm"], ["encoder.1.weight", "encoder.1.bias", "encoder.3.weight", "encoder.3.bias"]),
+        (["bias"], ["encoder.0.bias", "encoder.1.bias", "encoder.3.bias"]),
+        (["depthwise"], ["encoder.2.weight"]),
+    ],
+)
+def test_no_decay_splits_groups_and_keeps_their_order(spared, expected):
+    model = Small()
+    found = groups({"args": {"weight_decay": 1e-4}, "no_decay": spared, "differential_lr": True}, model)
+    order = ["decoder", "decoder/no_decay", "backbone", "backbone/no_decay"]
+    assert list(found) == [name for name in order if name in found]
+    assert found["backbone/no_decay"][2] == expected
+    assert found["backbone/no_decay"][1] == 0
+    assert found["backbone"][1] == 1e-4
+    assert found["backbone"][0] == found["backbone/no_decay"][0]
+    everything = [name for _, _, names in found.values() for name in names]
+    assert sorted(everything) == sorted(name for name, _ in model.named_parameters())
+    assert ("decoder/no_decay" in found) == (spared == ["bias"])
+
+
+def test_frozen_parameters_stay_and_empty_groups_go():
+    model = Small()
+    model.freeze(backbone=True)
+    assert list(groups({}, model)) == ["decoder", "backbone"]
+    assert list(groups({"differential_lr": True}, Small(backbone=False))) == ["decoder"]
+
+
+def test_groups_go_through_a_checkpoint(tmp_path):
+    optimizer = build_optimizer({"no_decay": ["bias"]}, Small())
+    torch.save(optimizer.state_dict(), tmp_path / "state.pth")
+    other = build_optimizer({"args": {"lr": 1}, "no_decay": ["bias"]}, Small())
+    other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    for own, restored in zip(optimizer.param_groups, other.param_groups, strict=True):
+        assert {k: v for k, v in own.items() if k != "params"} == {k: v for k, v in restored.items() if k != "params"}
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        ("Adm", ["optimizer: no optimizer is called 'Adm'. Did you mean 'Adam'?"]),
+        ({"lr": 1}, ["optimizer.lr: unknown key. Choose from args, differential_lr, no_decay, parts, type."]),
+        ({"args": {"lr": "0.1"}}, ["optimizer.args.lr: expected a number"]),
+        (
+            {"args": {"lr": -1}},
+            ["optimizer.args: SGD refuses its arguments: Invalid learning rate: -1.0. Change them."],
+        ),
+        ({"args": {"params": []}}, ["optimizer.args.params: is filled in by the framework. Remove it."]),
+        (
+            {"args": {"momentun": 1, "nesterov": 1}},
+            [
+                "optimizer.args.momentun: unknown key. Did you mean 'momentum'?",
+                "optimizer.args.nesterov: expected true or false, got 1.",
+            ],
+        ),
+        ({"differential_lr": -0.1}, ["optimizer.differential_lr: expected a number above 0, got -0.1."]),
+        (
+            {"differential_lr": True, "parts": {"backbone": {"lr_mult": 0.1}}},
+            [
+                "optimizer.parts.backbone.lr_mult: differential_lr sets the backbone's learning rate too. "
+                "Keep one of the two."
+            ],
+        ),
+        ({"parts": {"bakbone": {}}}, ["optimizer.parts.bakbone: the model has no such part. Did you mean 'backbone'?"]),
+        (
+            {"parts": {"backbone": {"lr": 1}}},
+            ["optimizer.parts.backbone.lr: unknown key."],
+        ),
+        ({"no_decay": ["biases"]}, ['optimizer.no_decay[0]: expected one of "norm", "bias", "depthwise"']),
+        (
+            {"type": "Rprop", "no_decay": ["bias"]},
+            ["optimizer.no_decay: Rprop has no weight decay. Remove it, or use another type."],
+        ),
+    ],
+)
+def test_mistakes_are_named(config, lines):
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer(config, Small())
+    assert len(caught.value.problems) == len(lines)
+    for problem, line in zip(caught.value.problems, lines, strict=True):
+        assert problem.startswith(line)
+
+
+def test_the_resolved_section_gives_itself_again():
+    problems: list[str] = []
+    section = {"type": "SGD", "args": {"lr": 0.1}, "parts": {"backbone": {"lr_mult": 0.1}}, "no_decay": ["norm"]}
+    config = check_optimizer(section, problems=problems)
+    assert config.args["momentum"] == 0
+    assert config.parts == {"backbone": PartOptions(0.1)}
+    assert check_optimizer(config, problems=problems) == config
+    assert isinstance(config, OptimizerConfig)
+    assert not problems

@@ -1,0 +1,166 @@
+"""Pretrained weights: what is loaded, adapted, missing and refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from models.build import build_model
+from models.weights import adapt_channels, load_backbone
+from utils.errors import ConfigError
+from utils.registry import BACKBONES
+from utils.schema import Component
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    """A state dict as torchvision publishes them."""
+    torch.manual_seed(3)
+    return torchvision.models.resnet18().state_dict()
+
+
+@pytest.fixture
+def file(published: dict[str, Tensor], tmp_path: Path) -> Path:
+    torch.save(published, tmp_path / "resnet18.pth")
+    return tmp_path / "resnet18.pth"
+
+
+def build(pretrained: Any, *, load_weights: bool = True, backbone: Any = "resnet18", **options: Any) -> Any:
+    args = {"backbone": backbone, "head": "FCNHead", "pretrained": pretrained, **options}
+    return build_model(Component("EncoderDecoder", args), num_classes=3, load_weights=load_weights)
+
+
+def test_a_file_fills_the_backbone_and_the_log_says_so(
+    file: Path, published: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="segwright"):
+        model = build(str(file))
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, published[key]), key
+    assert f"weights from {file}: 120 loaded, 2 ignored (fc.weight, fc.bias)" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", ["module.", "_orig_mod.", "backbone.", "module.backbone."])
+def test_prefixes_of_wrappers_are_taken_off(wrap: str, published: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "wrapped.pth"
+    torch.save({"epoch": 3, "state_dict": {wrap + key: value for key, value in published.items()}}, path)
+    model = build(str(path))
+    assert torch.equal(model.backbone.conv1.weight, published["conv1.weight"])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_grey_as_color_gives_the_same_features_for_any_number_of_channels(
+    channels: int, file: Path, published: dict[str, Tensor]
+) -> None:
+    model = build(str(file), in_channels=channels)
+    grey = torch.rand(1, 1, 16, 16)
+    adapted = model.backbone.conv1(grey.expand(-1, channels, -1, -1))
+    expected = torch.nn.functional.conv2d(grey.expand(-1, 3, -1, -1), published["conv1.weight"], stride=2, padding=3)
+    torch.testing.assert_close(adapted, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, published["layer4.1.conv2.weight"])
+
+
+def test_further_channels_leave_the_first_three_in_proportion() -> None:
+    weight = torch.randn(4, 3, 3, 3)
+    torch.testing.assert_close(adapt_channels(weight, 5)[:, :3], weight * 3 / 5)
+
+
+def test_the_report_tells_loaded_mapped_missing_and_ignored_apart(published: dict[str, Tensor]) -> None:
+    backbone = BACKBONES.build(Component("resnet18", {"se": "cSE"}), where="", in_channels=4)
+    report = load_backbone(backbone, published, source="here", where="pretrained")
+    assert report.mapped == ("conv1.weight",)
+    assert report.ignored == ("fc.weight", "fc.bias")
+    assert report.missing
+    assert all(".gate." in key for key in report.missing)
+    assert set(report.loaded) | {"conv1.weight"} == published.keys() - {"fc.weight", "fc.bias"}
+
+
+def test_layers_without_pretrained_weights_are_initialised(file: Path) -> None:
+    model = build(str(file))
+    assert model.head.classify.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_multi_grid_blocks_start_from_the_last_published_one() -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.mobilenet_v2().state_dict()
+    backbone = BACKBONES.build(Component("mobilenet_v2", {"multi_grid": [1, 2, 4]}), where="", in_channels=3)
+    report = load_backbone(backbone, state, source="here", where="pretrained")
+    assert report.missing == ()
+    assert len([key for key in report.mapped if key.startswith("grid.")]) == len(report.mapped) > 0
+    for i in range(4):
+        assert torch.equal(backbone.grid[i].conv[1][0].weight, state["features.16.conv.1.0.weight"])
+
+
+def test_nothing_is_loaded_where_a_checkpoint_follows(tmp_path: Path) -> None:
+    build(str(tmp_path / "absent.pth"), load_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: {k: v for k, v in state.items() if "layer3" not in k}, r"lacks 25 of 120 parameters of ResNet"),
+        (
+            lambda state: {**state, "layer1.0.conv1.weight": torch.zeros(1)},
+            r"have other shapes, such as layer1.0.conv1",
+        ),
+        (lambda state: {**state, "bn1.bias": torch.full((64,), float("nan"))}, r"NaN or infinite values in bn1.bias"),
+        (lambda state: {"epoch": 3}, r"holds no state dict"),
+        (lambda state: {"state_dict": {}}, r"holds no state dict"),
+    ],
+)
+def test_an_unusable_file_is_an_error_and_changes_nothing(
+    damage: Any, message: str, published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.pth"
+    torch.save(damage(published), path)
+    with pytest.raises(ConfigError, match=message) as error:
+        build(str(path))
+    assert error.value.problems[0].startswith("arch.args.pretrained: ")
+
+
+def test_missing_and_broken_files_are_one_line_errors(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        build(str(tmp_path / "absent.pth"))
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"truncated.pth cannot be read \("):
+        build(str(truncated))
+    with pytest.raises(ConfigError, match="Give weights of the same network"):
+        build(str(file), backbone="resnet50")
+
+
+def test_public_weights_come_from_torchs_cache(
+    file: Path, published: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    file.rename(cache / url.rsplit("/", 1)[1])
+    assert torch.equal(build(True).backbone.conv1.weight, published["conv1.weight"])
+
+
+def test_a_failed_download_names_the_file_and_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, *args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(ConfigError) as error:
+        build(True)
+    (problem,) = error.value.problems
+    assert problem.startswith("arch.args.pretrained: https://download.pytorch.org/models/resnet18-f37072fd.pth cannot")
+    assert str(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in problem
+    assert "no route to host" in problem
+
+
+@pytest.mark.parametrize("args", [{"width_mult": 0.5}, {"deep_stem": True}])
+def test_a_backbone_without_public_weights_says_so(args: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^arch.args.pretrained: no public weights are known"):
+        build(True, backbone={"type": "resnet18", "args": args})

@@ -1,0 +1,116 @@
+"""Train a segmentation model from one JSON file: ``python train.py --config config.json``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.config import load_config
+from utils.devices import choose_device, restrict_gpus
+from utils.errors import ArgumentParser, UserError, run
+
+if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped file name need not wait for it
+    import argparse
+
+    from run_config import RunConfig
+
+KINDS = ("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="train.py", description=__doc__)
+    add = parser.add_argument
+    add("-c", "--config", type=Path, metavar="FILE", help="config to train (default: config.json)")
+    add("-r", "--resume", metavar="CKPT|auto", help="go on from a checkpoint, or from the newest run of this config")
+    add("-d", "--device", help="GPUs such as 0 or 0,1, or cpu, cuda, mps")
+    add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    add("--lr", type=float, help="learning rate: optimizer.args.lr")
+    add("--bs", type=int, help="batch size: train_loader.args.batch_size")
+    add("--check", action="store_true", help="check config, data and shapes, say what a step needs, and stop")
+    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
+    add("--list", nargs="?", const="all", choices=["all", *KINDS], help="what a config may name")
+    add("--describe", metavar="NAME", help="arguments of one of them")
+    add("--debug", action="store_true", help="show tracebacks of user errors too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    restrict_gpus(args.device)
+    overrides = [*args.set]
+    overrides += [f"optimizer.args.lr={args.lr}"] if args.lr is not None else []
+    overrides += [f"train_loader.args.batch_size={args.bs}"] if args.bs is not None else []
+    if args.list or args.describe:
+        return explain(args)
+    from_checkpoint = args.resume not in (None, "auto") and args.config is None
+    raw = {} if from_checkpoint else load_config(args.config or Path("config.json"), overrides)
+
+    import assemble
+    from run_config import check_config
+    from utils import checkpoint
+    from utils.config import override
+    from utils.log import log_to
+
+    log_to()
+    modules = assemble.import_modules(args.modules)
+    state = None
+    if args.resume not in (None, "auto"):
+        state = checkpoint.load_run(Path(args.resume))
+        raw = override(state["config"], overrides) if from_checkpoint else raw
+    config = check_config(raw)
+    device = choose_device(args.device, config.n_gpu)
+    if args.check:
+        return check(config)
+
+    import session
+
+    resume = Path(args.resume) if state is not None else None
+    if args.resume == "auto":
+        resume, state = session.find_run(config)
+    session.train(config, device, modules=modules, resume=resume, state=state)
+    return 0
+
+
+def check(config: RunConfig) -> int:
+    """Validate and build everything without training, and say what training would need."""
+    import assemble
+    from base.data_check import check_samples
+
+    dry = assemble.dry_run(config)
+    print(f"config      right; {config.arch.type}, {len(config.classes)} classes")
+    print(f"parameters  {dry.parameters / 1e6:.2f} M, {dry.trainable / 1e6:.2f} M of them trained")
+    print(f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}")
+    need = dry.activation_bytes + 16 * dry.parameters
+    print(f"memory      {gib(dry.activation_bytes)} of activations in each part of a step, {gib(need)} with weights")
+    for loader in assemble.build_loaders(config):
+        if loader is not None:
+            kind = "training" if loader.sampler.drop_last else "validation"
+            found = check_samples(loader.view)
+            print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
+    return 0
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Answer ``--list`` and ``--describe``."""
+    import assemble
+    from utils.describe import describe, list_names
+
+    assemble.import_modules(args.modules)
+    if args.list:
+        print(list_names(KINDS if args.list == "all" else [args.list]))
+    if args.describe:
+        text = describe(args.describe)
+        if text is None:
+            raise UserError(f"--describe {args.describe}: no such name. `train.py --list` shows what there is.")
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,221 @@
+"""Checkpoints that survive whatever happens while they are written, and that are checked before they are used.
+
+A checkpoint is one dictionary of tensors and plain values, so it loads with ``weights_only=True``. It is written
+beside its place, flushed, verified and renamed; the previous one stays, complete, until the new one is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import CheckpointError, Stopped
+
+FORMAT = 1
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, DistributedDataParallel and torch.compile
+
+
+def save(path: Path, state: Mapping[str, Any], *, previous: Path | None = None) -> None:
+    """Write `state` to `path`, or leave what was there untouched.
+
+    Args:
+        path: Where the checkpoint is to be.
+        state: Tensors and plain values.
+        previous: Where to keep what was at `path` before.
+
+    Raises:
+        Stopped: The disk is full or cannot be written; the message names the path.
+    """
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        if damage(unfinished):
+            raise OSError(f"what was written is not what is on the disk ({damage(unfinished)})")
+        if previous is not None and path.exists():
+            keep(path, previous)
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        with suppress(OSError):
+            unfinished.unlink()
+        size = sum(t.numel() * t.element_size() for t in _tensors(state)) >> 20
+        good = f"{path} is as it was" if path.exists() else "there is no earlier one"
+        raise Stopped(
+            f"{path}: could not be written ({error}); it takes {size} MiB. Free some space or set trainer.save_dir "
+            f"to another disk; {good}."
+        ) from error
+
+
+def keep(path: Path, copy: Path) -> None:
+    """Make `copy` another name of the file at `path`, or a copy where the file system has no links; atomically."""
+    unfinished = copy.with_name(f"{copy.name}.tmp{os.getpid()}")
+    with suppress(FileNotFoundError):
+        unfinished.unlink()
+    try:
+        os.link(path, unfinished)
+    except OSError:  # FAT, SMB and some FUSE file systems
+        shutil.copyfile(path, unfinished)
+    os.replace(unfinished, copy)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is either the old or the new one, whole."""
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can (Windows cannot open folders)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the file, or an empty text.
+
+    `torch.load` skips the checksums that `torch.save` writes (four of five flipped bits load silently), so they
+    are compared here.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return f"checksum of {member} is wrong" if member else ""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file written by `torch.save`, on the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not a checkpoint, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint. Name a .pth file of a run folder.")
+    if zipfile.is_zipfile(path) and (wrong := damage(path)):
+        raise CheckpointError(f"{path}: is damaged ({wrong}). Use last.prev.pth or another checkpoint beside it.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            reason = "it holds Python objects, which could run code when loaded"
+        raise CheckpointError(f"{path}: is no checkpoint that can be used ({reason}). Name a .pth file.") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dictionary. Name a checkpoint.")
+    return state
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours, complete with what describes it.
+
+    Raises:
+        CheckpointError: It is of another program or of another format.
+    """
+    state = load(path)
+    if state.get("format") != FORMAT:
+        what = f"format {state['format']!r}" if "format" in state else "no 'format'"
+        raise CheckpointError(f"{path}: is not a Segwright checkpoint ({what}, expected {FORMAT}). Name one of ours.")
+    return state
+
+
+def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The model's weights in a checkpoint or a bare state dict, without prefixes of wrappers.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    weights = state.get("state_dict", state)
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f"{path}: holds no weights. Name a checkpoint or a state dict.")
+    return {strip_prefixes(name): value for name, value in weights.items()}
+
+
+def strip_prefixes(name: str) -> str:
+    """`name` of a parameter without what wrappers put before it."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put `weights` into `model`, all of them or none.
+
+    Raises:
+        CheckpointError: Names or shapes differ, or a weight is not finite; it names the first.
+    """
+    own = model.state_dict()
+    problems = [f"lacks '{name}'" for name in own if name not in weights]
+    problems += [f"has '{name}', which the model has not" for name in weights if name not in own]
+    problems += [
+        f"'{name}' is {list(weights[name].shape)}, the model's {list(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    problems += [
+        f"'{name}' is not finite"
+        for name, value in weights.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{path}: does not fit the model: {problems[0]}{more}. "
+            f'Use the config it was trained with, or "init_from" for fine-tuning.'
+        )
+    model.load_state_dict(dict(weights))
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The checkpoint of a run folder to go on from: last.pth or, where it is damaged, last.prev.pth.
+
+    Returns:
+        Path, content, and a line for each file that had to be passed over; None if there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none can be used.
+    """
+    passed: list[str] = []
+    candidates = [p for p in (folder / "last.pth", folder / "last.prev.pth") if p.exists()]
+    for path in candidates:
+        try:
+            return path, load_run(path), passed
+        except CheckpointError as error:
+            passed += error.problems
+    if candidates:
+        raise CheckpointError(*passed)
+    return None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left half written."""
+    for path in folder.glob("*.tmp[0-9]*"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for item in value.values() for t in _tensors(item)]
+    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []

@@ -1,0 +1,281 @@
+"""Read and write image and label files; every command reads them here, so that none sees other pixels.
+
+A file that is no image, was cut short, or means something else than it seems to (colors instead of label values,
+lossy labels, a turned camera) raises a `DataError` that names it. Nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from utils.errors import DataError
+
+MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more is an attack or a mistake
+
+_DAMAGED = "is damaged or cut short. Get the file again or remove it."
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+# What OpenCV decodes to the same colors as Pillow, several times as fast. It refuses damaged files of these formats,
+# where Pillow lets one in fifteen flipped bits of a PNG pass.
+_FAST_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})
+_FAST_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1"})
+
+
+def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
+    """The image in `path` as (H, W, 3) uint8, RGB.
+
+    Gray, palette, CMYK and 16-bit images are converted, 16-bit and floating values to the full range; an alpha
+    channel is dropped.
+
+    Args:
+        path: The file.
+        upright: Turn the image as its EXIF orientation says; otherwise pixels are as they are stored.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    data = _read_file(path)
+    header = _open(path, data)
+    if header.format not in _FAST_FORMATS or header.mode not in _FAST_MODES:
+        return _convert(path, header, upright)
+    image = None
+    if _is_complete(header.format, data):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise DataError(f"{path}: {_DAMAGED}")
+    return _turn(image, _orientation(header, data)) if upright else image
+
+
+def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
+    """The upright image in `path`, (H, W, 3) uint8, which must be as large as its label.
+
+    Whoever drew the label may have seen the image turned or not; only the sizes can tell.
+
+    Args:
+        path: The file.
+        label_shape: (H, W) of the label.
+
+    Raises:
+        DataError: It cannot be read, or its size is not the label's.
+    """
+    image = read_image(path)
+    if image.shape[:2] == label_shape[:2]:
+        return image
+    stored = read_image(path, upright=False).shape
+    sizes = f"the image is {_size(image.shape)} (width x height), its label {_size(label_shape)}"
+    if stored[:2] == label_shape[:2]:
+        raise DataError(
+            f"{path}: {sizes}, which fits only if the image's EXIF orientation is not applied. "
+            f"Remove that tag from the image (`exiftool -Orientation= FILE`), or turn the label."
+        )
+    raise DataError(f"{path}: {sizes}. Give both the same size.")
+
+
+def read_label(path: Path) -> np.ndarray:
+    """The raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
+
+    Raises:
+        DataError: It cannot be read, holds colors or values above 255, or is stored with loss.
+    """
+    label = read_label_values(path)
+    if label.dtype != np.uint8:
+        row, column = np.argwhere(label > 255)[0]
+        raise DataError(
+            f"{path}: label value {label[row, column]} at row {row}, column {column}. "
+            f"Labels are 8-bit here: convert the file to values from 0 to 255."
+        )
+    return label
+
+
+def read_label_values(path: Path) -> np.ndarray:
+    """The raw values of a label, (H, W), exact: uint8 where all are below 256, else int64.
+
+    Raises:
+        DataError: It cannot be read, holds colors, or is stored with loss.
+    """
+    image, data = _open_label(path)
+    if image.mode in ("L", "P", "1"):
+        values = np.asarray(image, np.uint8)
+        # Pillow stretches gray values of 2 and 4 bits to 0..255; the label was the number itself.
+        if image.mode == "L" and image.format == "PNG" and data[24] < 8:
+            values = values // np.uint8(255 // (2 ** data[24] - 1))
+        return values
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        return wide.astype(np.uint8) if wide.min() >= 0 and wide.max() <= 255 else wide
+    if image.mode == "F":
+        raise DataError(f"{path}: holds fractions, expected class indices. Convert the file to 8-bit values.")
+    raise DataError(
+        f"{path}: holds colors ({image.mode}), expected class indices. "
+        f'Use the dataset "Folder", whose class file can say what each color stands for, or convert the file.'
+    )
+
+
+def read_label_colors(path: Path) -> np.ndarray:
+    """The colors of a label drawn in colors, (H, W, 3) uint8, RGB, exact.
+
+    Raises:
+        DataError: It cannot be read or is stored with loss.
+    """
+    image, _ = _open_label(path)
+    return np.asarray(image.convert("RGB"))
+
+
+def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Write `label` (H, W) uint8 as a PNG whose values are the labels and which shows as colors.
+
+    Args:
+        path: File to write.
+        label: Values from 0 to 255.
+        palette: Color of each value, (256, 3) uint8.
+    """
+    image = Image.fromarray(np.ascontiguousarray(label, np.uint8))
+    image.putpalette(np.ascontiguousarray(palette, np.uint8).tobytes())
+    image.save(path, format="PNG")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            raise DataError(
+                f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}. Give an image file."
+            )
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read ({reason}). Check the path and its permissions.") from None
+    if not data:
+        raise DataError(f"{path}: is empty. Get the file again or remove it.")
+    return data
+
+
+def _open(path: Path, data: bytes) -> Image.Image:
+    """The image with its header read and no pixel decoded."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: {_too_large('')}") from None
+    except Exception:  # Pillow's plugins raise whatever they stumble over: SyntaxError, struct.error, ...
+        raise DataError(f"{path}: {_what_it_is(data)}") from None
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: {_too_large(f'{width}x{height} pixels, ')}")
+    return image
+
+
+def _too_large(size: str) -> str:
+    return f"is declared to have {size}more than {MAX_PIXELS:,} pixels. Cut it into tiles."
+
+
+def _what_it_is(data: bytes) -> str:
+    start = data[:512].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself. Run `git lfs pull`."
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return "holds a web page, not an image. Download the file again."
+    if data.startswith((b"\xff\xd8", b"\x89PNG")):
+        return _DAMAGED
+    return "is no image that can be read. Convert it to PNG or JPEG, or remove it."
+
+
+def _is_complete(kind: str | None, data: bytes) -> bool:
+    """Whether a file of this format ends as it should; decoders fill up with gray what is missing."""
+    if kind in ("JPEG", "MPO"):
+        # Cameras and editors append data of their own, and a thumbnail has an end of its own at the beginning.
+        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    return kind != "PNG" or b"IEND" in data[-64:]
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    if image.format == "PNG" and b"eXIf" not in data:
+        return 1  # getexif() would decode the whole image in search of it
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # what is written there may be anything, and is no reason not to use the pixels
+        return 1
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The upright `image`. Source: EXIF 2.32, tag 274: where row 0 and column 0 of what is stored belong."""
+    turned = {
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1),
+        6: lambda x: x[::-1].swapaxes(0, 1),
+        7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+        8: lambda x: x[:, ::-1].swapaxes(0, 1),
+    }.get(orientation)
+    return image if turned is None else np.ascontiguousarray(turned(image))
+
+
+def _convert(path: Path, image: Image.Image, upright: bool) -> np.ndarray:
+    """Decode what OpenCV does not, or not to the same colors."""
+    try:
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            return cv2.cvtColor(_to_8_bit(path, np.asarray(image)), cv2.COLOR_GRAY2RGB)
+        return np.array(image.convert("RGB"))
+    except DataError:
+        raise
+    except Exception:
+        raise DataError(f"{path}: {_DAMAGED}") from None
+
+
+def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:
+    """Gray values (H, W) of 16 bits, or fractions from 0 to 1, scaled to 0..255; never clipped."""
+    low, high = float(values.min()), float(values.max())
+    top = 1.0 if values.dtype.kind == "f" and high <= 1 else 255.0 if values.dtype.kind == "f" else 65535.0
+    if not 0 <= low <= high <= top:  # false for NaN, too
+        raise DataError(f"{path}: values from {low:g} to {high:g}, expected 0 to {top:g}. Convert it to 8 bits.")
+    return np.rint(values * (255 / top)).astype(np.uint8)
+
+
+def _open_label(path: Path) -> tuple[Image.Image, bytes]:
+    """A label file, decoded, and its bytes."""
+    data = _read_file(path)
+    image = _open(path, data)
+    if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]):
+        raise DataError(
+            f"{path}: is a {image.format} file, which changes label values at every edge. Use PNG files for labels."
+        )
+    try:
+        if image.format == "PNG":
+            _check_png(data)
+        image.load()
+    except Exception:
+        raise DataError(f"{path}: {_DAMAGED}") from None
+    return image, data
+
+
+def _check_png(data: bytes) -> None:
+    """Compare the checksum of each critical chunk, which Pillow does not.
+
+    Raises:
+        ValueError, struct.error: Damaged or cut short.
+    """
+    start, kind = 8, b""
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", data, start)
+        (checksum,) = struct.unpack_from(">I", data, start + 8 + size)
+        if kind[:1].isupper() and zlib.crc32(memoryview(data)[start + 4 : start + 8 + size]) != checksum:
+            raise ValueError("checksum")
+        start += 12 + size
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,172 @@
+"""The "optimizer" section of a config: an optimiser, and which parameters it treats differently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.errors import ConfigError
+from utils.registry import OPTIMIZERS
+from utils.schema import Above, AtLeast, Mismatch, convert, did_you_mean, join, parameters_of
+
+# The private base class is the only thing that all batch and instance norms have in common.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+DIFFERENTIAL_LR = 0.1  # of the backbone, as a share of the decoder's, where the config says `true`
+
+
+class Grouped(Protocol):
+    """What an optimiser needs to know of a model."""
+
+    def parameter_groups(self, lr: float, *, backbone_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+        """Groups with "name", "params" and "lr": a partition of the parameters."""
+
+    def named_modules(self) -> Any:
+        """As `torch.nn.Module` has it."""
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """How one part of a model differs.
+
+    Args:
+        lr_mult: Factor of the learning rate.
+        decay_mult: Factor of the weight decay.
+    """
+
+    lr_mult: Annotated[float, AtLeast(0)] = 1.0
+    decay_mult: Annotated[float, AtLeast(0)] = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The "optimizer" section.
+
+    Args:
+        type: A class of `torch.optim`, or a registered one.
+        args: Its arguments, without `params`.
+        differential_lr: Learning rate of the backbone as a share of the decoder's; true is 0.1, false is 1.
+        parts: What differs for parts of the model, "decoder" and "backbone".
+        no_decay: Parameters without weight decay: those of normalisation layers, biases, depthwise convolutions.
+    """
+
+    type: str = "SGD"
+    args: Mapping[str, Any] = field(default_factory=dict)
+    differential_lr: bool | Annotated[float, Above(0)] = False
+    parts: Mapping[str, PartOptions] = field(default_factory=dict)
+    no_decay: tuple[Literal["norm", "bias", "depthwise"], ...] = ()
+
+    @property
+    def backbone_lr_scale(self) -> float:
+        if isinstance(self.differential_lr, bool):
+            return DIFFERENTIAL_LR if self.differential_lr else 1.0
+        return self.differential_lr
+
+
+def check_optimizer(value: Any, *, where: str = "optimizer", problems: list[str]) -> OptimizerConfig:
+    """An "optimizer" section with every default filled in; what is wrong with it goes to `problems`.
+
+    Args:
+        value: A name, or ``{"type", "args", "differential_lr", "parts", "no_decay"}``.
+    """
+    found = len(problems)
+    try:
+        config = convert({"type": value} if isinstance(value, str) else value, OptimizerConfig, where)
+    except Mismatch as mismatch:
+        problems += mismatch.problems
+        return OptimizerConfig()
+    component = OPTIMIZERS.check(
+        value if isinstance(value, str) else {"type": config.type, "args": config.args}, where=where, problems=problems
+    )
+    backbone = config.parts.get("backbone", PartOptions())
+    if config.differential_lr and backbone.lr_mult != 1:
+        problems.append(
+            f"{join(where, 'parts.backbone.lr_mult')}: differential_lr sets the backbone's learning rate too. "
+            f"Keep one of the two."
+        )
+    if len(problems) > found:
+        return OptimizerConfig()
+    try:
+        _make(component.type, component.args, [nn.Parameter(torch.zeros(1))], where)
+    except ConfigError as error:
+        problems += error.problems
+    if "weight_decay" not in parameters_of(OPTIMIZERS[component.type]):
+        problems += [
+            f"{join(where, place)}: {component.type} has no weight decay. Remove it, or use another type."
+            for place in [f"parts.{name}.decay_mult" for name, part in config.parts.items() if part.decay_mult != 1]
+            + (["no_decay"] if config.no_decay else [])
+        ]
+    return OptimizerConfig(component.type, component.args, config.differential_lr, config.parts, config.no_decay)
+
+
+def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") -> Optimizer:
+    """The optimiser that an "optimizer" section describes, for the parameters of `model`.
+
+    Its groups are the model's, decoder first. `no_decay` splits a group NAME in two, NAME and "NAME/no_decay".
+    Frozen parameters stay in their group, so that freezing changes no group; groups without parameters are dropped.
+    Each group keeps its learning rate in "base_lr", for schedules to scale.
+
+    Args:
+        config: A name, the section, or an `OptimizerConfig`.
+
+    Raises:
+        ConfigError: The section is wrong, torch refuses the arguments, or the model has no part of a given name.
+    """
+    problems: list[str] = []
+    checked = check_optimizer(config, where=where, problems=problems)
+    if problems:
+        raise ConfigError(*problems)
+    lr, decay = (_argument(checked, name) for name in ("lr", "weight_decay"))
+    groups = model.parameter_groups(lr, backbone_lr_scale=checked.backbone_lr_scale)
+    names = [group["name"] for group in groups]
+    if unknown := [name for name in checked.parts if name not in names]:
+        place = join(where, "parts")
+        raise ConfigError(*(f"{join(place, n)}: the model has no such part. {did_you_mean(n, names)}" for n in unknown))
+    spared = {id(parameter) for kind in checked.no_decay for parameter in _spared(model, kind)}
+    finished = []
+    for group in groups:
+        part = checked.parts.get(group["name"], PartOptions())
+        rate = group["lr"] * part.lr_mult
+        options = {"lr": rate, "base_lr": rate}
+        if decay is not None:
+            options["weight_decay"] = decay * part.decay_mult
+        decayed = [p for p in group["params"] if id(p) not in spared]
+        rest = [p for p in group["params"] if id(p) in spared]
+        finished.append({"name": group["name"], "params": decayed, **options})
+        finished.append({"name": f"{group['name']}/no_decay", "params": rest, **options, "weight_decay": 0.0})
+    return _make(checked.type, checked.args, [group for group in finished if group["params"]], where)
+
+
+def _make(kind: str, args: Mapping[str, Any], parameters: list, where: str) -> Optimizer:
+    try:
+        return OPTIMIZERS.build({"type": kind, "args": args}, parameters, where=where)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{join(where, 'args')}: {kind} refuses its arguments: {reason}. Change them.") from error
+
+
+def _argument(config: OptimizerConfig, name: str) -> Any:
+    """The value of an argument, or its default; None where there is no such argument."""
+    parameter = parameters_of(OPTIMIZERS[config.type]).get(name)
+    return config.args.get(name, parameter.default if parameter else None)
+
+
+def _spared(model: Grouped, kind: str) -> list[torch.Tensor]:
+    """Parameters of one kind that weight decay may leave alone."""
+    found: list[torch.Tensor] = []
+    for _, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if kind == "bias":
+            found += [parameter for name, parameter in own.items() if name == "bias"]
+        elif kind == "norm" and isinstance(module, NORMS):
+            found += own.values()
+        elif kind == "depthwise" and isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            found.append(module.weight)
+    return found

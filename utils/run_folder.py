@@ -1,0 +1,160 @@
+"""The folder of a run: made once, never shared, found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from utils.errors import ConfigError, Stopped, UserError
+
+LOCK = "run.lock"
+FORBIDDEN = set('/\\:*?"<>|\0')
+
+
+def check_name(name: str) -> str:
+    """What is wrong with `name` as the name of a run, or an empty text."""
+    if not name.strip() or name.strip(". ") == "" or name == "runs" or FORBIDDEN & set(name) or not name.isprintable():
+        return f"name: {json.dumps(name)} cannot name a folder of runs. Use letters, digits, '-' and '_'."
+    return ""
+
+
+def create(save_dir: Path, name: str, now: datetime) -> Path:
+    """Make a new folder `<save_dir>/<name>/<YYYY-MM-DD_HH-MM-SS[-n]>`; two runs of one second get two.
+
+    Raises:
+        ConfigError: It cannot be made or written to.
+    """
+    stamp, parent = f"{now:%Y-%m-%d_%H-%M-%S}", save_dir / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            (folder / LOCK).touch()
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"trainer.save_dir: {parent} cannot be written ({error.strerror}). Name a folder that can be."
+        ) from None
+    raise ConfigError(f"trainer.save_dir: {parent} has a thousand runs of {stamp}. Clear it up.")
+
+
+class Lock:
+    """Keeps other processes from going on with a run; the kernel lets go of it when this process dies.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        UserError: A living process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / LOCK).open("a+")
+        try:
+            import fcntl
+        except ImportError:  # Windows: no lock, no harm
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(
+                f"{folder}: another process is training this run. Wait for it or start a run of your own."
+            ) from None
+
+    def release(self) -> None:
+        """Let others have the run."""
+        self._file.close()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living process trains the run of `folder`."""
+    try:
+        Lock(folder).release()
+    except UserError:
+        return True
+    return False
+
+
+def past_runs(save_dir: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders of earlier runs of `name` and their resolved configs."""
+    for path in sorted((save_dir / name).glob("*/config.json")):
+        try:
+            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+
+
+def check_space(folder: Path, checkpoint_bytes: int) -> None:
+    """Refuse to start where three checkpoints would not fit.
+
+    Raises:
+        Stopped: The disk is too full.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < 3 * checkpoint_bytes:
+        raise Stopped(
+            f"{folder}: {free >> 20} MiB are free, and three checkpoints take {3 * checkpoint_bytes >> 20} MiB. "
+            f"Free some space or set trainer.save_dir to another disk; nothing was started"
+        )
+
+
+def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, device, seed, git commit and command line: what it takes to repeat a run."""
+    import cv2
+    import numpy
+    import torch
+
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": numpy.__version__,
+            "opencv": cv2.__version__,
+        },
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        "num_threads": torch.get_num_threads(),
+        "world_size": 1,
+        "seed": seed,
+        "modules": list(modules),
+        "git": git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, with ``+`` where files were changed; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True, env=quiet
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON."""
+    from utils.checkpoint import write_text
+    from utils.config import dump_json
+
+    write_text(path, dump_json(value))

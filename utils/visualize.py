@@ -1,0 +1,74 @@
+"""Labels as colors: for TensorBoard, for predictions on disk, for pictures in documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from utils.classes import IGNORE, ClassTable
+
+VOID_COLOR = (255, 255, 255)  # no dataset paints a class white
+GAP = 8  # pixels between pictures
+
+
+def colorize(labels: np.ndarray, classes: ClassTable) -> np.ndarray:
+    """Labels (H, W) uint8 as a picture (H, W, 3) uint8; void in a color of its own."""
+    return png_palette(classes)[labels]
+
+
+def png_palette(classes: ClassTable) -> np.ndarray:
+    """Colors (256, 3) uint8 for palette PNGs: the classes', and one of its own for void."""
+    palette = classes.palette.copy()
+    palette[IGNORE] = VOID_COLOR
+    return palette
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.5) -> np.ndarray:
+    """Colored labels over an image (H, W, 3) uint8; void pixels show the image alone."""
+    mixed = cv2.addWeighted(colorize(labels, classes), opacity, image, 1 - opacity, 0)
+    return np.where((labels == IGNORE)[..., None], image, mixed)
+
+
+def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTable, width: int = 1200) -> np.ndarray:
+    """An image and label maps of it, side by side.
+
+    Args:
+        image: (H, W, C) uint8; one channel is shown gray, of more than three the first three.
+        labels: Label maps (H, W) uint8.
+        classes: Their colors.
+        width: Width of the result; its height follows.
+
+    Returns:
+        (h, width, 3) uint8, with a white gap after each part and below.
+    """
+    shown = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
+    parts = [shown, *(colorize(each, classes) for each in labels)]
+    w = width // len(parts) - GAP
+    h = max(1, round(w * image.shape[0] / image.shape[1]))
+    row = np.full((h + GAP, width, 3), 255, np.uint8)
+    for i, part in enumerate(parts):
+        interpolation = cv2.INTER_AREA if i == 0 else cv2.INTER_NEAREST
+        left = i * (w + GAP)
+        row[:h, left : left + w] = cv2.resize(np.ascontiguousarray(part), (w, h), interpolation=interpolation)
+    return row
+
+
+def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarray:
+    """Color and name of each class and of void, in as many rows as it takes; (h, width, 3) uint8."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, height / 56
+    entries = [*zip(classes.names, classes.colors, strict=True), ("void", VOID_COLOR)]
+    rows, x = [np.full((height, width, 3), 255, np.uint8)], 0
+    for name, color in entries:
+        text_width = cv2.getTextSize(name, font, scale, 1)[0][0]
+        needed = height + text_width + height // 2
+        if x + needed > width and x > 0:
+            rows.append(np.full((height, width, 3), 255, np.uint8))
+            x = 0
+        box = (x + 4, 4), (x + height - 4, height - 4)
+        cv2.rectangle(rows[-1], *box, tuple(int(c) for c in color), -1)
+        cv2.rectangle(rows[-1], *box, (90, 90, 90), 1)
+        cv2.putText(rows[-1], name, (x + height, int(height * 0.68)), font, scale, (30, 30, 30), 1, cv2.LINE_AA)
+        x += needed
+    return np.concatenate(rows)

@@ -1,0 +1,47 @@
+"""Where results are shown while a run goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger("segwright")
+
+
+class TensorBoardWriter:
+    """TensorBoard event files; the package is imported only when one is made.
+
+    Args:
+        log_dir: Folder of this run's events.
+        purge_step: Step from which on earlier events are void: where a resumed run goes on.
+    """
+
+    def __init__(self, log_dir: Path, purge_step: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by tag, at an optimiser step."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """A picture (H, W, 3) uint8 at an optimiser step."""
+        self._writer.add_image(tag, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self._writer.close()
+
+
+def open_tensorboard(log_dir: Path, purge_step: int | None = None) -> list[TensorBoardWriter]:
+    """A writer, or none and a warning where the package is missing."""
+    try:
+        return [TensorBoardWriter(log_dir, purge_step)]
+    except ImportError as error:
+        logger.warning("trainer.tensorboard: not written, %s. `pip install tensorboard` mends it.", error)
+        return []
