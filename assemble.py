@@ -39,9 +39,7 @@ from utils.optimizers import build_optimizer
 from utils.predict import Predictor
 from utils.registry import DATASETS
 from utils.reproducibility import stream
-from utils.schema import (
-    Component,
-)
+from utils.schema import Component
 
 logger = logging.getLogger("segwright")
 
@@ -57,8 +55,23 @@ def import_modules(names: Sequence[str]) -> list[str]:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"--import {name}: {error}. Name a module that Python finds from here.") from None
+            raise UserError(f"--import {name}: {error}. Name a module that Python finds from here.") from error
+        except Exception as error:  # whatever the code of others raises
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"--import {name}: {what}. Mend the module; --debug shows where it fails.") from error
     return wanted
+
+
+def require_modules(state: Mapping[str, Any], modules: Sequence[str], path: Path) -> None:
+    """See to it that the third-party modules that a checkpoint was made with have been imported.
+
+    Raises:
+        CheckpointError: It says which ones to import.
+    """
+    missing = [name for name in state["environment"].get("modules", []) if name not in modules]
+    if missing:
+        needed = " ".join(f"--import {name}" for name in missing)
+        raise CheckpointError(f"{path}: was made with components of your own. Add {needed}.")
 
 
 def build_dataset(loader: Component, *, where: str, seed: int, ignore_index: int = IGNORE) -> BaseDataset:
@@ -289,6 +302,19 @@ class DryRun:
     image_size: tuple[int, int]
 
 
+def check_training(config: RunConfig, model: BaseModel) -> None:
+    """Build loss and optimiser for `model`, for what only they can find wrong.
+
+    Raises:
+        ConfigError: A class or a part of the model does not exist, or torch refuses an argument.
+    """
+    names = config.classes.names
+    facts = {"num_classes": len(names), "class_names": names, "class_pixels": [1] * len(names)}
+    build_criterion(config.loss, aux_factor=config.aux_factor, where="loss", **facts)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    build_scheduler(config.lr_scheduler, optimizer, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)
+
+
 def dry_run(config: RunConfig) -> DryRun:
     """Build the model on the meta device and run one training forward pass at the crop size.
 
@@ -301,6 +327,7 @@ def dry_run(config: RunConfig) -> DryRun:
     with torch.device("meta"):
         model = build_network(config, load_weights=False)
     check_parts(config, model)
+    check_training(config, model)
     count = args["batch_size"] // config.trainer.accumulate
     channels = config.arch.args.get("in_channels", 3)
     images = torch.empty(count, channels, *size, dtype=torch.uint8, device="meta")
@@ -333,32 +360,44 @@ def dry_run(config: RunConfig) -> DryRun:
 
 
 def load_predictor(
-    path: Path, device: torch.device, *, precision: str = "fp32", modules: Sequence[str] = ()
+    path: Path,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    modules: Sequence[str] = (),
+    config: RunConfig | None = None,
 ) -> Predictor:
     """The model in a checkpoint, ready to predict; the averaged weights, where there are some.
+
+    Args:
+        path: A checkpoint or, with `config`, any file of weights.
+        device: Where to compute.
+        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        modules: Names of third-party modules that have been imported.
+        config: Describes the model instead of the checkpoint.
 
     Raises:
         CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
     """
-    state = checkpoint.load_run(path)
-    missing = [name for name in state["environment"].get("modules", []) if name not in modules]
-    if missing:
-        needed = " ".join(f"--import {name}" for name in missing)
-        raise CheckpointError(f"{path}: was made with components of your own. Add {needed}.")
-    normalization = state["normalization"]
+    if config is None:
+        state = about = checkpoint.load_run(path)
+        require_modules(state, modules, path)
+    else:
+        state = checkpoint.load(path)
+        about = {**describe(config, {}), "epoch": state.get("epoch"), "step": state.get("step")}
     model = build_model(
-        state["arch"],
-        num_classes=len(state["classes"]),
-        mean=normalization["mean"],
-        std=normalization["std"],
+        about["arch"],
+        num_classes=len(about["classes"]),
+        mean=about["normalization"]["mean"],
+        std=about["normalization"]["std"],
         load_weights=False,
     )
-    checkpoint.load_weights(model, (state.get("ema") or state)["state_dict"], path)
+    checkpoint.load_weights(model, checkpoint.weights_of(state.get("ema") or state, path), path)
     classes = ClassTable(
-        tuple(state["classes"]),
-        as_colors(state["palette"]),
-        tuple((index,) for index in range(len(state["classes"]))),
-        left_out=tuple(state["left_out"]),
+        tuple(about["classes"]),
+        as_colors(about["palette"]),
+        tuple((index,) for index in range(len(about["classes"]))),
+        left_out=tuple(about["left_out"]),
     )
-    about = {key: state[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
+    about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
     return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])

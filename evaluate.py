@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, run
 
@@ -22,6 +23,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
     add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+    add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
     add(
@@ -50,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     log_to()
     modules = assemble.import_modules(args.modules)
+    described = check_config(load_config(args.config)) if args.config else None
     predictor = assemble.load_predictor(
-        args.model, choose_device(args.device), precision=args.precision, modules=modules
+        args.model, choose_device(args.device), precision=args.precision, modules=modules, config=described
     )
-    config = check_config(predictor.about["config"])
+    config = described or check_config(predictor.about["config"])
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=args.mode != "single")
     loader = assemble.build_evaluation_loader(config, section)
     matrix = measure(predictor, loader)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, DataError, UserError, run
 
@@ -28,6 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="inference.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+    add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("-i", "--images", required=True, metavar="FILE|DIR|GLOB", help="images to predict")
     add("-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default: outputs)")
     add("-e", "--extension", default="any", help="endings of images in a folder: jpg,png, or any (default)")
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.images import read_image
 
     paths = find_images(args.images, args.extension)
-    predictor = load(args.model, device=args.device, precision=args.precision, modules=args.modules)
+    predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
     make_folder(args.output)
     broken: list[str] = []
     for path, name in zip(tqdm(paths, unit="image", disable=None), output_names(paths), strict=True):
@@ -70,12 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load(
-    model: str | Path, *, device: str | None = None, precision: str = "fp32", modules: Sequence[str] = ()
+    model: str | Path,
+    *,
+    config: str | Path | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
+    modules: Sequence[str] = (),
 ) -> Predictor:
     """The model in a checkpoint, ready to predict; for notebooks and scripts.
 
     Args:
         model: Path of a checkpoint.
+        config: Path of the config that describes the model, if the file holds bare weights.
         device: GPU such as ``"0"``, or ``"cpu"``, ``"cuda"``, ``"mps"``; None takes a GPU if there is one.
         precision: Arithmetic: fp32, bf16, fp16, or auto.
         modules: Modules with components of your own that the model uses.
@@ -84,11 +92,15 @@ def load(
         CheckpointError: The file cannot be used.
     """
     import assemble
+    from run_config import check_config
     from utils.log import log_to
 
     log_to()
     names = assemble.import_modules(modules)
-    return assemble.load_predictor(Path(model), choose_device(device), precision=precision, modules=names)
+    described = check_config(load_config(Path(config))) if config is not None else None
+    return assemble.load_predictor(
+        Path(model), choose_device(device), precision=precision, modules=names, config=described
+    )
 
 
 def make_folder(path: Path) -> None:

@@ -90,6 +90,11 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> Component:
         mine = {key: each for key, each in given[owner].items() if key not in reserved}
         arguments = check_arguments(target, mine, where=place, reserved=reserved, problems=problems)
         resolved.update(fill_defaults(target, arguments, reserved=reserved))
+    splits = dataset_class(name).splits
+    if len(problems) == before and resolved.get("split", splits[0]) not in splits:
+        problems.append(
+            f"{place}.split: {name} has no '{resolved['split']}'. {did_you_mean(resolved['split'], splits)}"
+        )
     if len(problems) == before:
         chain = ChainOptions(**{key: resolved[key] for key in parameters_of(ChainOptions)})
         problems += chain_problems(chain, place)

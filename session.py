@@ -24,6 +24,7 @@ from utils.config import differences, dump_json
 from utils.errors import CheckpointError, UserError
 from utils.images import write_label
 from utils.log import log_to
+from utils.lr_scheduler import TorchSchedule
 from utils.predict import Predictor
 from utils.schema import show
 from utils.visualize import comparison, legend, png_palette
@@ -121,22 +122,19 @@ def start(
         load_weights=state is None,
     )
     if state is not None and resume is not None:
-        old = [group["lr"] for group in state["optimizer"]["param_groups"]]
         trainer.resume(state, resume)
-        trainer.schedule.apply(trainer.optimizer, trainer.progress.step)
-        new = [group["lr"] for group in trainer.optimizer.param_groups]
-        logger.info("going on from %s at step %d of %d", resume, trainer.progress.step, trainer.total_steps)
-        logger.info("learning rate: %s at the last step, %s at the next", *(_rates(r) for r in (old, new)))
+        step = trainer.progress.step
+        logger.info("going on from %s at step %d of %d", resume, step, trainer.total_steps)
+        if trainer.total_steps != state["total_steps"] and not isinstance(trainer.schedule, TorchSchedule):
+            group = trainer.optimizer.param_groups[0]
+            new = group["base_lr"] * trainer.schedule.factor(step)
+            logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
     elif config.init_from is not None:
         logger.info(initialise_from(config.init_from, trainer.model))
     if not trainer.finished:
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
     return trainer
-
-
-def _rates(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.3g}" for value in values)
 
 
 def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:

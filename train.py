@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [*args.set]
     overrides += [f"optimizer.args.lr={args.lr}"] if args.lr is not None else []
     overrides += [f"train_loader.args.batch_size={args.bs}"] if args.bs is not None else []
-    if args.list or args.describe:
+    if args.list or args.describe is not None:
         return explain(args)
     from_checkpoint = args.resume not in (None, "auto") and args.config is None
     raw = {} if from_checkpoint else load_config(args.config or Path("config.json"), overrides)
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = None
     if args.resume not in (None, "auto"):
         state = checkpoint.load_run(Path(args.resume))
+        assemble.require_modules(state, modules, Path(args.resume))
         raw = override(state["config"], overrides) if from_checkpoint else raw
     config = check_config(raw)
     device = choose_device(args.device, config.n_gpu)
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     resume = Path(args.resume) if state is not None else None
     if args.resume == "auto":
         resume, state = session.find_run(config)
+    if state is None:
+        check_weights(config)
     session.train(config, device, modules=modules, resume=resume, state=state)
     return 0
 
@@ -79,6 +82,7 @@ def check(config: RunConfig) -> int:
     from base.data_check import check_samples
 
     dry = assemble.dry_run(config)
+    check_weights(config)
     print(f"config      right; {config.arch.type}, {len(config.classes)} classes")
     print(f"parameters  {dry.parameters / 1e6:.2f} M, {dry.trainable / 1e6:.2f} M of them trained")
     print(f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}")
@@ -90,6 +94,15 @@ def check(config: RunConfig) -> int:
             found = check_samples(loader.view)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
     return 0
+
+
+def check_weights(config: RunConfig) -> None:
+    """See to it that the files of weights that a config names can be used, before a run's folder is made."""
+    from utils import checkpoint
+
+    for path in (config.init_from, config.arch.args["pretrained"]):
+        if isinstance(path, Path):
+            checkpoint.weights_of(checkpoint.load(path), path)
 
 
 def gib(size: int) -> str:
@@ -104,7 +117,7 @@ def explain(args: argparse.Namespace) -> int:
     assemble.import_modules(args.modules)
     if args.list:
         print(list_names(KINDS if args.list == "all" else [args.list]))
-    if args.describe:
+    if args.describe is not None:
         text = describe(args.describe)
         if text is None:
             raise UserError(f"--describe {args.describe}: no such name. `train.py --list` shows what there is.")

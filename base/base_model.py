@@ -101,6 +101,7 @@ class BaseModel(nn.Module, ABC):
     """
 
     needs_batch = False  # whether a training step needs 2 images, because batch norm sees a single pixel of each
+    unpools = False  # whether it uses max_unpool2d, which has no deterministic implementation on CUDA
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()

@@ -339,6 +339,7 @@ class BaseTrainer(ABC):
             **self.description,
             "epoch": progress.epoch,
             "step": progress.step,
+            "total_steps": self.total_steps,
             "position": progress.position,
             "best": {"value": progress.best_value, "epoch": progress.best_epoch},
             "history": self.history,
@@ -377,7 +378,7 @@ class BaseTrainer(ABC):
         Raises:
             CheckpointError: It lacks something, or does not fit the model.
         """
-        needed = ("epoch", "step", "position", "best", "history", "state_dict", "optimizer")
+        needed = ("epoch", "step", "total_steps", "position", "best", "history", "state_dict", "optimizer")
         if missing := [key for key in needed if key not in state]:
             raise CheckpointError(f"{path}: lacks {', '.join(missing)}. Use it as init_from, not as --resume.")
         self.load_parts_state(state, path)

@@ -1,0 +1,5 @@
+"""Datasets and transforms. Importing the package registers all of them."""
+
+from utils.registry import import_submodules
+
+import_submodules("dataloader")

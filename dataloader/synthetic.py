@@ -23,11 +23,11 @@ from utils.schema import AtLeast, Between
 CLASSES = ClassTable.read(Path(__file__).parent / "classes" / "synthetic.csv")
 SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, FENCE, POLE, SIGN, CAR, PEDESTRIAN = range(len(CLASSES))
 
-FAR = 120.0  # metres; what lies beyond is skyline
+NEAR, FAR = 0.8, 120.0  # metres; what is nearer is out of the picture, what lies beyond is skyline
 
 # Gray levels of slow and of pixel-wise variation of each class's surface.
-_SLOW = np.array([6, 8, 8, 7, 16, 26, 4, 3, 2, 6, 5], np.float32)
-_FINE = np.array([2, 9, 8, 5, 17, 24, 8, 4, 3, 4, 5], np.float32)
+_SLOW = np.array([3, 6, 5, 5, 14, 24, 4, 3, 2, 4, 4], np.float32)
+_FINE = np.array([2, 8, 8, 5, 18, 26, 8, 4, 3, 4, 5], np.float32) / 50
 
 _WALLS = [(168, 96, 78), (196, 172, 138), (150, 146, 142), (206, 196, 180), (134, 112, 98), (176, 134, 100)]
 _PAINTS = [(186, 34, 36), (32, 66, 150), (226, 226, 228), (34, 34, 40), (168, 172, 178), (226, 178, 40), (30, 104, 74)]
@@ -51,12 +51,12 @@ class Synthetic(BaseDataset):
 
     data_dir: Path | None = None  # type: ignore[assignment]
     length: Annotated[int, Between(1, 10_000_000)] = 400
-    size: tuple[Annotated[int, Between(32, 4096)], Annotated[int, Between(32, 4096)]] = (192, 256)
+    size: tuple[Annotated[int, Between(32, 1024)], Annotated[int, Between(32, 1024)]] = (192, 256)
     seed: Annotated[int, AtLeast(0)] = 0
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
-    mean: ClassVar[tuple[float, ...]] = (0.458, 0.454, 0.445)
-    std: ClassVar[tuple[float, ...]] = (0.209, 0.204, 0.223)
+    mean: ClassVar[tuple[float, ...]] = (0.458, 0.443, 0.423)
+    std: ClassVar[tuple[float, ...]] = (0.202, 0.19, 0.206)
 
     @classmethod
     def base_classes(cls, **options: Any) -> ClassTable:
@@ -116,8 +116,9 @@ class _Scene:
         self.focal = min(width, 1.4 * height) * rng.uniform(0.6, 1.05)
         self.eye = rng.uniform(1.3, 2.6)  # height of the camera
         self.vanishing = np.array([width * rng.uniform(0.12, 0.88), height * rng.uniform(0.25, 0.62)])
-        roll = np.radians(rng.normal(0, 4))
-        self.roll = np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])
+        roll, middle = np.radians(rng.normal(0, 4)), np.array([width, height]) / 2
+        self.roll = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+        self.center = (self.vanishing - middle) @ self.roll + middle  # where the street vanishes
         self.thin = max(width / 256, 0.5)  # what is 1 pixel wide at the default size
         # The sun lights one side of the street; fronts that face us lie in between.
         self.light = {-1: rng.uniform(0.75, 1.1), 0: rng.uniform(0.8, 1.0), 1: rng.uniform(0.75, 1.1)}
@@ -132,10 +133,8 @@ class _Scene:
     def project(self, points: Any) -> np.ndarray:
         """Points (..., 3) in metres as pixels (..., 2): column, row."""
         points = np.asarray(points, np.float64)
-        pixels = points[..., :2] * (1, -1) + (0, self.eye)
-        pixels = self.vanishing + self.focal * pixels / points[..., 2:]
-        center = np.array([self.width, self.height]) / 2
-        return np.rint((pixels - center) @ self.roll.T + center).clip(-20_000, 20_000).astype(np.int32)
+        flat = (points[..., :2] * (1, -1) + (0, self.eye)) * (self.focal / points[..., 2:])
+        return np.rint(flat @ self.roll + self.center).clip(-30_000, 30_000).astype(np.int32)
 
     def pixels(self, length: float, z: float) -> float:
         """How many pixels `length` metres are at the distance `z`."""
@@ -158,6 +157,11 @@ class _Scene:
     def outline(self, polygons: Iterable[np.ndarray]) -> None:
         """Make the border of what is drawn next void, as in labels drawn by hand."""
         cv2.polylines(self.label, list(polygons), True, IGNORE, 3)
+
+    def copies(self, corners: Any, xs: Iterable[float], ys: Iterable[float], zs: Iterable[float]) -> list[np.ndarray]:
+        """A polygon (K, 3) moved by every combination of shifts along the axes."""
+        shifts = np.stack(np.meshgrid(list(xs), list(ys), list(zs)), axis=-1).reshape(-1, 1, 3)
+        return list(self.project(np.asarray(corners) + shifts))
 
     def wall(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float) -> np.ndarray:
         """Corners of an upright rectangle from (x0, z0) to (x1, z1)."""
@@ -188,23 +192,26 @@ class _Scene:
             self.fill([block], haze, TREE if wooded else BUILDING)
             x += step * rng.uniform(0.8, 1.5)
         meadow = np.array([104, 134, 62]) + rng.normal(0, 10, 3)
-        self.fill([self.floor(-9 * FAR, 9 * FAR, 0.4, FAR)], meadow, GRASS)
+        reach = 3 * max(self.width, self.height)
+        below = np.array([(-reach, 0), (reach, 0), (reach, reach), (-reach, reach)]) @ self.roll + self.center
+        self.fill([np.rint(below).astype(np.int32)], meadow, GRASS)
         asphalt = np.array([92, 92, 98]) + rng.uniform(-26, 22) + rng.normal(0, 3, 3)
         for side in (-1, 1):
-            self.fill([self.floor(self.curbs[side], self.walks[side], 0.4, FAR)], self.paving, PAVEMENT)
-            curb = self.floor(self.curbs[side], self.curbs[side] + side * 0.2, 0.4, FAR)
+            self.fill([self.floor(self.curbs[side], self.walks[side], NEAR, FAR)], self.paving, PAVEMENT)
+            curb = self.floor(self.curbs[side], self.curbs[side] + side * 0.2, NEAR, FAR)
             self.fill([curb], self.paving * 1.15)
-        self.fill([self.floor(self.curbs[-1], self.curbs[1], 0.4, FAR)], asphalt, ROAD)
+        self.fill([self.floor(self.curbs[-1], self.curbs[1], NEAR, FAR)], asphalt, ROAD)
         if rng.random() < 0.4:  # a side street
             z = rng.uniform(6, 30)
             self.fill([self.floor(-FAR, FAR, z, z + rng.uniform(4, 9))], asphalt, ROAD)
         white = (222, 220, 214)
         if rng.random() < 0.75:
-            dashes = [self.floor(self.middle - 0.08, self.middle + 0.08, z, z + 2) for z in range(1, 60, 5)]
-            self.fill(dashes, white)
+            dash = [(self.middle + dx, 0, z) for dx, z in ((-0.08, 1), (0.08, 1), (0.08, 3), (-0.08, 3))]
+            self.fill(self.copies(dash, [0], [0], range(0, 60, 5)), white)
         if rng.random() < 0.25:
             z, stripes = rng.uniform(5, 16), np.arange(self.curbs[-1] + 0.4, self.curbs[1] - 0.4, 1.0)
-            self.fill([self.floor(x, x + 0.5, z, z + 3) for x in stripes], white)
+            stripe = [(0, 0, z), (0.5, 0, z), (0.5, 0, z + 3), (0, 0, z + 3)]
+            self.fill(self.copies(stripe, stripes, [0], [0]), white)
         for _ in range(rng.integers(0, 4)):  # shadows of what stands behind us
             z, x = rng.uniform(2, 25), rng.uniform(self.curbs[-1], self.curbs[1])
             self.fill([self.floor(x - rng.uniform(1, 4), self.curbs[1], z, z + rng.uniform(0.5, 3))], asphalt * 0.72)
@@ -213,7 +220,7 @@ class _Scene:
         """Distance of everything that stands on the ground, and how to draw it."""
         rng, things = self.rng, []
         for side in (-1, 1):
-            built, z = rng.uniform(0.1, 0.9), rng.uniform(0.6, 5)
+            built, z = rng.uniform(0.1, 0.9), rng.uniform(1.2, 6)
             while z < 70:
                 step = rng.uniform(5, 15)
                 if rng.random() < built:
@@ -226,8 +233,8 @@ class _Scene:
                         at = z + rng.uniform(0, step)
                         things.append((at, self.tree(x, at)))
                 z += step
-            for _ in range(rng.integers(0, 4)):
-                z = rng.uniform(3.5, 24)
+            for _ in range(rng.integers(1, 4)):
+                z = rng.uniform(3, 16)
                 x = self.curbs[side] + side * rng.uniform(0.3, 0.8)
                 things.append((z, self.sign_post(x, z) if rng.random() < 0.55 else self.lamp_post(x, z, side)))
             if rng.random() < 0.3:
@@ -237,7 +244,7 @@ class _Scene:
                 things.append((z, self.car(self.curbs[side] - side * rng.uniform(1.1, 1.6), z)))
         for z in rng.uniform(5, 45, rng.integers(0, 3)):
             things.append((z, self.car(self.middle + rng.choice([-1, 1]) * (self.curbs[1] - self.middle) * 0.4, z)))
-        for z in rng.uniform(2.8, 17, rng.integers(1, 7)):
+        for z in rng.uniform(2.8, 11, rng.integers(2, 7)):
             side = rng.choice([-1, 1])
             crossing = rng.random() < 0.2
             ends = (self.curbs[-1], self.curbs[1]) if crossing else sorted((self.curbs[side], self.walks[side]))
@@ -262,26 +269,24 @@ class _Scene:
             if self.pixels(pitch, z0) < 3:
                 return
             along = np.arange(z0 + 0.6, z1 - 1.4, pitch)
-            panes = [self.wall(x, x, y, y + 1.6, z, z + 1.2) for y in storeys for z in along]
-            if panes:
-                self.fill(panes, glass * self.light[side])
-            across = x + side * np.arange(1.0, abs(x_far - x) - 1.4, pitch)
-            panes = [self.wall(a, a + side * 1.2, y, y + 1.6, z0, z0) for y in storeys for a in across[:5]]
-            if panes:
-                self.fill(panes, glass * self.light[0])
+            pane = [(x, 0, 0), (x, 0, 1.2), (x, 1.6, 1.2), (x, 1.6, 0)]
+            self.fill(self.copies(pane, [0], storeys, along), glass * self.light[side])
+            across = side * np.arange(1.0, abs(x_far - x) - 1.4, pitch)[:5]
+            pane = [(x, 0, z0), (x + side * 1.2, 0, z0), (x + side * 1.2, 1.6, z0), (x, 1.6, z0)]
+            self.fill(self.copies(pane, across, storeys, [0]), glass * self.light[0])
 
         return draw
 
     def fence(self, side: int, z0: float, z1: float) -> Callable[[], None]:
         """Upright boards with gaps between them."""
-        x, top = self.walks[side] + side * 0.3, self.rng.uniform(1.0, 2.0)
-        color = self.choice([(120, 86, 54), (86, 92, 84), (150, 128, 96), (70, 74, 88)])
+        x, top = self.walks[side] + side * 0.3, self.rng.uniform(1.3, 2.2)
+        color = self.choice([(134, 88, 48), (112, 66, 42), (158, 122, 78)])
 
         def draw() -> None:
             self.fill([self.wall(x, x, 0, top, z0, z1)], color * self.light[side], FENCE)
             boards = np.arange(z0, z1, 0.5)
             boards = boards[: max(1, np.searchsorted(boards, self.focal * 0.12))]  # farther ones would blur together
-            gaps = [self.project([(x, 0, z), (x, top, z)]) for z in boards]
+            gaps = self.copies([(x, 0, 0), (x, top, 0)], [0], [0], boards)
             cv2.polylines(self.image, gaps, False, tuple(color * 0.45), max(1, round(self.thin)))
             rails = [self.project([(x, y, z0), (x, y, z1)]) for y in (0.2, top - 0.15)]
             cv2.polylines(self.image, rails, False, tuple((color * 1.35).clip(0, 255)), max(1, round(self.thin)))
@@ -308,12 +313,12 @@ class _Scene:
     def lamp_post(self, x: float, z: float, side: int) -> Callable[[], None]:
         """A tall post, perhaps with an arm over the road."""
         top, arm = self.rng.uniform(4.5, 7.5), self.rng.uniform(0.8, 2.0) if self.rng.random() < 0.6 else 0.0
-        color = self.choice([(88, 92, 96), (52, 56, 58), (136, 138, 140)], 6)
+        color = self.choice([(58, 62, 66), (40, 44, 46), (78, 84, 84)], 5)
 
         def draw() -> None:
             self.post(x, z, top, color)
             if arm:
-                thickness = max(2, round(self.pixels(0.12, z)))
+                thickness = max(3, round(self.pixels(0.16, z)))
                 ends = self.project([(x, top, z), (x - side * arm, top + 0.2, z)])
                 for canvas, value in ((self.image, tuple(color)), (self.label, (POLE,))):
                     cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), value, thickness)
@@ -321,8 +326,8 @@ class _Scene:
         return draw
 
     def post(self, x: float, z: float, top: float, color: np.ndarray) -> None:
-        """An upright tube, lit from one side; never thinner than 3 pixels of the default size."""
-        width = max(3 * self.thin, self.pixels(0.16, z))
+        """An upright tube, lit from one side; never thinner than 4.5 pixels of the default size."""
+        width = max(4.5 * self.thin, self.pixels(0.2, z))
         foot, head = self.project([(x, 0, z), (x, top, z)])
         across = np.array([width / 2, 0])
         corners = np.rint([foot - across, foot + across, head + across, head - across]).astype(np.int32)
@@ -331,11 +336,11 @@ class _Scene:
 
     def sign_post(self, x: float, z: float) -> Callable[[], None]:
         """A traffic sign."""
-        top, half, kind = self.rng.uniform(2.0, 2.9), self.rng.uniform(0.32, 0.5), self.rng.integers(4)
-        z = min(z, self.focal * half / (3 * self.thin))  # so near that it can be made out
+        top, half, kind = self.rng.uniform(2.0, 2.9), self.rng.uniform(0.4, 0.6), self.rng.integers(4)
+        z = min(z, self.focal * half / (5 * self.thin))  # so near that it can be made out
 
         def draw() -> None:
-            self.post(x, z, top, np.array([150, 152, 154]))
+            self.post(x, z, top, np.array([84, 86, 88]))
             center, radius = self.project((x, top, z)), self.pixels(half, z)
             if kind == 0:
                 self.disc(center, radius, (206, 24, 34), SIGN)
@@ -430,22 +435,19 @@ class _Scene:
 
     def develop(self) -> np.ndarray:
         """The picture with textured surfaces, light, haze and the camera's noise."""
-        rng, size = self.rng, (self.width, self.height)
-        grid = rng.standard_normal((max(2, self.height // 12), max(2, self.width // 12)), np.float32)
+        rng, size, cell = self.rng, (self.width, self.height), 12 * self.thin
+        shape = max(4, round(self.height / cell)), max(6, round(self.width / cell))
+        grid = rng.standard_normal(shape, np.float32)
         slow = cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
+        clouds = cv2.resize(grid[:4, :6], size, interpolation=cv2.INTER_CUBIC)
         grain = np.frombuffer(rng.bytes(self.height * self.width), np.uint8).reshape(self.height, self.width)
-        fine = cv2.GaussianBlur((grain.astype(np.float32) - 127.5) / 74, (3, 3), 0.7)
+        fine = cv2.GaussianBlur(grain.astype(np.float32) - 127.5, (3, 3), 0.7)
         name = np.where(self.label == IGNORE, CAR, self.label)
-        texture = slow * _SLOW[name] + fine * 1.6 * _FINE[name]
-        picture = cv2.GaussianBlur(self.image, (3, 3), 0.6).astype(np.float32) + texture[..., None]
-        clouds = np.where(name == SKY, cv2.resize(grid[:4, :6], size, interpolation=cv2.INTER_CUBIC), 0)
-        picture += clouds.clip(0, 1.5)[..., None] * 24
-        across, down = (
-            np.linspace(-1, 1, self.width, dtype=np.float32),
-            np.linspace(-1, 1, self.height, dtype=np.float32),
-        )
-        slope = rng.uniform(-0.12, 0.12, 2).astype(np.float32)
-        shade = (1 + slope[0] * across)[None] * (1 + slope[1] * down)[:, None]
+        texture = slow * _SLOW[name] + fine * _FINE[name] + np.maximum(clouds, 0) * (name == SKY) * 24
+        across, down = np.linspace(-1, 1, self.width), np.linspace(-1, 1, self.height)
+        slope = rng.uniform(-0.12, 0.12, 2)
+        shade = ((1 + slope[0] * across)[None] * (1 + slope[1] * down)[:, None]).astype(np.float32)
         tint = rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
-        picture *= shade[..., None] * tint.astype(np.float32)
-        return picture.clip(0, 255).astype(np.uint8)
+        light = cv2.merge([shade * channel for channel in tint.astype(np.float32)])
+        picture = cv2.add(cv2.GaussianBlur(self.image, (3, 3), 0.6), cv2.merge([texture] * 3), dtype=cv2.CV_32F)
+        return cv2.multiply(picture, light, dtype=cv2.CV_8U)

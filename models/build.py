@@ -130,12 +130,11 @@ def build_model(
                     f"many as channels, but the data have {len(numbers)}. Set both to the channels of the data."
                 )
         model.normalize = Normalize(mean, std)
+    for option in ("freeze_backbone", "pretrained"):
+        if getattr(options, option) and not model.backbone_modules():
+            raise ConfigError(f"{place}.{option}: {own.type} has no backbone. Set it to false.")
     if options.pretrained and load_weights:
         load_pretrained(model, options.pretrained, where=f"{place}.pretrained")
-    if options.freeze_backbone and not model.backbone_modules():
-        raise ConfigError(f"{place}.freeze_backbone: {own.type} has no backbone that could be frozen. Set it to false.")
-    if options.pretrained and not model.backbone_modules():
-        raise ConfigError(f"{place}.pretrained: {own.type} has no backbone that could be pretrained. Set it to false.")
     model.freeze(backbone=options.freeze_backbone, norm=options.freeze_bn)
     return model
 

@@ -169,6 +169,110 @@ def pspnet(
         backbone=Placed(f"{where}.backbone", backbone),
         necks=[_brick(where, "PyramidPooling", bins=bins)],
         head=_brick(where, "FCNHead", convs=0, dropout=0.0),
+        aux_heads=[_brick(where, "FCNHead", level=4, reduction=2)] if use_aux else [],
+        output_stride=output_stride,
+    )
+
+
+@MODELS.register("UNetResnet")
+def unet_resnet(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet50"),  # noqa: B008
+    output_stride: OutputStride | None = None,
+    deep_stem: bool = False,
+) -> EncoderDecoder:
+    """U-Net whose encoder is a ResNet, or any other backbone: skips from levels 1 to 4.
+
+    Source: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map; null is 32.
+        deep_stem: Let a ResNet begin with three 3x3 convolutions.
+    """
+    if deep_stem:
+        backbone = with_argument(backbone, "deep_stem", True, where=f"{where}.deep_stem")
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        head=_brick(where, "UNetHead"),
+        output_stride=output_stride,
+    )
+
+
+@MODELS.register("UperNet")
+def upernet(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet101"),  # noqa: B008
+    output_stride: OutputStride = 16,
+    fpn_out: Positive = 256,
+    use_aux: bool = False,
+) -> EncoderDecoder:
+    """Unified perceptual parsing network: pyramid pooling below a feature pyramid.
+
+    Source: Xiao et al. 2018, https://arxiv.org/abs/1807.10221, figure 4.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        fpn_out: Width of the feature pyramid.
+        use_aux: Train an auxiliary head on the level-4 map.
+    """
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        necks=[_brick(where, "PyramidPooling", bins=(1, 2, 4, 6))],
+        head=_brick(where, "FPNHead", channels=fpn_out),
         aux_heads=[_brick(where, "FCNHead", level=4)] if use_aux else [],
+        output_stride=output_stride,
+    )
+
+
+@MODELS.register("GCN")
+def gcn(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet50"),  # noqa: B008
+    output_stride: OutputStride | None = None,
+    num_filters: Positive = 11,
+    use_deconv: bool = False,
+) -> EncoderDecoder:
+    """Global convolutional network: large kernels on every level.
+
+    Source: Peng et al. 2017, https://arxiv.org/abs/1703.02719.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map; null is 32.
+        num_filters: Size k of the kernels; odd.
+        use_deconv: Enlarge scores by learned transposed convolutions.
+    """
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        head=_brick(where, "LargeKernelHead", kernel_size=num_filters, use_deconv=use_deconv),
         output_stride=output_stride,
     )

@@ -8,13 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils import losses, upsampled_loss
 from utils.classes import IGNORE
 from utils.criterion import LossTerm, build_criterion, check_loss, needs_class_pixels
 from utils.errors import ConfigError
 from utils.losses import CrossEntropyLoss2d, DiceLoss, FocalLoss, LovaszSoftmax, resolve_weights
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
+from utils.upsampled_loss import predicted_labels
 
 C = 5
 VARIANTS = {
@@ -369,3 +372,96 @@ def test_the_loss_of_a_split_does_not_depend_on_how_images_are_batched(name, arg
     result = criterion.evaluation_loss(*sums[0])
     if build(name, args).additive and "per_class" not in args:
         assert result["loss"] == pytest.approx(build(name, args)(logits, labels).item(), rel=1e-9)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest floating tensor that any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        sizes = [x.numel() for x in made if isinstance(x, torch.Tensor) and x.is_floating_point() and not x._is_view()]
+        self.numel = max([self.numel, *sizes])
+        return result
+
+
+@each_loss
+def test_full_size_logits_are_never_made(name, args, monkeypatch):
+    monkeypatch.setattr(upsampled_loss, "CPU_STRIP", 4096)
+    logits, labels = example(full=(65, 97), dtype=torch.float32)
+    with LargestTensor() as largest:
+        value_and_gradient(build(name, args), logits, labels)
+        predicted_labels(logits, (65, 97))
+    full_size = labels.numel() * C
+    # Lovász sorts the pixels of one class at a time.
+    assert largest.numel <= max(full_size // C + 1000 if name == "LovaszSoftmax" else 8192, logits.numel())
+    assert largest.numel < full_size // 3
+
+
+PLAIN = {
+    "pixel_sum": upsampled_loss.plain_pixel_sum,
+    "class_sums": upsampled_loss.plain_class_sums,
+    "lovasz": upsampled_loss.plain_lovasz,
+}
+
+
+@each_loss
+@settings(deadline=None, max_examples=12)
+@given(
+    seed=st.integers(0, 10**6),
+    low=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    full=st.tuples(st.integers(8, 70), st.integers(8, 150)),
+    strip=st.sampled_from([1, 1000, 2**20]),
+)
+def test_strips_in_float32_equal_the_plain_computation_in_float64(name, args, seed, low, full, strip):
+    loss, (logits, labels) = build(name, args), example(seed, low=low, full=full, dtype=torch.float32)
+    logits /= 3  # where every pixel is right beyond doubt, the largest gradient itself is lost in rounding
+    tolerance = 1e-6
+    if name == "LovaszSoftmax":  # where errors differ by rounding only, their order is arbitrary, and so the gradient
+        logits, tolerance = logits.double(), 1e-10
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upsampled_loss, "CPU_STRIP", strip)
+        value, gradient = value_and_gradient(loss, logits, labels)
+    with pytest.MonkeyPatch.context() as patch:
+        for function, plain in PLAIN.items():
+            patch.setattr(losses, function, plain)
+        expected, expected_gradient = value_and_gradient(loss, logits.double(), labels)
+    assert value.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance / 10)
+    assert (gradient - expected_gradient).abs().max() <= tolerance * expected_gradient.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_errors_are_sorted_exactly(dtype):
+    errors = torch.cat([torch.rand(100_000, dtype=dtype) ** 8, torch.tensor([0, 1, 1e-40, 0.5, 0.5], dtype=dtype)])
+    found = errors[upsampled_loss._descending(errors)]
+    assert (found[1:] <= found[:-1]).all()
+    torch.testing.assert_close(found, errors.sort(descending=True).values, rtol=0, atol=0)
+
+
+def test_lovasz_in_float32_is_as_near_as_rounding_allows():
+    logits, labels = example(low=(9, 13), full=(65, 97))
+    value, gradient = value_and_gradient(LovaszSoftmax(), logits.float(), labels)
+    expected, expected_gradient = value_and_gradient(LovaszSoftmax(), logits.float().double(), labels)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (gradient - expected_gradient).abs().max() <= 1e-4 * expected_gradient.abs().max()
+
+
+def test_training_after_validation_in_inference_mode_works():
+    upsampled_loss._resizing.cache_clear()
+    logits, labels = example(full=(33, 50))
+    with torch.inference_mode():
+        predicted_labels(logits.clone(), (33, 50))
+        before = CrossEntropyLoss2d()(logits.clone(), labels)
+    assert value_and_gradient(CrossEntropyLoss2d(), logits, labels)[0] == before
+
+
+@each_loss
+def test_a_graph_can_be_gone_through_twice(name, args):
+    logits, labels = example(full=(33, 50))
+    logits.requires_grad_()
+    value = build(name, args)(logits, labels)
+    first, second = (torch.autograd.grad(value, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.any()

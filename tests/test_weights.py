@@ -97,6 +97,30 @@ def test_multi_grid_blocks_start_from_the_last_published_one() -> None:
         assert torch.equal(backbone.grid[i].conv[1][0].weight, state["features.16.conv.1.0.weight"])
 
 
+def test_fcn8_takes_over_the_fully_connected_layers_of_vgg() -> None:
+    torch.manual_seed(0)
+    encoder = build_model(Component("FCN8", {"width_mult": 0.0625}), num_classes=3).encoder
+    state = {k: torch.randn_like(v) for k, v in encoder.state_dict().items()}
+    published = {
+        k.replace("fc6", "classifier.0").replace("fc7", "classifier.3"): v.flatten(1)
+        if k[:2] == "fc" and v.dim() > 1
+        else v
+        for k, v in state.items()
+    }
+    report = load_backbone(encoder, published, source="here", where="pretrained")
+    assert set(report.mapped) == {"fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias"}
+    assert all(torch.equal(v, state[k]) for k, v in encoder.state_dict().items())
+    # As a fully connected layer sees it: channels, rows, columns.
+    x = torch.randn(1, encoder.fc6.in_channels, 7, 7)
+    flat = torch.nn.functional.linear(x.flatten(1), published["classifier.0.weight"], published["classifier.0.bias"])
+    torch.testing.assert_close(encoder.fc6(x).flatten(1), flat, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_a_backbone_cannot_be_pretrained(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^arch.args.pretrained: UNet has no backbone. Set it to false.$"):
+        build_model(Component("UNet", {"width_mult": 0.1, "pretrained": str(file)}), num_classes=2)
+
+
 def test_nothing_is_loaded_where_a_checkpoint_follows(tmp_path: Path) -> None:
     build(str(tmp_path / "absent.pth"), load_weights=False)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,8 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError, Stopped
+from utils.schema import fits
 
 FORMAT = 1
+# What everybody who reads one of our checkpoints counts on; the trainer checks what is its own.
+CONTENT: dict[str, Any] = {
+    "arch": dict[str, Any],
+    "config": dict[str, Any],
+    "classes": list[str],
+    "palette": list[tuple[int, int, int]],
+    "left_out": list[int],
+    "normalization": dict[str, list[float]],
+    "protocol": dict[str, Any],
+    "environment": dict[str, Any],
+    "epoch": int,
+    "step": int,
+    "state_dict": dict[str, Any],
+    "ema": dict[str, Any] | None,
+}
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, DistributedDataParallel and torch.compile
 
 
@@ -95,6 +112,8 @@ def damage(path: Path) -> str:
     `torch.load` skips the checksums that `torch.save` writes (four of five flipped bits load silently), so they
     are compared here.
     """
+    if path.exists() and not zipfile.is_zipfile(path):
+        return "its end is missing"
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
@@ -111,15 +130,24 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Name a .pth file of a run folder.")
-    if zipfile.is_zipfile(path) and (wrong := damage(path)):
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Name another checkpoint.") from None
+    if start == b"PK" and (wrong := damage(path)):
         raise CheckpointError(f"{path}: is damaged ({wrong}). Use last.prev.pth or another checkpoint beside it.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in str(error) or "Weights only" in str(error):
+        reason = "torch cannot read it"
+        if start not in (b"PK", b"\x80\x02"):  # a zip archive; a pickle, as torch wrote them before 1.6
+            reason = "torch did not write it"
+        if "GLOBAL" in str(error):
             reason = "it holds Python objects, which could run code when loaded"
-        raise CheckpointError(f"{path}: is no checkpoint that can be used ({reason}). Name a .pth file.") from None
+        raise CheckpointError(f"{path}: is no checkpoint that can be used: {reason}. Name a .pth file.") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dictionary. Name a checkpoint.")
     return state
@@ -129,12 +157,17 @@ def load_run(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours, complete with what describes it.
 
     Raises:
-        CheckpointError: It is of another program or of another format.
+        CheckpointError: It is of another program or of another format, or lacks something.
     """
     state = load(path)
     if state.get("format") != FORMAT:
         what = f"format {state['format']!r}" if "format" in state else "no 'format'"
-        raise CheckpointError(f"{path}: is not a Segwright checkpoint ({what}, expected {FORMAT}). Name one of ours.")
+        hint = "Name one of ours; inference.py and evaluate.py take bare weights too, with --config"
+        raise CheckpointError(f"{path}: is not a Segwright checkpoint ({what}, expected {FORMAT}). {hint}.")
+    for key, kind in CONTENT.items():
+        if key not in state or not fits(state[key], kind):
+            what = f"'{key}' is not what it should be" if key in state else f"lacks '{key}'"
+            raise CheckpointError(f"{path}: is not a whole Segwright checkpoint ({what}). Name another one.")
     return state
 
 

@@ -18,7 +18,8 @@ from utils.errors import ConfigError
 
 MAX_DEPTH = 8  # of `extends`
 MAX_BYTES = 1 << 20
-COMPONENT_KEYS = {"type", "args", "factor"}
+MAX_DIGITS = 20  # of an integer
+COMPONENT_KEYS = {"type", "args", "factor", "differential_lr", "parts", "no_decay"}
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
@@ -32,11 +33,12 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
 
 def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read `path` and merge it over the files that its ``"extends"`` names, relative to its own folder."""
+    config = read_json(path)
     if path.resolve() in children:
         raise ConfigError(f"{path}: extends itself, by way of {children[-1]}. Break the circle.")
     if len(children) >= MAX_DEPTH:
         raise ConfigError(f"{path}: is parent number {len(children)}. Use at most {MAX_DEPTH - 1} levels of extends.")
-    config = read_json(path)
+    config.pop("$schema", None)  # tells editors which names there are
     parents = config.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -83,6 +85,8 @@ def override(config: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
             place[names[-1]] = parse_json(value)
         except json.JSONDecodeError:
             place[names[-1]] = value
+        except RecursionError:
+            raise ConfigError(f"--set {text[:40]}...: nested too deeply. Give a plain value.") from None
         except ValueError as error:
             raise ConfigError(f"--set {text}: {error}") from None
     return merge(config, changes)
@@ -94,25 +98,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: One line that names the file and, where there is one, the line and column.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 10} KiB, so no config. Name a JSON config file.")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text. Save it as UTF-8, or name a JSON config file.") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder. Name a JSON config file.") from None
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. Name a config with --config; configs/ has recipes.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}. Name a readable JSON file.") from None
+    text = _read_text(path)
     if not text.strip():
         raise ConfigError(f"{path}: is empty. Name a JSON config file.")
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:
-        hint = "Remove it or add what is missing there"
-        raise ConfigError(f"{path}: line {error.lineno} column {error.colno}: {error.msg}. {hint}.") from None
+        what, hint = error.msg.removesuffix(" at"), "Remove it or add what is missing there"
+        raise ConfigError(f"{path}: line {error.lineno} column {error.colno}: {what}. {hint}.") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply. Name a JSON config file.") from None
     except ValueError as error:
@@ -122,6 +115,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder. Name a JSON config file.") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Name a config with --config; configs/ has recipes.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}. Name a readable JSON file.") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES >> 10} KiB, so no config. Name a JSON config file.")
+    try:
+        if b"\0" not in data:  # UTF-16 is full of them
+            return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise ConfigError(f"{path}: is not UTF-8 text. Save it as UTF-8, or name a JSON config file.")
+
+
 def parse_json(text: str) -> Any:
     """Parse JSON with comments and trailing commas, but no duplicate keys and no numbers that are not finite.
 
@@ -129,28 +142,44 @@ def parse_json(text: str) -> Any:
         json.JSONDecodeError: With the place in `text`.
         ValueError: A finished sentence.
     """
-    return json.loads(
-        _blank_comments(text),
-        object_pairs_hook=_object,
-        parse_constant=_refuse_constant,
-        parse_float=_finite,
-        parse_int=_integer,
-    )
+    text = _blank_comments(text)
+    value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    _check_numbers(text)
+    return value
 
 
-# Strings come first, so that "http://" starts no comment; a comma counts as trailing if only space follows it.
-_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
-_STRING_OR_COMMA = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])')
+# Strings come first, so that "http://" starts no comment. A comma counts as trailing if only space follows it, and
+# something to separate stands before it. Group 1 is what stays.
+_STRING = r'"(?:\\.|[^"\\\n])*"'
+_COMMENT = re.compile(rf"({_STRING})|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_COMMA = re.compile(rf"({_STRING}|[\[{{:,]\s*,)|,(?=\s*[}}\]])")
+_NUMBER = re.compile(rf"{_STRING}|(-?(?:NaN|Infinity|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?))")
 
 
 def _blank_comments(text: str) -> str:
     """`text` with comments and trailing commas turned into spaces, so that places in it stay what they were."""
 
     def blank(match: re.Match[str]) -> str:
-        found = match.group()
-        return found if found[0] == '"' else re.sub(r"[^\n]", " ", found)
+        return match[1] or re.sub(r"[^\n]", " ", match[0])
 
-    return _STRING_OR_COMMA.sub(blank, _STRING_OR_COMMENT.sub(blank, text))
+    return _COMMA.sub(blank, _COMMENT.sub(blank, text))
+
+
+def _check_numbers(text: str) -> None:
+    """Refuse what `json` takes for a number and no one trains with: NaN, infinities, hundreds of digits."""
+    for match in _NUMBER.finditer(text):
+        number = match[1]
+        if not number:
+            continue
+        too_long = len(number) > MAX_DIGITS and number.lstrip("-").isdecimal()
+        if too_long or not math.isfinite(float(number)):
+            line = text.count("\n", 0, match.start()) + 1
+            what = f"{number[:10]}... has {len(number)} digits" if too_long else f"{number} is no number to train with"
+            raise ValueError(f"line {line}: {what}. Give a {'smaller' if too_long else 'finite'} number.")
+
+
+def _integer(text: str) -> float:
+    return int(text) if len(text) <= MAX_DIGITS else math.inf  # Python refuses to convert thousands of digits
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,21 +189,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"key '{twice}' stands twice in one object. Keep one of them.")
     return result
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number to train with. Give a finite number.")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse_constant(text)
-
-
-def _integer(text: str) -> int:
-    if len(text) > 20:
-        raise ValueError(f"{text[:10]}... is a number of {len(text)} digits. Give a smaller one.")
-    return int(text)
 
 
 def dump_json(value: Any) -> str:
@@ -195,7 +209,16 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
     return {} if old == new else {where: (old, new)}
 
 
+def _whole(value: Any) -> Any:
+    """`value` with 1.0 written as 1, since a config may say either."""
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def fingerprint(value: Any) -> str:
     """A hash of plain JSON that does not depend on the order of keys."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_whole(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -63,6 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Call `main(argv)` and turn what it raises into lines on standard error and an exit status."""
+
     def show() -> None:
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exc()

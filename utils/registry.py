@@ -162,7 +162,7 @@ class Registry(Mapping[str, Callable]):
                     "properties": {"type": known, "args": {"type": "object"}},
                     "required": ["type"],
                     "additionalProperties": False,
-                    "allOf": rules,
+                    **({"allOf": rules} if rules else {}),  # an empty list is no valid schema
                 },
             ]
         }

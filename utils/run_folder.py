@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, Stopped, UserError
+from utils.schema import show
 
 LOCK = "run.lock"
 FORBIDDEN = set('/\\:*?"<>|\0')
+LONGEST = 200  # bytes; file systems take 255, and TensorBoard's files need some
 
 
 def check_name(name: str) -> str:
     """What is wrong with `name` as the name of a run, or an empty text."""
-    if not name.strip() or name.strip(". ") == "" or name == "runs" or FORBIDDEN & set(name) or not name.isprintable():
-        return f"name: {json.dumps(name)} cannot name a folder of runs. Use letters, digits, '-' and '_'."
+    plain = name.isprintable() and not FORBIDDEN & set(name) and name.strip(". ") not in ("", "runs")
+    if not plain or len(name.encode()) > LONGEST:
+        return f"name: {show(name)} cannot name a folder of runs. Use up to {LONGEST} letters, digits, '-' and '_'."
     return ""
 
 
@@ -67,7 +70,8 @@ class Lock:
         except ImportError:  # Windows: no lock, no harm
             return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A record lock, since data workers would inherit the other kind and hold it after our death.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise UserError(

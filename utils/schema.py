@@ -47,7 +47,7 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
-        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        return " and ".join(f"{words} {bound:.10g}" for words, bound in bounds.items() if bound is not None)
 
     def json_schema(self) -> dict[str, Any]:
         bounds = {
@@ -154,7 +154,7 @@ def check_arguments(
     for name in open_names:
         if name not in given and parameters[name].default is EMPTY:
             kind = parameters[name].annotation
-            problems.append(f"{join(where, name)}: missing. Give {spell(kind) if kind is not EMPTY else 'a value'}.")
+            problems.append(f"{join(where, name)}: missing. Give {spell(kind)}.")
     return arguments
 
 
@@ -167,7 +167,9 @@ def fill_defaults(target: Callable, given: Mapping[str, Any], *, reserved: Colle
         if name in given:
             filled[name] = given[name]
         elif parameter.default is not EMPTY and is_plain(parameter.default):
-            filled[name] = parameter.default
+            # As the config would give it: torch's own defaults are not always of the type that they are said to be.
+            fitting = fits(parameter.default, parameter.annotation)
+            filled[name] = convert(parameter.default, parameter.annotation, name) if fitting else parameter.default
     return filled
 
 
@@ -204,7 +206,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     elif hint is float and type(value) in (int, float):
         return float(value)
     elif hint is Path and isinstance(value, str | Path):
-        if isinstance(value, Path) or value.strip():
+        if str(value).strip() and "\0" not in str(value):
             return Path(value)
     elif hint is Component:
         return convert_component(value, where)
@@ -333,7 +335,8 @@ def spell(hint: Any) -> str:
     if origin is Literal:
         return show(options[0]) if len(options) == 1 else "one of " + ", ".join(map(show, options))
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(spell, options)))
+        sayable = [option for option in options if not getattr(option, "__module__", "").startswith("torch")]
+        return " or ".join(dict.fromkeys(map(spell, sayable or options)))
     if origin in (list, Sequence) or (origin is tuple and options[-1] is ...):
         return f"a list of {spell(options[0])}"
     if origin is tuple:
@@ -343,6 +346,7 @@ def spell(hint: Any) -> str:
     if hint in (None, type(None)):
         return "null"
     names = {Path: "a path", Component: "a component", str: "a text", bool: "true or false", float: "a number"}
+    names |= {Any: "a value", EMPTY: "a value"}  # type: ignore[dict-item]
     return names.get(hint, "an object" if is_dataclass(hint) else getattr(hint, "__name__", str(hint)))
 
 

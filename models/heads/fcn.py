@@ -23,7 +23,8 @@ class FCNHead(Head):
         num_classes: Channels of the logits.
         level: Map to classify; null is the coarsest.
         convs: 3x3 convolutions before the classifier.
-        channels: Their width; null is a quarter of the map's.
+        channels: Their width; null is the map's divided by `reduction`.
+        reduction: See `channels`.
         dropout: Share of values dropped before the classifier in training.
     """
 
@@ -35,6 +36,7 @@ class FCNHead(Head):
         level: Annotated[int, Between(1, 5)] | None = None,
         convs: Annotated[int, AtLeast(0)] = 1,
         channels: Positive | None = None,
+        reduction: Positive = 4,
         dropout: Annotated[float, Between(0, 1)] = 0.1,
     ) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class FCNHead(Head):
         width = shapes[self.index].channels
         layers: list[nn.Module] = []
         for _ in range(convs):
-            out_channels = channels or max(1, shapes[self.index].channels // 4)
+            out_channels = channels or max(1, shapes[self.index].channels // reduction)
             layers.append(ConvNormAct(width, out_channels))
             width = out_channels
         self.convs = nn.Sequential(*layers)

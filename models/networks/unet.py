@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class UNet(BaseModel):
     def __init__(self, num_classes: int, in_channels: int = 3, *, width_mult: Width = 1.0) -> None:
         super().__init__(in_channels)
         widths = [scaled(width, width_mult) for width in (64, 128, 256, 512, 1024)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.start = _DoubleConv(in_channels, widths[0])
         self.down = nn.ModuleList(_DoubleConv(fine, coarse) for fine, coarse in pairs)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)

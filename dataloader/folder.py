@@ -1,0 +1,194 @@
+"""Your own images and masks, described in the config."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from base.base_dataset import BaseDataset, Sample
+from dataloader.files import all_present, below, image_files, pair, read_list
+from utils.classes import IGNORE, ClassTable, distinct_colors
+from utils.errors import ConfigError, DataError
+from utils.images import read_label, read_label_colors
+from utils.registry import DATASETS
+from utils.schema import Between, Mismatch, convert
+
+Value = Annotated[int, Between(0, 255)]
+Color = tuple[Value, Value, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class.
+
+    Args:
+        name: Its name.
+        value: Its value in the masks, or several; its place in the list, from 0, if not given.
+        color: Its color, in masks that are drawn in colors and in pictures that are made.
+    """
+
+    name: str
+    value: Value | tuple[Value, ...] | None = None
+    color: Color | None = None
+
+
+@DATASETS.register()
+@dataclass(eq=False, kw_only=True)
+class Folder(BaseDataset):
+    """Images and masks with the same names in two folders, or named in a list.
+
+    Without a list, images lie in ``data_dir/images/`` for split "all", and in ``data_dir/images/SPLIT/`` or
+    ``data_dir/SPLIT/images/`` for other splits; masks likewise.
+
+    Args:
+        classes: Names of the classes, or an object with name, value and color for each, or the path of a JSON file
+            with either, or of a CSV file with columns name and, if wanted, raw_id (or value) and red, green, blue.
+        masks: What masks hold: the classes' values (gray or palette images), or their colors.
+        void: Values, or colors, of pixels that have no class; 255 unless a class has it.
+        unknown: Refuse what is neither a class nor void, or take it for void.
+        image_dir: Name of the folders with images.
+        mask_dir: Name of the folders with masks.
+        mask_suffix: What mask names have after the image's name, such as "_mask".
+        list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
+            relative to data_dir; "{split}" in its name stands for the split.
+    """
+
+    classes: Path | tuple[str | ClassRow, ...]  # type: ignore[assignment]  # becomes a ClassTable
+    masks: Literal["index", "color"] = "index"
+    void: tuple[Value | Color, ...] = (255,)
+    unknown: Literal["refuse", "void"] = "refuse"
+    image_dir: str = "images"
+    mask_dir: str = "masks"
+    mask_suffix: str = ""
+    list_file: str | None = None
+
+    splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
+
+    @classmethod
+    def base_classes(cls, **options: Any) -> ClassTable:
+        rows = read_classes(options["classes"])
+        values = [(row.value,) if isinstance(row.value, int) else row.value for row in rows]
+        raw_ids = tuple((i,) if value is None else value for i, value in enumerate(values))
+        taken = [value for row in raw_ids for value in row]
+        if twice := sorted({value for value in taken if taken.count(value) > 1}):
+            raise ConfigError(f"classes: value {twice[0]} stands for two classes. Give each its own.")
+        colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]
+        if options.get("masks") == "color":
+            plain = [row.name for row in rows if row.color is None]
+            if plain:
+                raise ConfigError(f'classes: no color for \'{plain[0]}\'. With "masks": "color" each class needs one.')
+            if twice_colored := [color for color in colors if colors.count(color) > 1]:
+                raise ConfigError(f"classes: color {list(twice_colored[0])} is two classes'. Give each its own.")
+        void = options.get("void", (IGNORE,))
+        return ClassTable(
+            names=tuple(row.name for row in rows),
+            colors=tuple(colors),
+            raw_ids=raw_ids,
+            void_ids=tuple(value for value in void if isinstance(value, int) and value not in taken),
+        )
+
+    def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
+        if not root.is_dir():
+            raise DataError(f"data_dir: there is no folder {root}. Set data_dir to where images and masks are.")
+        if self.list_file is not None:
+            return self._listed(root, split)
+        images, masks = root / self.image_dir, root / self.mask_dir
+        if split != "all":
+            if (root / split).is_dir():
+                images, masks = root / split / self.image_dir, root / split / self.mask_dir
+            else:
+                images, masks = images / split, masks / split
+        return pair(image_files(images), image_files(masks, remove=self.mask_suffix))
+
+    def _listed(self, root: Path, split: str) -> list[Sample]:
+        path = below(root, str(self.list_file).replace("{split}", split), "list_file")
+        samples = {}
+        for number, line in read_list(path):
+            entries = line.split("\t") if "\t" in line else line.split()
+            place = f"{path}, line {number}"
+            if len(entries) != 2:
+                raise DataError(
+                    f"{place}: {len(entries)} entries, expected an image and a mask. Use a tab between them."
+                )
+            image, mask = (below(root, entry.strip(), place) for entry in entries)
+            key = image.relative_to(root).with_suffix("").as_posix()
+            if key in samples:
+                raise DataError(f"{place}: {image} is listed twice. Remove one of the lines.")
+            samples[key] = Sample(key, image, mask)
+        return all_present(list(samples.values()), path)
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label of example `index`, (H, W) uint8: training ids, or 255 for void."""
+        path = self.samples[index].label
+        if self.masks == "index":
+            table: ClassTable = self.classes  # type: ignore[assignment]
+            return super().read_label(index) if self.unknown == "refuse" else table.train_ids(read_label(path))
+        colors = read_label_colors(path)
+        codes = colors.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+        known, train_ids = self._codes
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        wrong = known[place] != codes
+        if self.unknown == "refuse" and wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise DataError(
+                f"{path}: {int(wrong.sum())} pixels of no class's color, first {colors[row, column].tolist()} at row "
+                f'{row}, column {column}. Add the color to the class file or to "void", or set "unknown": "void".'
+            )
+        return np.where(wrong, IGNORE, train_ids[place]).astype(np.uint8)
+
+    @cached_property
+    def _codes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Known colors as numbers, ascending, and the training id of each."""
+        table: ClassTable = self.classes  # type: ignore[assignment]
+        ids = {color: IGNORE for color in self.void if not isinstance(color, int)}
+        ids |= {c: IGNORE if i in table.left_out else i for i, c in enumerate(table.colors)}
+        known = sorted(((r << 16) + (g << 8) + b, train_id) for (r, g, b), train_id in ids.items())
+        return np.array([code for code, _ in known], np.uint32), np.array([i for _, i in known], np.uint8)
+
+
+def read_classes(source: Any) -> list[ClassRow]:
+    """The classes that the option `classes` gives or names.
+
+    Raises:
+        ConfigError: The file cannot be read or says something else.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        try:
+            source = _read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"classes: {path} cannot be read ({error}). Give a JSON or CSV file of classes."
+            ) from None
+        if isinstance(source, dict):
+            source = source.get("classes")
+    try:
+        rows = convert(source, tuple[str | ClassRow, ...], "classes")
+    except Mismatch as mismatch:
+        raise ConfigError(*mismatch.problems) from None
+    if not rows:
+        raise ConfigError("classes: none are given. Name at least one.")
+    return [ClassRow(name=row) if isinstance(row, str) else row for row in rows]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            value = row.get("raw_id") or row.get("value")
+            color = [row.get(channel) for channel in ("red", "green", "blue")]
+            rows.append(
+                {
+                    "name": row["name"],
+                    "value": int(value) if value else None,
+                    "color": [int(c or 0) for c in color] if any(color) else None,
+                }
+            )
+    return rows

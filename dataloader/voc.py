@@ -1,0 +1,64 @@
+"""Pascal VOC 2012, with and without the annotations of SBD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from base.base_dataset import BaseDataset, Sample
+from dataloader.files import all_present, below, read_list
+from utils.classes import ClassTable
+from utils.errors import DataError
+from utils.registry import DATASETS
+
+
+@DATASETS.register()
+@dataclass(eq=False, kw_only=True)
+class VOC(BaseDataset):
+    """Photographs with 20 kinds of objects and background: 1,464 train, 1,449 val; 10,582 train_aug.
+
+    `data_dir` is the folder that holds `VOCdevkit` or `VOC2012`, or `VOC2012` itself. The `_aug` splits need what
+    SBD's annotations were converted to: a folder `SegmentationClassAug` and lists such as
+    `ImageSets/Segmentation/train_aug.txt`, whose lines are bare ids or an image and a label.
+
+    Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012; Hariharan et al. 2011, "Semantic contours from inverse
+    detectors" for SBD.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "trainval", "val", "train_aug", "trainval_aug", "val_aug")
+    mean: ClassVar[tuple[float, ...]] = (0.45734706, 0.43338275, 0.40058118)
+    std: ClassVar[tuple[float, ...]] = (0.23965294, 0.23532275, 0.2398498)
+
+    @classmethod
+    def base_classes(cls, **options: Any) -> ClassTable:
+        return ClassTable.read(Path(__file__).parent / "classes" / "voc.csv")
+
+    def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
+        places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
+        home = next((place for place in places if (place / "JPEGImages").is_dir()), None)
+        if home is None:
+            raise DataError(
+                f"data_dir: neither {places[0]} nor {places[2]} holds a folder JPEGImages. "
+                f"Set data_dir to where VOCtrainval_11-May-2012.tar was unpacked."
+            )
+        path = home / "ImageSets" / "Segmentation" / f"{split}.txt"
+        augmented = split.endswith("_aug")
+        if augmented and not path.is_file():
+            raise DataError(
+                f"data_dir: there is no {path}. Put the list there, and SBD's labels into {home}/SegmentationClassAug "
+                f"(train_aug is SBD's train and val with VOC's train, less VOC's val), or use split "
+                f"'{split.removesuffix('_aug')}'."
+            )
+        labels = "SegmentationClassAug" if augmented else "SegmentationClass"
+        samples = []
+        for number, line in read_list(path):
+            entries = line.split()
+            if len(entries) == 1:
+                entries = [f"JPEGImages/{line}.jpg", f"{labels}/{line}.png"]
+            if len(entries) != 2:
+                raise DataError(f"{path}, line {number}: {len(entries)} entries. Give an id, or an image and a label.")
+            image, label = (below(home, entry, f"{path}, line {number}") for entry in entries)
+            samples.append(Sample(image.stem, image, label))
+        return all_present(samples, path)

@@ -1,0 +1,104 @@
+"""What all tests share: one thread each, a registered tiny dataset, and commands called in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import cv2
+import pytest
+import torch
+
+import evaluate
+import inference
+import train
+from tests.tiny import tiny_config
+from utils.errors import run
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+ROOT = Path(__file__).parents[1]
+
+
+class Answer(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """Its error lines, without what each begins with."""
+        return [line.removeprefix("error: ") for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def call(command: ModuleType, *arguments: Any) -> Answer:
+    """Call a script's `main` as its last line does, in this process."""
+    with ExitStack() as stack:
+        out, err = stack.enter_context(redirect_stdout(StringIO())), stack.enter_context(redirect_stderr(StringIO()))
+        status = run(command.main, [str(argument) for argument in arguments])
+    return Answer(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEGWRIGHT_IMPORT", raising=False)
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:  # `--device` writes it, and what was not there is to be gone again
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # resuming would keep another test's threads
+
+
+@pytest.fixture
+def train_command() -> Callable[..., Answer]:
+    return lambda *arguments: call(train, *arguments)
+
+
+@pytest.fixture
+def evaluate_command() -> Callable[..., Answer]:
+    return lambda *arguments: call(evaluate, *arguments)
+
+
+@pytest.fixture
+def inference_command() -> Callable[..., Answer]:
+    return lambda *arguments: call(inference, *arguments)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `tiny_config` to a file, with keys replaced: `config_file({"trainer.epochs": 3})`."""
+
+    def write(changes: dict[str, Any] | None = None) -> Path:
+        config = tiny_config(tmp_path / "saved")
+        for path, value in (changes or {}).items():
+            *names, last = path.split(".")
+            place = config
+            for name in names:
+                place = place[name]
+            place[last] = value
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(config))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny run of one epoch; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny_config(folder / "saved")
+    config["trainer"]["epochs"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    answer = call(train, "-c", folder / "config.json", "--import", "tests.tiny")
+    assert answer.status == 0, answer.err
+    (found,) = (folder / "saved" / "tiny").iterdir()
+    return found

@@ -1,0 +1,391 @@
+"""Datasets: pairs by name, classes by table, and a line for everything that is wrong with a folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataloader  # noqa: F401  registers
+from base.base_dataset import BaseDataset, View
+from dataloader.camvid import CamVid
+from dataloader.folder import Folder
+from dataloader.synthetic import Synthetic
+from dataloader.transforms import ChainOptions, build_chain
+from dataloader.voc import VOC
+from utils.classes import IGNORE
+from utils.errors import ConfigError, DataError
+from utils.registry import DATASETS
+from utils.schema import parameters_of
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+LOADER = {"batch_size", "shuffle", "num_workers", "val_split", "return_id", "drop_last", "cache", "on_bad_sample"}
+
+
+def save(path, array, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(array, np.uint8))
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def save_image(path, height=13, width=17):
+    save(path, np.full((height, width, 3), 100))
+
+
+def problems(make):
+    with pytest.raises((DataError, ConfigError)) as caught:
+        make()
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_dataset_takes_no_name_of_the_loader_or_the_chain(name):
+    taken = LOADER | {f.name for f in fields(ChainOptions)}
+    assert not taken & set(parameters_of(DATASETS[name]))
+    assert {"data_dir", "split", "label_map"} <= set(parameters_of(DATASETS[name]))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_dataset_knows_its_classes_without_its_files(name):
+    options = {"classes": ["a", "b"]} if name == "Folder" else {}
+    table = DATASETS[name].func.class_table(**options)
+    assert len(set(table.names)) == len(set(table.colors)) == len(table)
+    assert set(table.train_ids(np.arange(256, dtype=np.uint8))) == {*range(len(table)), IGNORE}
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"Synthetic"}))
+def test_a_missing_folder_is_named(name, tmp_path):
+    options = {"classes": ("a",)} if name == "Folder" else {}
+    (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path / "no where", split="train", **options))
+    assert problem.startswith("data_dir: ")
+    assert str(tmp_path / "no where") in problem
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_unknown_split_is_named(name, tmp_path):
+    options = {"classes": ("a",)} if name == "Folder" else {}
+    (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path, split="vall", **options))
+    assert "Did you mean 'val'?" in problem
+
+
+# Synthetic
+
+
+def test_a_scene_is_a_function_of_seed_split_and_index():
+    first = Synthetic(split="train", length=5, size=(65, 97), seed=3)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = [first.read(index) for index in range(5)]
+    np.random.seed(1)
+    torch.manual_seed(1)
+    again = Synthetic(split="train", length=9, size=(65, 97), seed=3)
+    for index in (4, 2, 0):
+        np.testing.assert_array_equal(again.read(index).image, before[index].image)
+        np.testing.assert_array_equal(again.read(index).label, before[index].label)
+        np.testing.assert_array_equal(again.read_label(index), before[index].label)
+        assert again.read(index).key == before[index].key
+    for other in (Synthetic(split="val", size=(65, 97), seed=3), Synthetic(split="train", size=(65, 97), seed=4)):
+        assert not np.array_equal(other.read(0).image, before[0].image)
+
+
+@pytest.mark.parametrize("size", [(192, 256), (65, 97), (97, 65), (33, 300), (600, 800)])
+def test_scenes_come_in_any_size(size):
+    item = Synthetic(split="val", length=2, size=size).read(1)
+    assert item.image.shape == (*size, 3)
+    assert item.label.shape == size
+    assert item.image.dtype == item.label.dtype == np.uint8
+
+
+def test_scenes_show_all_classes_and_cannot_be_guessed_from_the_place():
+    train, val = Synthetic(split="train", length=160), Synthetic(split="val", length=40)
+    count = len(train.classes)
+    votes = np.zeros((count, *train.size), np.int64)
+    for index in range(len(train)):
+        votes += train.read_label(index) == np.arange(count)[:, None, None]
+    shares = votes.sum((1, 2)) / votes.sum()
+    assert shares.min() > 0.003
+    assert shares.max() / shares.min() > 10
+    prior, matrix = votes.argmax(0), np.zeros((count, count))
+    void = 0
+    for index in range(len(val)):
+        label = val.read_label(index)
+        void += (label == IGNORE).mean() / len(val)
+        seen = label != IGNORE
+        matrix += np.bincount(label[seen] * count + prior[seen], minlength=count**2).reshape(count, count)
+    hits = matrix.diagonal()
+    assert (hits / (matrix.sum(0) + matrix.sum(1) - hits)).mean() < 0.35
+    assert 0.005 < void < 0.1
+
+
+def test_a_view_augments_by_epoch_and_index():
+    data = Synthetic(split="train", length=3, size=(65, 97))
+    chain = build_chain(ChainOptions(augment=True, crop_size=(41, 53), flip=True), (1.0, 2.0, 3.0), where="")
+    view = View(data, chain, seed=5, indices=[2, 1])
+    assert len(view) == 2
+    item = view[4, 0]
+    assert item.key == "train_0000002"
+    assert item.image.shape == (41, 53, 3)
+    np.testing.assert_array_equal(item.image, view[4, 0].image)
+    assert not np.array_equal(item.image, view[5, 0].image)
+
+
+def test_the_table_of_normalization_is_the_data_s():
+    data = Synthetic(split="train", length=60)
+    pixels = np.stack([data.read(index).image for index in range(60)]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(pixels.mean(0), Synthetic.mean, atol=0.04)
+    np.testing.assert_allclose(pixels.std(0), Synthetic.std, atol=0.04)
+
+
+# CamVid
+
+
+def camvid(root, names=("a.b", "b"), suffix=".jpg"):
+    for name in names:
+        save_image(root / "train" / f"{name}{suffix}")
+        save(root / "trainannot" / f"{name}.png", np.arange(13 * 17).reshape(13, 17) % 12)
+    return root
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".JPG"])
+def test_camvid_pairs_by_name_and_ignores_11(tmp_path, suffix):
+    (camvid(tmp_path, suffix=suffix) / "train" / "Thumbs.db").write_bytes(b"stray")
+    data = CamVid(data_dir=tmp_path, split="train")
+    assert [sample.key for sample in data.samples] == ["a.b", "b"]
+    label = data.read(0).label
+    assert set(np.unique(label)) == {*range(11), IGNORE}
+    assert (label.ravel()[11::12] == IGNORE).all()
+
+
+def test_camvid_names_what_has_no_counterpart(tmp_path):
+    camvid(tmp_path)
+    for number in range(7):
+        save_image(tmp_path / "train" / f"x{number}.png")
+    save(tmp_path / "trainannot" / "y.png", np.zeros((2, 2)))
+    first, second = problems(lambda: CamVid(data_dir=tmp_path, split="train"))
+    assert "7 files (x0.png, x1.png, x2.png, x3.png, x4.png, ...) without label" in first
+    assert "1 files (y.png) without image" in second
+
+
+def test_faults_in_files_are_named_when_they_are_read(tmp_path):
+    camvid(tmp_path, names="abcd")
+    save(tmp_path / "trainannot" / "a.png", np.full((13, 17), 200))
+    save(tmp_path / "trainannot" / "b.png", np.zeros((13, 18)))
+    save(tmp_path / "trainannot" / "c.png", np.zeros((13, 17, 3)))
+    (tmp_path / "train" / "d.jpg").write_bytes(b"")
+    data = CamVid(data_dir=tmp_path, split="train")
+    texts = ["label value 200 at row 0, column 0", "17x13 (width x height), its label 18x13", "colors (RGB)", "empty"]
+    for index, text in enumerate(texts):
+        (problem,) = problems(lambda index=index: data.read(index))
+        assert text in problem
+    mapped = CamVid(data_dir=tmp_path, split="train", label_map={"200": "road"})
+    assert (mapped.read(0).label == 3).all()
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    save_image(camvid(tmp_path) / "train" / "b.png")
+    (problem,) = problems(lambda: CamVid(data_dir=tmp_path, split="train"))
+    assert "same name as b.jpg" in problem
+
+
+@pytest.mark.skipif(not (SHARED / "camvid").is_dir(), reason="needs CamVid beside the checkout")
+def test_camvid_itself_has_the_sizes_it_states():
+    train, val = (CamVid(data_dir=SHARED / "camvid", split=split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (367, 101)
+    item = val.read(50)
+    assert item.image.shape == (360, 480, 3)
+    pixels = np.concatenate([train.read(index).image.reshape(-1, 3) for index in range(0, 367, 8)]) / 255
+    np.testing.assert_allclose(pixels.mean(0), CamVid.mean, atol=0.02)
+    np.testing.assert_allclose(pixels.std(0), CamVid.std, atol=0.02)
+
+
+# Pascal VOC
+
+
+def voc(root, lists, names=("2007_000032", "2008_1")):
+    for name in names:
+        save_image(root / "JPEGImages" / f"{name}.jpg")
+        label = np.arange(13 * 17).reshape(13, 17) % 21
+        label[0] = 255
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            save(root / folder / f"{name}.png", label, palette=list(range(256)) * 3)
+    folder = root / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    for split, text in lists.items():
+        (folder / f"{split}.txt").write_bytes(text.encode())
+
+
+@pytest.mark.parametrize("home", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_is_found_wherever_it_was_unpacked(tmp_path, home):
+    voc(tmp_path / home, {"train": "2007_000032\r\n\r\n 2008_1 \r\n"})
+    data = VOC(data_dir=tmp_path, split="train")
+    assert [sample.key for sample in data.samples] == ["2007_000032", "2008_1"]
+    assert set(np.unique(data.read(1).label)) == {*range(21), IGNORE}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/JPEGImages/2008_1.jpg /SegmentationClassAug/2008_1.png",
+        "JPEGImages/2008_1.jpg SegmentationClassAug/2008_1.png",
+        "2008_1",
+    ],
+)
+def test_lists_of_sbd_come_in_three_forms(tmp_path, line):
+    voc(tmp_path, {"train_aug": f"\ufeff{line}\n\n"})
+    (sample,) = VOC(data_dir=tmp_path, split="train_aug").samples
+    assert sample.key == "2008_1"
+    assert sample.label == tmp_path / "SegmentationClassAug" / "2008_1.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("../../etc/passwd /SegmentationClassAug/2008_1.png", "line 1: '../../etc/passwd' lies outside"),
+        ("/JPEGImages/../../x.jpg /SegmentationClassAug/2008_1.png", "lies outside"),
+        ("a b c", "line 1: 3 entries"),
+        ("\nnothing", "names 2 files"),
+        ("", "no 'train_aug' images"),
+    ],
+)
+def test_a_wrong_list_is_named_with_its_line(tmp_path, text, reason):
+    voc(tmp_path, {"train_aug": text})
+    (problem,) = problems(lambda: VOC(data_dir=tmp_path, split="train_aug"))
+    assert reason in problem
+
+
+def test_a_missing_list_of_sbd_says_what_it_would_be(tmp_path):
+    voc(tmp_path, {})
+    (problem,) = problems(lambda: VOC(data_dir=tmp_path, split="train_aug"))
+    assert "SBD" in problem
+    assert "or use split 'train'" in problem
+
+
+# Folder
+
+
+def own(root, mask, split=None, names=("a", "b"), **options):
+    for name in names:
+        save_image(root / "images" / (split or "") / f"{name}.jpg")
+        save(root / "masks" / (split or "") / f"{name}.png", mask, **options)
+
+
+def folder(root, split="all", **options) -> BaseDataset:
+    return DATASETS.build(
+        {"type": "Folder", "args": {"data_dir": str(root), "split": split, **options}}, where="train_loader"
+    )
+
+
+INDEX = np.arange(13 * 17).reshape(13, 17) % 3
+
+
+@pytest.mark.parametrize("palette", [None, list(range(255, -1, -1)) * 3])
+def test_masks_of_indices_need_only_names(tmp_path, palette):
+    own(tmp_path, INDEX, palette=palette)
+    data = folder(tmp_path, classes=["x", "y", "z"])
+    assert len(data) == 2
+    np.testing.assert_array_equal(data.read(0).label, INDEX)
+    assert data.classes.names == ("x", "y", "z")
+
+
+def test_binary_masks_of_0_and_255(tmp_path):
+    own(tmp_path, (INDEX == 1) * 255)
+    rows = [{"name": "rest", "value": 0}, {"name": "crack", "value": 255}]
+    np.testing.assert_array_equal(folder(tmp_path, classes=rows).read(0).label, INDEX == 1)
+    own(tmp_path, np.where(INDEX == 2, 7, (INDEX == 1) * 255))
+    assert "label value 7" in problems(lambda: folder(tmp_path, classes=rows).read(0))[0]
+    taken = folder(tmp_path, classes=rows, unknown="void").read(0).label
+    np.testing.assert_array_equal(taken, np.where(INDEX == 2, IGNORE, INDEX == 1))
+
+
+def test_masks_of_colors_are_exact(tmp_path):
+    colors = np.array([[255, 0, 0], [0, 0, 0], [0, 255, 1]], np.uint8)
+    own(tmp_path, colors[INDEX])
+    rows = [{"name": "red", "color": [255, 0, 0]}, {"name": "black", "color": [0, 0, 0]}]
+    options = {"classes": rows, "masks": "color"}
+    (problem,) = problems(lambda: folder(tmp_path, **options).read(0))
+    count = int((INDEX == 2).sum())
+    assert f"{count} pixels of no class's color, first [0, 255, 1] at row 0, column 2" in problem
+    expected = np.where(INDEX == 2, IGNORE, INDEX)
+    np.testing.assert_array_equal(folder(tmp_path, unknown="void", **options).read(0).label, expected)
+    np.testing.assert_array_equal(folder(tmp_path, void=[[0, 255, 1]], **options).read(0).label, expected)
+
+
+def test_colors_where_indices_are_expected_are_refused(tmp_path):
+    own(tmp_path, np.zeros((13, 17, 3)))
+    assert "expected class indices" in problems(lambda: folder(tmp_path, classes=["a"]).read(0))[0]
+
+
+@pytest.mark.parametrize("form", ["csv", "names.json", "rows.json", "object.json"])
+def test_classes_may_stand_in_a_file(tmp_path, form):
+    own(tmp_path, INDEX)
+    rows = [{"name": "x", "value": 2, "color": [1, 2, 3]}, {"name": "y", "value": [0, 1], "color": [4, 5, 6]}]
+    texts = {
+        "csv": "name,red,green,blue,raw_id\nx,1,2,3,0\ny,4,5,6,1\nz,7,8,9,2\n",
+        "names.json": json.dumps(["x", "y", "z"]),
+        "rows.json": json.dumps(rows),
+        "object.json": json.dumps({"classes": rows}),
+    }
+    path = tmp_path / f"classes.{form}"
+    path.write_text(texts[form])
+    data = folder(tmp_path, classes=str(path))
+    expected = INDEX if form in ("csv", "names.json") else INDEX != 2
+    np.testing.assert_array_equal(data.read(0).label, expected)
+    if form != "names.json":
+        assert data.classes.colors[:2] == ((1, 2, 3), (4, 5, 6))
+
+
+@pytest.mark.parametrize("layout", ["images/train", "train/images"])
+def test_splits_may_be_folders(tmp_path, layout):
+    for split, names in (("train", "abc"), ("val", "d")):
+        for name in names:
+            place = layout.replace("train", split)
+            save_image(tmp_path / place / f"{name}.jpg")
+            save(tmp_path / place.replace("images", "masks") / f"{name}_mask.png", INDEX)
+    options = {"classes": ["x", "y", "z"], "mask_suffix": "_mask"}
+    assert len(folder(tmp_path, "train", **options)) == 3
+    assert len(folder(tmp_path, "val", **options)) == 1
+
+
+def test_a_list_names_images_and_masks(tmp_path):
+    save_image(tmp_path / "photos of" / "a.jpg")
+    save_image(tmp_path / "b.jpg")
+    save(tmp_path / "m.png", INDEX)
+    (tmp_path / "train.txt").write_text("photos of/a.jpg\tm.png\r\n\r\nb.jpg  m.png\n")
+    data = folder(tmp_path, "train", classes=["x", "y", "z"], list_file="{split}.txt")
+    assert [sample.key for sample in data.samples] == ["b", "photos of/a"]
+    (tmp_path / "train.txt").write_text("../b.jpg m.png")
+    assert "outside" in problems(lambda: folder(tmp_path, "train", classes=["x"], list_file="train.txt"))[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"classes": []}, "none are given"),
+        ({"classes": ["a", "a"]}, "named twice"),
+        ({"classes": "nowhere.json"}, "cannot be read"),
+        ({"classes": [{"name": "a", "value": 1}, {"name": "b"}]}, "value 1 stands for two"),
+        ({"classes": ["a"], "masks": "color"}, "no color for 'a'"),
+        ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, "Did you mean 'color'?"),
+        ({"classes": [{"name": "a", "value": 300}]}, "of at most 255"),
+    ],
+)
+def test_a_wrong_class_list_has_its_line(tmp_path, options, reason):
+    own(tmp_path, INDEX)
+    assert any(reason in problem for problem in problems(lambda: folder(tmp_path, **options)))
+
+
+def test_a_class_that_is_left_out_becomes_void_in_colors_too(tmp_path):
+    own(tmp_path, np.array([[9, 9, 9], [1, 1, 1], [2, 2, 2]], np.uint8)[INDEX])
+    rows = [{"name": str(k), "color": [k, k, k]} for k in (9, 1, 2)]
+    data = folder(tmp_path, classes=rows, masks="color")
+    data.classes = data.classes.ignoring(1)
+    np.testing.assert_array_equal(data.read(0).label, np.where(INDEX == 1, IGNORE, INDEX))
+    assert Folder.splits[0] == "all"

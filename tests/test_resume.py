@@ -1,0 +1,283 @@
+"""A run that was killed anywhere and resumed ends, to the last bit, as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from tests.tiny import tiny_config
+from utils.errors import run
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_child(action: Callable[[], int]) -> int:
+    """Exit status of `action` in a process of its own; minus the signal's number if one killed it.
+
+    A fork, since a fresh interpreter would import torch for seconds each time.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            status = action()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train_in_child(config: Path, *flags: str, kill: str = "", with_signal: str = "SIGKILL") -> int:
+    """Run train.py on `config` in a child that dies at the kill point `kill`."""
+
+    def action() -> int:
+        os.environ["SEGWRIGHT_TEST_KILL"] = kill or "never:1"
+        os.environ["SEGWRIGHT_TEST_SIGNAL"] = with_signal
+        return run(train.main, ["-c", str(config), "--import", "tests.tiny", "--import", "tests.kill_points", *flags])
+
+    return in_child(action)
+
+
+def write_config(folder: Path, num_workers: int = 0, **trainer: Any) -> Path:
+    """A config for runs in `folder`; `trainer` changes its section of that name."""
+    config = tiny_config(folder / "saved")
+    config["trainer"] |= {"epochs": 2, "save_steps": 2, "ema": 0.9, "early_stop": 5, **trainer}
+    config["lr_scheduler"] = {"type": "Poly", "args": {"warmup_epochs": 0.5}}
+    config["train_loader"]["args"]["num_workers"] = num_workers
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def only_run(folder: Path) -> Path:
+    """The only run folder below `folder`."""
+    (found,) = (folder / "saved" / "tiny").iterdir()
+    return found
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Content of the files directly in `folder`, but for the log."""
+    return {path: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".log"}
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two checkpoints' contents are the same to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b
+
+
+def assert_same_end(folder: Path, whole: Path) -> None:
+    """The run below `folder` left what the run in `whole` did."""
+    mine = only_run(folder)
+    assert (mine / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    for name in ("last.pth", "best_model.pth", "checkpoint-epoch2.pth"):
+        a, b = (torch.load(path / name, weights_only=True) for path in (mine, whole))
+        for key in a.keys() - {"config", "environment"}:
+            assert equal(a[key], b[key]), f"{name}: {key} differs"
+    assert not list(mine.glob("*.tmp*"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train_in_child(write_config(folder)) == 0
+    return only_run(folder)
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path, whole: Path) -> None:
+    assert train_in_child(write_config(tmp_path, num_workers=2)) == 0
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        *("step:1", "step:4", "step:5", "step:6", "step:10"),
+        *("mid_validation:1", "mid_validation:5", "after_best:1"),
+        *(f"before_rename:{n}" for n in (4, 6, 9, 14)),
+        *(f"after_rename:{n}" for n in (4, 7, 11, 16)),
+        *("mid_write:1", "mid_write:4"),
+    ],
+)
+def test_kill_9_at_a_named_point_changes_nothing(tmp_path: Path, whole: Path, kill: str) -> None:
+    config = write_config(tmp_path)
+    assert train_in_child(config, kill=kill) == -signal.SIGKILL
+    assert train_in_child(config, "--resume", "auto") == 0
+    runs = sorted((tmp_path / "saved" / "tiny").iterdir())
+    for early in runs[:-1]:  # killed before its first checkpoint: there was nothing to go on from
+        assert not list(early.glob("*.pth"))
+        for file in early.iterdir():
+            file.unlink()
+        early.rmdir()
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize("kill", ["step:4", "before_rename:9", "mid_validation:2"])
+def test_kill_9_with_workers_changes_nothing(tmp_path: Path, whole: Path, kill: str) -> None:
+    config = write_config(tmp_path, num_workers=2)
+    assert train_in_child(config, kill=kill) == -signal.SIGKILL
+    assert train_in_child(config, "--resume", "auto") == 0
+    assert_same_end(tmp_path, whole)
+
+
+def test_being_killed_again_and_again_changes_nothing(tmp_path: Path, whole: Path) -> None:
+    config = write_config(tmp_path, save_steps=1)
+    for kill in ("step:3", "step:2", "mid_validation:1", "before_rename:5", "step:1", "after_rename:4"):
+        assert train_in_child(config, "--resume", "auto", kill=kill) == -signal.SIGKILL
+    assert train_in_child(config, "--resume", "auto") == 0
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture, name: str, status: int
+) -> None:
+    config = write_config(tmp_path, save_steps=None)
+    assert train_in_child(config, kill="step:3", with_signal=name) == status
+    last = only_run(tmp_path) / "last.pth"
+    assert torch.load(last, weights_only=True)["step"] == 3
+    assert f"{name}: stopped at step 3 of 10. Go on with --resume {last}" in capfd.readouterr().err
+    assert train_in_child(config, "--resume", str(last), "--set", "trainer.save_steps=2") == 0
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_signal_during_validation_loses_no_training(tmp_path: Path, whole: Path) -> None:
+    config = write_config(tmp_path, save_steps=None)
+    assert train_in_child(config, kill="mid_validation:1", with_signal="SIGTERM") == 143
+    assert torch.load(only_run(tmp_path) / "last.pth", weights_only=True)["position"] == 10
+    assert train_in_child(config, "--resume", "auto", "--set", "trainer.save_steps=2") == 0
+    assert_same_end(tmp_path, whole)
+
+
+def test_resuming_without_a_config_takes_the_checkpoints_own(tmp_path: Path, whole: Path) -> None:
+    config = write_config(tmp_path)
+    assert train_in_child(config, kill="step:5") == -signal.SIGKILL
+    last = only_run(tmp_path) / "last.pth"
+    flags = ["--import", "tests.tiny", "--import", "tests.kill_points", "--resume", str(last)]
+    assert in_child(lambda: run(train.main, flags)) == 0
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    config = write_config(tmp_path, epochs=1)
+    assert train_in_child(config) == 0
+    before = files_of(only_run(tmp_path))
+    assert train_in_child(config, "--resume", "auto") == 0
+    assert files_of(only_run(tmp_path)) == before
+
+
+def test_a_finished_run_can_be_prolonged(tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture) -> None:
+    config = write_config(tmp_path, epochs=1)
+    assert train_in_child(config) == 0
+    assert train_in_child(config, "--resume", "auto", "--set", "trainer.epochs=2") == 0
+    printed = capfd.readouterr().out
+    assert "trainer.epochs: 2 instead of 1" in printed
+    assert "learning rate: " in printed
+    lines = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10]
+
+
+def test_another_config_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    config = write_config(tmp_path, epochs=1)
+    assert train_in_child(config) == 0
+    last = only_run(tmp_path) / "last.pth"
+    assert train_in_child(config, "--resume", str(last), "--lr", "0.5", "--set", "aux_factor=0.1") == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert [line.split(": ")[1] for line in lines] == ["optimizer.args.lr", "aux_factor"]
+    assert "0.5, but" in lines[0]
+
+
+def test_auto_starts_afresh_where_nothing_matches(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    config = write_config(tmp_path, epochs=1)
+    assert train_in_child(config) == 0
+    assert train_in_child(config, "--resume", "auto", "--set", "seed=1") == 0
+    assert "starting afresh" in capfd.readouterr().out
+    assert len(list((tmp_path / "saved" / "tiny").iterdir())) == 2
+
+
+def test_auto_takes_the_run_that_came_furthest_whatever_its_date(tmp_path: Path) -> None:
+    config = write_config(tmp_path, epochs=2)
+    assert train_in_child(config, kill="step:7") == -signal.SIGKILL
+    older = only_run(tmp_path)
+    assert train_in_child(config, kill="step:4") == -signal.SIGKILL
+    assert train_in_child(config, "--resume", "auto") == 0
+    assert torch.load(older / "last.pth", weights_only=True)["epoch"] == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture) -> None:
+    config = write_config(tmp_path)
+    assert train_in_child(config, kill="step:9") == -signal.SIGKILL
+    last = only_run(tmp_path) / "last.pth"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 4
+    last.write_bytes(data)
+    assert train_in_child(config, "--resume", "auto") == 0
+    printed = capfd.readouterr().out
+    assert "warning" in printed
+    assert "is damaged" in printed
+    assert "last.prev.pth" in printed
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_run_that_is_being_trained_is_not_taken(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    from utils.run_folder import Lock
+
+    config = write_config(tmp_path)
+    assert train_in_child(config, kill="step:5") == -signal.SIGKILL
+    lock = Lock(only_run(tmp_path))
+    assert train_in_child(config, "--resume", str(only_run(tmp_path) / "last.pth")) == 2
+    assert "another process is training this run" in capfd.readouterr().err
+    lock.release()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, num_workers: int) -> None:
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "killed").mkdir()
+    command = [sys.executable, str(ROOT / "train.py"), "--import", "tests.tiny", "--resume", "auto", "-c"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"epochs": 12, "save_steps": 3}
+    alone = write_config(tmp_path / "alone", num_workers, **options)
+    subprocess.run([*command, str(alone)], env=environment, check=True, stdout=subprocess.DEVNULL)
+    killed, moments = write_config(tmp_path / "killed", num_workers, **options), random.Random(num_workers)
+    deaths = 0
+    for _ in range(60):
+        process = subprocess.Popen([*command, str(killed)], env=environment, stdout=subprocess.DEVNULL)
+        folder = tmp_path / "killed" / "saved" / "tiny"
+        while process.poll() is None and not list(folder.glob("*/last.pth")):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 8))
+        process.kill()
+        if process.wait() == 0:
+            break
+        deaths += 1
+    assert process.returncode == 0, "never finished"
+    assert deaths >= 2
+    whole = only_run(tmp_path / "alone")
+    mine = only_run(tmp_path / "killed")
+    assert (mine / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    a, b = (torch.load(path / "last.pth", weights_only=True) for path in (mine, whole))
+    assert all(equal(a[key], b[key]) for key in a.keys() - {"config", "environment"})
