@@ -164,9 +164,12 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint_as_it_was(file, monkeypat
         checkpoint.save(file, {"w": torch.zeros(1 << 19)}, previous=file.with_name("prev.pth"))
     monkeypatch.undo()
     message = str(caught.value)
-    assert message.startswith(f"{file}: could not be written")
-    assert "2 MiB" in message
-    assert f"{file} is as it was" in message
+    assert "could not be written" in message
+    assert str(file) in message
+    if place is not os or name != "replace":  # which is when the old one is kept
+        assert message.startswith(f"{file}: could not be written")
+        assert "2 MiB" in message
+        assert f"{file} is as it was" in message
     assert file.read_bytes() == before
     left = [path for path in file.parent.iterdir() if path not in files and path.name != "prev.pth"]
     assert not left

@@ -56,8 +56,7 @@ def test_more_pixels_than_float32_can_count_are_counted_exactly():
     assert matrix.results()["Mean_IoU"] == (count / (count + 1) + 0) / 2
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_figures_do_not_depend_on_the_batching(threads):
+def test_figures_do_not_depend_on_the_batching():
     predictions, labels = maps((8, 33, 50))
     results = []
     for size in (1, 4, 8):

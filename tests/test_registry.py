@@ -101,7 +101,21 @@ def test_registering_gives_the_class_back(shapes):
 
 @pytest.mark.parametrize(
     "name",
-    ["np", "torch", "__doc__", "__class__", "register", "_entries", "os.system", "Optimizer", "", " ", "Loss", "F", "nn"],
+    [
+        "np",
+        "torch",
+        "__doc__",
+        "__class__",
+        "register",
+        "_entries",
+        "os.system",
+        "Optimizer",
+        "",
+        " ",
+        "Loss",
+        "F",
+        "nn",
+    ],
 )
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_names_reach_registered_components_and_nothing_else(kind, name):

@@ -64,26 +64,36 @@ def save(path: Path, state: Mapping[str, Any], *, previous: Path | None = None) 
         os.replace(unfinished, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        with suppress(OSError):
-            unfinished.unlink()
         size = sum(t.numel() * t.element_size() for t in _tensors(state)) >> 20
         good = f"{path} is as it was" if path.exists() else "there is no earlier one"
         raise Stopped(
             f"{path}: could not be written ({error}); it takes {size} MiB. Free some space or set trainer.save_dir "
             f"to another disk; {good}."
         ) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def keep(path: Path, copy: Path) -> None:
-    """Make `copy` another name of the file at `path`, or a copy where the file system has no links; atomically."""
+    """Make `copy` another name of the file at `path`, or a copy where the file system has no links; atomically.
+
+    Raises:
+        Stopped: It cannot be written.
+    """
     unfinished = copy.with_name(f"{copy.name}.tmp{os.getpid()}")
     with suppress(FileNotFoundError):
         unfinished.unlink()
     try:
-        os.link(path, unfinished)
-    except OSError:  # FAT, SMB and some FUSE file systems
-        shutil.copyfile(path, unfinished)
-    os.replace(unfinished, copy)
+        try:
+            os.link(path, unfinished)
+        except OSError:  # FAT, SMB and some FUSE file systems
+            shutil.copyfile(path, unfinished)
+        os.replace(unfinished, copy)
+    except OSError as error:
+        raise Stopped(f"{copy}: could not be written ({error}). Free some space; {path} is complete.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -185,8 +195,8 @@ def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 def strip_prefixes(name: str) -> str:
     """`name` of a parameter without what wrappers put before it."""
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
     return name
 
 

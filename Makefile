@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make train` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+CONFIG ?= config.json
+BIN := .venv/bin
+TESTS ?= tests
+
+.PHONY: train test test-slow check lint types schema clean help
+
+train: .venv/.installed  ## train on generated street scenes (or CONFIG=...), then show where the results are
+	$(BIN)/python train.py --config $(CONFIG)
+
+test: .venv/.installed-dev  ## run the test suite
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(TESTS)
+
+test-slow: .venv/.installed-dev  ## run the checks that take minutes
+	$(BIN)/python -m pytest -m slow $(TESTS)
+
+check: lint types test  ## lint, types and tests
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed-dev
+	$(BIN)/mypy
+
+schema: .venv/.installed  ## write config.schema.json anew, after a signature changed
+	$(BIN)/python -m run_config > config.schema.json.new && mv config.schema.json.new config.schema.json
+
+clean:  ## remove what was installed and cached; runs in saved/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/.installed: requirements.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
