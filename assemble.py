@@ -225,7 +225,7 @@ def build_trainer(
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(dataset, train_loader.view.indices)
-    criterion = build_criterion(config.loss, aux_factor=config.aux_factor, where="loss", **facts).to(device)
+    criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     total = trainer.max_steps or (trainer.epochs or 1) * steps
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
@@ -244,6 +244,11 @@ def build_trainer(
         description=describe(config, environment),
         writers=writers,
     )
+
+
+def loss_of(config: RunConfig) -> Any:
+    """The "loss" section, a single term without its list, so that errors name it as it was written."""
+    return config.loss[0] if len(config.loss) == 1 else config.loss
 
 
 def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +315,7 @@ def check_training(config: RunConfig, model: BaseModel) -> None:
     """
     names = config.classes.names
     facts = {"num_classes": len(names), "class_names": names, "class_pixels": [1] * len(names)}
-    build_criterion(config.loss, aux_factor=config.aux_factor, where="loss", **facts)
+    build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     build_scheduler(config.lr_scheduler, optimizer, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)
 

@@ -7,19 +7,20 @@ The checkpoint describes itself; neither its config nor its dataset is needed. I
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, DataError, UserError, run
+from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, one_line, run
 
 if TYPE_CHECKING:
     import argparse
 
     import numpy as np
 
+    from utils.classes import ClassTable
     from utils.predict import Predictor
 
 KINDS = ("color", "index", "overlay")
@@ -56,17 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
+    names = output_names(paths)
+    check_targets(paths, [target for name in names for target in targets(args.output, name, wanted).values()])
     make_folder(args.output)
     broken: list[str] = []
-    for path, name in zip(tqdm(paths, unit="image", disable=None), output_names(paths), strict=True):
+    for path, name in zip(tqdm(paths, unit="image", disable=None), names, strict=True):
         try:
             image = read_image(path)
         except DataError as error:
             broken += error.problems
             continue
-        write(args.output, name, image, predictor.predict_image(image), predictor, wanted)
+        write(targets(args.output, name, wanted), image, predictor.predict_image(image), predictor.classes)
     for line in broken:
-        print(f"not predicted: {line}", file=sys.stderr)
+        print(f"not predicted: {one_line(line)}", file=sys.stderr)
     print(f"{len(paths) - len(broken)} of {len(paths)} images predicted, in {args.output}")
     return 3 if broken else 0
 
@@ -111,14 +114,33 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {path}: cannot be made ({error.strerror}). Name another folder.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--output {path}: cannot be made ({reason}). Name another folder.") from None
 
 
-def write(
-    folder: Path, name: str, image: np.ndarray, labels: np.ndarray, predictor: Predictor, wanted: Sequence[str]
-) -> None:
-    """Write what is `wanted` of a prediction; with more than one kind, each has its name in the file's."""
+def targets(folder: Path, name: str, wanted: Sequence[str]) -> dict[str, Path]:
+    """The file to write for each kind; with more than one kind, each has its name in the file's."""
+    return {kind: folder / (f"{name}.png" if len(wanted) == 1 else f"{name}_{kind}.png") for kind in wanted}
+
+
+def check_targets(images: Sequence[Path], files: Sequence[Path]) -> None:
+    """Refuse to write over what is to be predicted.
+
+    Raises:
+        ConfigError: An output would replace an image.
+    """
+    inputs = {path.resolve() for path in images}
+    if lost := [path for path in files if path.exists() and path.resolve() in inputs]:
+        raise ConfigError(f"--output {lost[0].parent}: would replace {lost[0]}, an image. Name another folder.")
+
+
+def write(files: Mapping[str, Path], image: np.ndarray, labels: np.ndarray, classes: ClassTable) -> None:
+    """Write a prediction in each wanted kind.
+
+    Raises:
+        Stopped: A file cannot be written.
+    """
     import cv2
     import numpy as np
 
@@ -126,12 +148,17 @@ def write(
     from utils.visualize import overlay, png_palette
 
     gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    for kind in wanted:
-        path = folder / (f"{name}.png" if len(wanted) == 1 else f"{name}_{kind}.png")
-        if kind == "overlay":
-            cv2.imwrite(str(path), cv2.cvtColor(overlay(image, labels, predictor.classes), cv2.COLOR_RGB2BGR))
-        else:
-            write_label(path, labels, png_palette(predictor.classes) if kind == "color" else gray)
+    for kind, path in files.items():
+        try:
+            if kind == "overlay":
+                picture = cv2.cvtColor(overlay(image, labels, classes), cv2.COLOR_RGB2BGR)
+                path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+            else:
+                write_label(path, labels, png_palette(classes) if kind == "color" else gray)
+        except OSError as error:
+            raise Stopped(
+                f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output."
+            ) from None
 
 
 if __name__ == "__main__":

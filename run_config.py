@@ -26,7 +26,17 @@ from utils.errors import ConfigError, UserError
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import ConfusionMatrix
 from utils.optimizers import OptimizerConfig, check_optimizer
-from utils.registry import DATASETS, LOSSES, OPTIMIZERS, SCHEDULERS, Registry
+from utils.registry import (
+    BACKBONES,
+    DATASETS,
+    HEADS,
+    LOSSES,
+    NECKS,
+    OPTIMIZERS,
+    SCHEDULERS,
+    TRANSFORMS,
+    Registry,
+)
 from utils.run_folder import check_name
 from utils.schema import (
     Between,
@@ -146,7 +156,7 @@ def loss_json_schema() -> dict[str, Any]:
 
 
 ARCH = Section(check_model, arch_json_schema)
-LOADER = Section(check_loader, loader_json_schema)
+LOADER = Section(check_loader, lambda: {"$ref": "#/$defs/loader"})
 LOSS = Section(check_loss, loss_json_schema)
 OPTIMIZER = Section(check_optimizer, lambda: component_json_schema(OPTIMIZERS, OptimizerConfig))
 SCHEDULER = Section(check_scheduler, lambda: component_json_schema(SCHEDULERS, SchedulerConfig))
@@ -302,6 +312,8 @@ def config_json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     schema["properties"]["$schema"] = {"type": "string"}
+    schema["$defs"] = {registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS)}
+    schema["$defs"]["loader"] = loader_json_schema()
     del schema["required"]  # a file that extends another holds only the differences
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}
 

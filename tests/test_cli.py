@@ -71,9 +71,9 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "number for a model": ({"arch": 5}, ["arch: expected a component, got 5."]),
     "nothing for a model": ({"arch": {}}, ["arch.type: expected a name, got null."]),
     "unknown brick": ({"arch": "resnet18+FCNHed"}, ["arch.type: no head is called 'FCNHed' in 'resnet18+FCNHed'."]),
-    "bricks that do not fit": (
-        {"arch.args.output_stride": 8, "arch.args.backbone": "vgg16"},
-        ["arch.args.output_stride: backbone 'vgg16' has no such choice."],
+    "frozen backbone of a net without one": (
+        {"arch": {"type": "UNet", "args": {"freeze_backbone": True}}},
+        ["arch.args.freeze_backbone: UNet has no backbone"],
     ),
     "fact as argument": ({"arch.args.num_classes": 4}, ["arch.args.num_classes: is filled in by the framework."]),
     "unknown head": ({"arch.args.head": "np"}, ["arch.args.head.type: no head is called 'np'."]),
@@ -83,7 +83,7 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "unknown argument of a loss": ({"loss": {"type": "DiceLoss", "args": {"smoth": 1}}}, ["loss.args.smoth: unknown"]),
     "class weights of a class that is not": (
         {"loss": {"type": "CrossEntropyLoss2d", "args": {"class_weights": {"skwer": 2}}}},
-        ["loss.args.class_weights"],
+        ["loss.args.class_weights.skwer: no class has this name. Choose from dot, ground, square."],
     ),
     "unknown scheduler": ({"lr_scheduler": "LambdaLR"}, ["lr_scheduler: no scheduler is called 'LambdaLR'."]),
     "scheduler without its arguments": (

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 
@@ -146,7 +147,7 @@ def test_circles_of_extends_are_refused(tmp_path):
 
 def test_eight_levels_of_extends_are_enough(tmp_path):
     names = [f"f{i}" for i in range(9)]
-    files = {name: {"extends": f"{after}.json"} for name, after in zip(names, names[1:], strict=False)}
+    files = {name: {"extends": f"{after}.json"} for name, after in itertools.pairwise(names)}
     write(tmp_path, **files, f8={"end": 1})
     assert read_with_parents(tmp_path / "f1.json") == {"end": 1}
     assert problem(read_with_parents, tmp_path / "f0.json").startswith(f"{tmp_path / 'f8.json'}: ")

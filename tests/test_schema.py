@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -249,6 +250,10 @@ RECIPES = [path for path in RECIPES if path.name != "config.schema.json"]
 
 def test_the_schema_of_configs_is_a_schema():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    text = json.dumps(SCHEMA)
+    for kind in re.findall(r'"#/\$defs/(\w+)"', text):
+        assert kind in SCHEMA["$defs"]
+    assert len(text) < 200_000  # editors read it at every key press
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -294,6 +299,8 @@ def test_the_documented_example_of_the_seed_is_accepted():
         ("optimizer.differential_lr", "yes"),
         ("lr_scheduler", {"type": "Poly", "args": {"pwer": 1}}),
         ("extends", 5),
+        ("arch.args.backbone.args.width_mul", 1),
+        ("arch.args.head.args.chanels", 1),
     ],
 )
 def test_the_schema_shows_what_the_program_refuses(tmp_path, path, value):
@@ -414,3 +421,38 @@ def test_all_problems_of_a_config_come_together(tmp_path):
     assert places == {
         *("nam", "arch.type", "loss", "seed", "trainer.epoch", "train_loader.args.crop", "optimizer.args.momentun")
     }
+
+
+ODD = [None, True, 0, -1, 1.5, 10**19, 1e300, "", "x", "a+b", "\0", [], [None], [[1], 2], {}, {"type": 1}, {"x": None}]
+
+
+def places(value: Any, where: tuple = ()) -> list[tuple]:
+    """Every place in a tree of JSON."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [where, *(place for key, item in items for place in places(item, (*where, key)))]
+
+
+def replaced(value: Any, place: tuple, new: Any) -> Any:
+    if not place:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[place[0]] = replaced(value[place[0]], place[1:], new)
+    return copy
+
+
+def answer(config: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]:
+    """What is wrong with a config, or what it resolves to."""
+    try:
+        return [], check_config(config).to_json()
+    except ConfigError as error:
+        return list(error.problems), None
+
+
+def test_whatever_stands_anywhere_in_a_config_is_accepted_or_refused_with_a_place(tmp_path):
+    whole = check_config(tiny_config(tmp_path, loss=["DiceLoss", {"type": "FocalLoss"}])).to_json()
+    for place in places(whole)[1:]:
+        for odd in ODD:
+            problems, resolved = answer(replaced(whole, place, odd))
+            assert all(": " in line and "\n" not in line for line in problems), (place, odd)
+            if resolved is not None:
+                assert answer(resolved) == ([], resolved), (place, odd)

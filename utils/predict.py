@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.classes import ClassTable
+from utils.images import read_image
 from utils.metrics import predicted_labels
 
 
@@ -40,6 +42,15 @@ class Predictor:
     def predict_batch(self, images: Tensor) -> Tensor:
         """Label maps (N, H, W) uint8 of raw images (N, C, H, W)."""
         return predicted_labels(self.logits(images), (images.shape[-2], images.shape[-1]))
+
+    def predict(self, image: str | Path | np.ndarray) -> np.ndarray:
+        """Label map (H, W) uint8 of an image: a file, or an array (H, W, C) uint8, RGB.
+
+        Raises:
+            DataError: The file cannot be read.
+            TypeError: The array is none of 8-bit integers.
+        """
+        return self.predict_image(image if isinstance(image, np.ndarray) else read_image(Path(image)))
 
     def predict_image(self, image: np.ndarray) -> np.ndarray:
         """Label map (H, W) uint8 of an image (H, W, C) uint8, at its own size.

@@ -167,6 +167,10 @@ class Registry(Mapping[str, Callable]):
             ]
         }
 
+    def reference(self) -> dict[str, Any]:
+        """Where `json_schema` is found in the schema of a whole config."""
+        return {"$ref": f"#/$defs/{self.kind}"}
+
     @functools.cached_property
     def _also(self) -> Mapping[str, Callable]:
         return self._find_also() if self._find_also else {}

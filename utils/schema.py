@@ -387,7 +387,9 @@ def _json_schema(hint: Any) -> dict[str, Any]:
     if origin is Annotated:
         schema = _json_schema(options[0])
         for extra in options[1:]:
-            if hasattr(extra, "json_schema"):
+            if hasattr(extra, "reference"):  # a registry: spelled out once, however often it is named
+                schema = extra.reference()
+            elif hasattr(extra, "json_schema"):
                 schema = {**schema, **extra.json_schema()}
         return schema
     if origin is Literal:

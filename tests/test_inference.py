@@ -1,0 +1,443 @@
+"""Prediction of image files, and that it is what evaluation measures."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from base.base_dataset import BaseDataset, Sample
+from inference import load
+from tests.tiny import Squares, tiny_config
+from utils import checkpoint
+from utils.classes import IGNORE, ClassTable
+from utils.errors import DataError
+from utils.find_images import find_images, output_names
+from utils.images import read_image, read_label
+from utils.registry import DATASETS
+from utils.run_folder import write_json
+from utils.visualize import VOID_COLOR, png_palette
+
+TINY = ("--import", "tests.tiny")
+SIZES = [(40, 48), (33, 65), (97, 31), (1, 1), (9, 70)]
+
+
+@DATASETS.register()
+@dataclass(eq=False, kw_only=True)
+class PngSquares(BaseDataset):
+    """Squares in files, of several sizes.
+
+    Args:
+        data_dir: Folder of images and labels.
+        split: Part of it.
+        label_map: As everywhere.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+
+    @classmethod
+    def base_classes(cls, **options: Any) -> ClassTable:
+        return Squares.base_classes()
+
+    def find_samples(self, root: Path, split: str) -> list[Sample]:
+        return [Sample(p.stem, p, root / split / "labels" / p.name) for p in (root / split / "images").glob("*.png")]
+
+
+def draw(folder: Path, split: str, sizes: list[tuple[int, int]]) -> None:
+    rng = np.random.default_rng(len(split))
+    for kind in ("images", "labels"):
+        (folder / split / kind).mkdir(parents=True)
+    for number, (height, width) in enumerate(sizes):
+        label = rng.integers(0, 3, (height, width), dtype=np.uint8)
+        label[rng.random(label.shape) < 0.1] = IGNORE
+        image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / split / "images" / f"n{number}.png")
+        Image.fromarray(label).save(folder / split / "labels" / f"n{number}.png")
+
+
+@pytest.fixture(scope="module")
+def file_run(tmp_path_factory):
+    """A model trained on files, and the folder of those files."""
+    from tests.conftest import call
+
+    folder = tmp_path_factory.mktemp("files")
+    draw(folder / "data", "train", [(40, 48)] * 4)
+    draw(folder / "data", "val", SIZES)
+    args = {"data_dir": str(folder / "data"), "batch_size": 2, "num_workers": 0}
+    config = tiny_config(
+        folder / "saved",
+        train_loader={"type": "PngSquares", "args": {**args, "split": "train", "augment": True, "crop_size": 32}},
+        val_loader={"type": "PngSquares", "args": {**args, "split": "val"}},
+    )
+    config["trainer"]["epochs"] = 1
+    write_json(folder / "c.json", config)
+    import train
+
+    answer = call(train, "-c", folder / "c.json")
+    assert answer.status == 0, answer.err
+    (run_dir,) = (folder / "saved" / "tiny").iterdir()
+    return run_dir, folder / "data"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of pictures with all that names and formats can do."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+
+    def save(name, height=20, width=30, **options):
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(folder / name, **options)
+
+    save("a.b.jpg")
+    save("a.c.jpg")
+    save("x.JPG", format="JPEG")
+    save("x.png")
+    save("tiny.bmp", 1, 1)
+    save("wide.webp", 9, 700)
+    save("mit Leerzeichen é.tiff")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.jpg").write_text("no image")
+    return folder
+
+
+def predict(command, run_dir, images, output, *more):
+    return command("-m", run_dir / "last.pth", "-i", images, "-o", output, *TINY, *more)
+
+
+# ---------------------------------------------------------------------------------------- the same as evaluation
+
+
+def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path):
+    run_dir, data = file_run
+    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "r.json")
+    assert answer.status == 0, answer.err
+    results = json.loads((tmp_path / "r.json").read_text())
+    answer = inference_command(
+        *("-m", run_dir / "last.pth", "-i", data / "val" / "images", "-o", tmp_path / "out", "--save", "index")
+    )
+    assert answer.status == 0, answer.err
+    counts = np.zeros((3, 3), np.int64)
+    for path in (data / "val" / "labels").iterdir():
+        truth, predicted = (np.asarray(Image.open(p)) for p in (path, tmp_path / "out" / path.name))
+        assert truth.shape == predicted.shape
+        np.add.at(counts, (truth[truth != IGNORE], predicted[truth != IGNORE]), 1)
+    assert results["confusion_matrix"] in (counts.tolist(), counts.T.tolist())
+    matrix = np.array(results["confusion_matrix"])
+    assert matrix.sum() == counts.sum()
+    assert results["metrics"]["Pixel_Accuracy"] == pytest.approx(np.trace(counts) / counts.sum())
+    union = counts.sum(0) + counts.sum(1) - np.diag(counts)
+    assert results["metrics"]["Mean_IoU"] == pytest.approx((np.diag(counts)[union > 0] / union[union > 0]).mean())
+    assert results["images"] == len(SIZES)
+    assert results["protocol"]["size"] == "native"
+    assert [row["name"] for row in results["classes"]] == ["ground", "square", "dot"]
+
+
+def test_what_training_validated_is_what_evaluation_finds(file_run, evaluate_command, tmp_path):
+    run_dir, _ = file_run
+    assert evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "r.json").status == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    record = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["val/Mean_IoU"] == pytest.approx(results["metrics"]["Mean_IoU"], abs=1e-12)
+
+
+def test_evaluation_takes_another_split_and_another_folder(file_run, evaluate_command, tmp_path):
+    run_dir, data = file_run
+    shutil.copytree(data, tmp_path / "moved")
+    answer = evaluate_command("-m", run_dir / "last.pth", "--data-dir", tmp_path / "moved", "--split", "train")
+    assert answer.status == 0, answer.err
+    assert "PngSquares train, 4 images; single, size native, fp32" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--split", "vall"], "evaluation.args.split: PngSquares has no 'vall'. Did you mean 'val'?"),
+        (["--mode", "center_crop"], "--mode center_crop: training validated on whole images. Use --mode single."),
+        (["--mode", "both"], "command line: argument -mo/--mode: invalid choice: 'both'"),
+        (["--data-dir", "/nowhere"], "/nowhere: PngSquares found no 'val' images there."),
+    ],
+)
+def test_an_evaluation_that_cannot_be_meant_is_refused(file_run, evaluate_command, arguments, expected):
+    answer = evaluate_command("-m", file_run[0] / "last.pth", *arguments)
+    (line,) = answer.errors
+    assert answer.status == 2
+    assert line.startswith(expected)
+
+
+# ----------------------------------------------------------------------------------------------- which files
+
+
+def test_a_folder_gives_every_image_a_file_of_its_own(pictures, finished_run, inference_command, tmp_path):
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "deep" / "out")
+    assert answer.status == 0, answer.err
+    assert "7 of 7 images predicted" in answer.out
+    written = sorted(path.name for path in (tmp_path / "deep" / "out").iterdir())
+    names = ["a.b.png", "a.c.png", "mit Leerzeichen é.png", "tiny.png", "wide.png", "x_JPG.png", "x_png.png"]
+    assert written == names
+    assert Image.open(tmp_path / "deep" / "out" / "wide.png").size == (700, 9)
+    assert Image.open(tmp_path / "deep" / "out" / "tiny.png").size == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "extension", "names"),
+    [
+        ("", "jpg", ["a.b.jpg", "a.c.jpg", "x.JPG"]),
+        ("", ".PNG, bmp", ["tiny.bmp", "x.png"]),
+        ("x.png", "jpg", ["x.png"]),
+        ("a.?.jpg", "any", ["a.b.jpg", "a.c.jpg"]),
+        ("x.*", "any", ["x.JPG", "x.png"]),
+        ("*", "bmp", ["tiny.bmp"]),
+        ("notes.txt", "any", ["notes.txt"]),
+    ],
+)
+def test_files_folders_and_patterns_name_images(pictures, images, extension, names):
+    assert [path.name for path in find_images(str(pictures / images), extension)] == names
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
+    (tmp_path / "a[1].png").touch()
+    assert find_images(str(tmp_path / "a[1].png")) == [tmp_path / "a[1].png"]
+
+
+@pytest.mark.parametrize("images", ["nowhere", "*.xyz", "a\0b", ""])
+def test_no_images_is_an_error(pictures, finished_run, inference_command, tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = predict(inference_command, finished_run, images, tmp_path / "out")
+    (line,) = answer.errors
+    assert answer.status == 2
+    assert line.startswith("--images ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_images_is_an_error_that_names_the_endings(finished_run, inference_command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    answer = predict(inference_command, finished_run, tmp_path / "empty", tmp_path / "out")
+    assert answer.status == 2
+    assert answer.errors[0].startswith(f"--images {tmp_path / 'empty'}: no image ending in .jpg,")
+
+
+def test_names_never_collide():
+    paths = [Path(p) for p in ("a/x.jpg", "a/x.png", "b/x.jpg", "x_jpg.gif", "y.b.jpg", "y.jpg", "y.png", "y_jpg.bmp")]
+    names = output_names(paths)
+    assert len(set(names)) == len(paths)
+    assert names[4] == "y.b"
+
+
+def test_an_image_is_never_replaced_by_its_prediction(pictures, finished_run, inference_command):
+    before = (pictures / "x.png").read_bytes()
+    (pictures / "x.JPG").unlink()
+    answer = predict(inference_command, finished_run, pictures, pictures)
+    assert answer.status == 2
+    assert answer.errors == [f"--output {pictures}: would replace {pictures / 'x.png'}, an image. Name another folder."]
+    assert (pictures / "x.png").read_bytes() == before
+    assert predict(inference_command, finished_run, pictures, pictures, "--save", "index,overlay").status == 0
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "a\0b"])
+def test_an_output_that_cannot_be_a_folder_is_refused(pictures, finished_run, inference_command, tmp_path, output):
+    (tmp_path / "file").write_text("")
+    answer = predict(inference_command, finished_run, pictures, tmp_path / output)
+    (line,) = answer.errors
+    assert answer.status == 2
+    assert line.startswith("--output ")
+
+
+def test_a_disk_that_is_full_stops_with_the_file_named(
+    pictures, finished_run, inference_command, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 4
+    assert answer.errors == [
+        f"{tmp_path / 'out' / 'a.b.png'}: cannot be written (No space left on device). "
+        f"Free some space, or name another --output."
+    ]
+
+
+# ------------------------------------------------------------------------------------------- what is in the files
+
+
+def test_a_broken_image_costs_no_other(pictures, finished_run, inference_command, tmp_path):
+    data = (pictures / "a.b.jpg").read_bytes()
+    (pictures / "b_cut.jpg").write_bytes(data[: len(data) // 2])
+    (pictures / "b_empty.png").write_bytes(b"")
+    (pictures / "b_html.jpg").write_text("<html>")
+    (pictures / "b_folder.png").mkdir()
+    (pictures / "b_link.png").symlink_to("nowhere")
+    (pictures / "b\nline.png").write_text("error: forged")
+    broken = 6
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pictures / "b_pipe.png")
+        broken += 1
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 3
+    assert f"7 of {7 + broken} images predicted" in answer.out
+    assert len(list((tmp_path / "out").iterdir())) == 7
+    lines = answer.err.splitlines()
+    assert len(lines) == broken
+    assert all(line.startswith("not predicted: ") for line in lines)
+    for name in ("b_cut.jpg", "b_empty.png", "b_html.jpg", "b_folder.png", "b_link.png", "b\\nline.png"):
+        assert any(name in line for line in lines)
+
+
+def test_what_the_image_says_about_itself_is_respected(finished_run, tmp_path):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 255, (20, 33, 3), dtype=np.uint8)
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = np.ascontiguousarray(np.rot90(pixels, -1))
+    assert np.array_equal(predictor.predict(tmp_path / "turned.png"), predictor.predict(turned))
+
+    rgba = np.dstack([pixels, rng.integers(0, 255, (20, 33, 1), dtype=np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+    assert np.array_equal(predictor.predict(tmp_path / "alpha.png"), predictor.predict(pixels))
+
+    gray = pixels[..., 0]
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    cv2.imwrite(str(tmp_path / "deep.png"), gray.astype(np.uint16) * 257)
+    three = np.repeat(gray[..., None], 3, axis=2)
+    for name in ("gray.png", "deep.png"):
+        assert np.array_equal(predictor.predict(str(tmp_path / name)), predictor.predict(three))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 700), (31, 97)])
+def test_a_label_map_is_as_large_as_its_image_and_holds_classes_only(finished_run, size):
+    image = np.random.default_rng(2).integers(0, 255, (*size, 3), dtype=np.uint8)
+    labels = load(str(finished_run / "best_model.pth"), device="cpu", modules=["tests.tiny"]).predict(image)
+    assert labels.shape == size
+    assert labels.dtype == np.uint8
+    assert labels.max() < 3
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.int64), [[0]], None]
+)
+def test_what_is_no_8_bit_image_is_not_guessed_at(finished_run, image):
+    with pytest.raises(TypeError):
+        load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"]).predict(image)
+
+
+def test_python_callers_get_errors_they_can_catch(finished_run, tmp_path):
+    with pytest.raises(DataError):
+        load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"]).predict(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        load("none.pth")
+
+
+# ------------------------------------------------------------------------------------------------- what is written
+
+
+def test_color_files_are_palette_images_of_the_labels(pictures, finished_run, inference_command, tmp_path):
+    answer = predict(inference_command, finished_run, pictures / "a.b.jpg", tmp_path, "--save", "color,index,overlay")
+    assert answer.status == 0, answer.err
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+    labels = predictor.predict(pictures / "a.b.jpg")
+    color, index = Image.open(tmp_path / "a.b_color.png"), Image.open(tmp_path / "a.b_index.png")
+    assert color.mode == index.mode == "P"
+    assert np.array_equal(np.asarray(color), labels)
+    assert np.array_equal(read_label(tmp_path / "a.b_index.png"), labels)
+    assert np.array_equal(cv2.imread(str(tmp_path / "a.b_index.png"), cv2.IMREAD_GRAYSCALE), labels)
+    shown = np.asarray(color.convert("RGB"))
+    for value, expected in enumerate(((90, 60, 30), (250, 200, 0), (0, 90, 250))):
+        assert (shown[labels == value] == expected).all()
+    overlay = read_image(tmp_path / "a.b_overlay.png").astype(int)
+    half = (shown.astype(int) + read_image(pictures / "a.b.jpg")) / 2
+    assert np.abs(overlay - half).max() <= 1
+
+
+def test_the_palette_of_a_checkpoint_is_the_datasets_with_a_color_for_void(finished_run):
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+    palette = png_palette(predictor.classes)
+    assert predictor.classes.colors == Squares.base_classes().colors
+    assert predictor.classes.names == Squares.base_classes().names
+    assert tuple(palette[IGNORE]) == VOID_COLOR
+    assert (palette[3:IGNORE] == 0).all()
+
+
+@pytest.mark.parametrize("save", ["colour", "color,", "", "probability,what"])
+def test_an_unknown_kind_of_output_is_refused(pictures, finished_run, inference_command, tmp_path, save):
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out", "--save", save)
+    assert answer.status == 2
+    assert answer.errors[0].startswith("--save ")
+
+
+@pytest.mark.parametrize("mode", ["Single", "none"])
+def test_an_unknown_mode_is_refused(pictures, finished_run, inference_command, tmp_path, mode):
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out", "--mode", mode)
+    assert answer.status == 2
+    assert answer.errors[0].startswith("command line: argument -mo/--mode: invalid choice")
+
+
+# --------------------------------------------------------------------------------------------------- which model
+
+
+def test_a_model_needs_no_dataset_on_disk(file_run, inference_command, pictures, tmp_path):
+    run_dir, data = file_run
+    shutil.copy(run_dir / "best_model.pth", tmp_path / "model.pth")
+    hidden = data.with_name("hidden")
+    data.rename(hidden)
+    try:
+        answer = inference_command("-m", tmp_path / "model.pth", "-i", pictures, "-o", tmp_path / "out")
+    finally:
+        hidden.rename(data)
+    assert answer.status == 0, answer.err
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("bare", [True, False])
+def test_weights_of_wrapped_models_load(
+    finished_run, inference_command, evaluate_command, pictures, tmp_path, prefix, bare
+):
+    state = checkpoint.load(finished_run / "last.pth")
+    weights = {prefix + name: value for name, value in state["state_dict"].items()}
+    path = tmp_path / "weights.pth"
+    torch.save(weights if bare else {**state, "state_dict": weights}, path)
+    config = ["-c", finished_run / "config.json"] if bare else []
+    answer = inference_command("-m", path, "-i", pictures / "a.b.jpg", "-o", tmp_path / "out", *config, *TINY)
+    assert answer.status == 0, answer.err
+    own = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"]).predict(pictures / "a.b.jpg")
+    assert np.array_equal(read_label(tmp_path / "out" / "a.b.png"), own)
+    assert evaluate_command("-m", path, *config, *TINY).status == 0
+
+
+def test_bare_weights_without_a_config_say_what_is_missing(finished_run, inference_command, pictures, tmp_path):
+    torch.save(checkpoint.load(finished_run / "last.pth")["state_dict"], tmp_path / "weights.pth")
+    answer = inference_command("-m", tmp_path / "weights.pth", "-i", pictures, "-o", tmp_path / "out")
+    (line,) = answer.errors
+    assert answer.status == 2
+    assert "--config" in line
+
+
+def test_weights_of_another_number_of_classes_are_refused_by_the_first_that_differs(
+    finished_run, inference_command, pictures, tmp_path
+):
+    state = checkpoint.load(finished_run / "last.pth")
+    state["classes"], state["palette"] = [*state["classes"], "fourth"], [*state["palette"], [1, 2, 3]]
+    torch.save(state, tmp_path / "x.pth")
+    answer = inference_command("-m", tmp_path / "x.pth", "-i", pictures, "-o", tmp_path / "out", *TINY)
+    (line,) = answer.errors
+    assert answer.status == 2
+    assert line.startswith(f"{tmp_path / 'x.pth'}: does not fit the model: 'head.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_averaged_weights_are_used_where_there_are_some(finished_run, pictures, tmp_path):
+    state = checkpoint.load(finished_run / "last.pth")
+    zero = {name: torch.zeros_like(value) for name, value in state["state_dict"].items()}
+    torch.save({**state, "ema": {"state_dict": zero, "updates": 1}}, tmp_path / "x.pth")
+    model = load(tmp_path / "x.pth", device="cpu", modules=["tests.tiny"]).model
+    assert all(not parameter.any() for parameter in model.parameters())

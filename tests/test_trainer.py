@@ -1,0 +1,401 @@
+"""Training: what a step is, when a model is best, when a run stops, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import train
+from base.base_dataloader import BatchSampler, Loader
+from base.base_dataset import View
+from base.base_trainer import Monitor, TrainerConfig
+from models.build import build_model
+from tests.tiny import Squares, tiny_config
+from trainer import AveragedModel, Trainer
+from utils.criterion import build_criterion
+from utils.errors import ConfigError, Stopped, run
+from utils.lr_scheduler import build_scheduler
+from utils.optimizers import build_optimizer
+
+ARCH = {
+    "type": "EncoderDecoder",
+    "args": {
+        "backbone": {"type": "resnet18", "args": {"width_mult": 0.125}},
+        "head": {"type": "FCNHead", "args": {"channels": 8, "dropout": 0.0}},
+        "aux_heads": [{"type": "FCNHead", "args": {"level": 4, "channels": 8, "dropout": 0.0}}],
+    },
+}
+
+
+def make_trainer(folder: Path, *, loss: Any = "CrossEntropyLoss2d", freeze_bn: bool = False, **options: Any) -> Trainer:
+    """A trainer from finished objects: no JSON file, no run folder of its own making."""
+    torch.manual_seed(0)
+    arch = {**ARCH, "args": {**ARCH["args"], "freeze_bn": freeze_bn}}
+    model = build_model(arch, num_classes=3)
+    loader = Loader(View(Squares(length=9, size=(33, 41)), None), 4, training=True)
+    config = TrainerConfig(**{"epochs": 2, "log_per_iter": 1, **options})
+    optimizer = build_optimizer({"type": "SGD", "args": {"lr": 0.05, "momentum": 0.9}}, model)
+    return Trainer(
+        config,
+        folder,
+        model=model,
+        criterion=build_criterion(loss, num_classes=3),
+        optimizer=optimizer,
+        schedule=build_scheduler("Poly", optimizer, total_steps=4, steps_per_epoch=2),
+        train_loader=loader,
+        val_loader=Loader(View(Squares(length=3, split="val"), None), 1, training=False),
+        classes=Squares.base_classes(),
+        monitor=Monitor.parse("max Mean_IoU", ["val/Mean_IoU"]),
+        description={},
+    )
+
+
+def launch(folder: Path, *flags: str, trainer: dict[str, Any] | None = None, **sections: Any) -> Path:
+    """Train the tiny config through the command line; returns its run folder."""
+    config = tiny_config(folder / "saved", **sections)
+    config["trainer"] |= trainer or {}
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    assert run(train.main, ["-c", str(path), "--import", "tests.tiny", *flags]) == 0
+    return max((folder / "saved" / "tiny").iterdir())
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_trainer_needs_no_config_file(tmp_path: Path) -> None:
+    progress = make_trainer(tmp_path).fit()
+    assert (progress.epoch, progress.step, progress.position) == (2, 4, 0)
+    assert {"last.pth", "best_model.pth", "metrics.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("loss", ["CrossEntropyLoss2d", "FocalLoss", {"type": "DiceLoss", "args": {"per_image": True}}])
+def test_parts_of_a_batch_train_as_the_whole_does(tmp_path: Path, loss: Any) -> None:
+    whole = make_trainer(tmp_path, loss=loss, freeze_bn=True)
+    parts = make_trainer(tmp_path, loss=loss, freeze_bn=True, accumulate=4)
+    before = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    for each in (whole, parts):
+        each.model.train()
+        batch = next(iter(each.train_loader.batches()))
+        each.loss = each.train_step(batch)  # type: ignore[attr-defined]
+    torch.testing.assert_close(whole.loss, parts.loss, rtol=1e-5, atol=0)  # type: ignore[attr-defined]
+    moved = 0
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+        moved += not torch.equal(value, before[name])
+    assert moved > 20
+
+
+def test_the_average_of_the_weights_is_what_the_formula_says() -> None:
+    model = build_model(ARCH, num_classes=3)
+    average, expected = AveragedModel(model, 0.9), model.head.classify.bias.detach().clone()
+    for n in (1, 2, 3):
+        with torch.no_grad():
+            model.head.classify.bias += n
+        average.update(model)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model.head.classify.bias.detach()
+    torch.testing.assert_close(average.model.head.classify.bias, expected)
+    assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, clip_grad_norm=0.01)
+    norms = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(
+            torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm().item()
+        )
+    )
+    trainer.train_epoch()
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_dropout_depends_on_the_step_and_not_on_what_happened_before(tmp_path: Path) -> None:
+    losses = []
+    for _ in range(2):
+        torch.rand(7)
+        trainer = make_trainer(tmp_path)
+        for module in trainer.model.modules():
+            if isinstance(module, nn.Dropout2d | nn.Dropout):
+                module.p = 0.5
+        trainer.model.train()
+        torch.rand(3 * len(losses))
+        losses.append(trainer.train_step(next(iter(trainer.train_loader.batches()))).item())
+    assert losses[0] == losses[1]
+
+
+def test_two_runs_of_one_config_are_the_same(tmp_path: Path) -> None:
+    first, second = (launch(tmp_path) for _ in range(2))
+    assert first != second
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    a, b = (torch.load(path / "last.pth", weights_only=True)["state_dict"] for path in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_validating_or_not_does_not_change_the_training(tmp_path: Path) -> None:
+    with_val = launch(tmp_path)
+    without = launch(tmp_path, trainer={"val": False, "monitor": "min train/loss"})
+    a, b = (torch.load(path / "last.pth", weights_only=True)["state_dict"] for path in (with_val, without))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not any(key.startswith("val/") for key in metrics(without)[-1])
+
+
+def test_the_saved_config_alone_repeats_the_run(tmp_path: Path) -> None:
+    first = launch(tmp_path, "--lr", "0.02", "--bs", "3", "--set", "trainer.epochs=1")
+    saved = json.loads((first / "config.json").read_text())
+    assert saved["optimizer"]["args"]["lr"] == 0.02
+    assert saved["train_loader"]["args"]["batch_size"] == 3
+    assert run(train.main, ["-c", str(first / "config.json"), "--import", "tests.tiny"]) == 0
+    second = max((tmp_path / "saved" / "tiny").iterdir())
+    assert json.loads((second / "config.json").read_text()) == saved
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("value", "best", "mode", "expected"), [
+    (0.5, None, "max", True),
+    (0.5, 0.4999, "max", True),
+    (0.5, 0.5, "max", False),
+    (0.4, 0.5, "min", True),
+    (math.nan, None, "max", False),
+    (math.nan, 0.1, "min", False),
+    (None, 0.1, "max", False),
+])  # fmt: skip
+def test_what_counts_as_an_improvement(value: float | None, best: float | None, mode: str, expected: bool) -> None:
+    assert Monitor.parse(f"{mode} loss", ["val/loss"]).improves(value, best) is expected
+
+
+@pytest.mark.parametrize(("text", "key"), [
+    ("max Mean_IoU", "val/Mean_IoU"),
+    ("min val_loss", "val/loss"),
+    ("min val/loss", "val/loss"),
+    ("max Class_IoU/traffic light", "val/Class_IoU/traffic light"),
+    ("off", ""),
+])  # fmt: skip
+def test_a_monitor_may_be_written_in_several_ways(text: str, key: str) -> None:
+    known = ["val/loss", "val/Mean_IoU", "val/Class_IoU/traffic light"]
+    assert Monitor.parse(text, known).key == key
+
+
+@pytest.mark.parametrize("text", ["max", "Mean_IoU", "best Mean_IoU", "max Mean_IuO", "", "off please"])
+def test_a_monitor_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.monitor"):
+        Monitor.parse(text, ["val/loss", "val/Mean_IoU"])
+
+
+class Scripted(Trainer):
+    """A trainer whose validation gives what a test says."""
+
+    values: list[float]
+
+    def eval_epoch(self) -> dict[str, float]:
+        return {"Mean_IoU": self.values[self.progress.epoch]}
+
+
+def scripted(folder: Path, values: list[float], **options: Any) -> Scripted:
+    trainer = make_trainer(folder, **{"epochs": len(values), **options})
+    trainer.__class__ = Scripted
+    trainer.values = values  # type: ignore[attr-defined]
+    return trainer  # type: ignore[return-value]
+
+
+def test_the_best_model_is_saved_when_it_is_best(tmp_path: Path) -> None:
+    trainer = scripted(tmp_path, [0.1, 0.4, 0.2, math.nan], save_period=3)
+    trainer.fit()
+    assert torch.load(tmp_path / "best_model.pth", weights_only=True)["epoch"] == 2
+    assert (trainer.progress.best_value, trainer.progress.best_epoch) == (0.4, 2)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4), (10, 6)])
+def test_early_stop_counts_epochs_since_the_best(tmp_path: Path, patience: int, epochs: int) -> None:
+    trainer = scripted(tmp_path, [0.1, 0.4, 0.3, 0.2, 0.1, 0.0], early_stop=patience)
+    assert trainer.fit().epoch == epochs
+
+
+def test_early_stop_waits_for_a_validation(tmp_path: Path) -> None:
+    trainer = scripted(tmp_path, [0.1, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0], early_stop=1, val_per_epochs=3)
+    assert trainer.fit().epoch == 6
+
+
+def test_the_last_epoch_is_always_validated_and_saved(tmp_path: Path) -> None:
+    run_dir = launch(tmp_path, trainer={"val_per_epochs": 10, "save_period": 10})
+    assert ["val/Mean_IoU" in record for record in metrics(run_dir)] == [False, False, True]
+    assert (run_dir / "checkpoint-epoch3.pth").exists()
+
+
+def test_only_the_newest_periodic_checkpoints_are_kept(tmp_path: Path) -> None:
+    trainer = scripted(tmp_path, [0.1] * 5, save_period=1, keep_last=2)
+    trainer.fit()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-epoch4.pth",
+        "checkpoint-epoch5.pth",
+    ]
+
+
+def test_max_steps_stops_exactly_there(tmp_path: Path) -> None:
+    run_dir = launch(tmp_path, trainer={"max_steps": 7, "epochs": None})
+    assert [record["step"] for record in metrics(run_dir)] == [5, 7]
+    assert "val/Mean_IoU" in metrics(run_dir)[-1]
+    assert torch.load(run_dir / "last.pth", weights_only=True)["step"] == 7
+
+
+def test_a_time_limit_saves_and_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run_dir = launch(tmp_path, trainer={"max_time": 1e-9})
+    assert torch.load(run_dir / "last.pth", weights_only=True)["step"] == 1
+    assert f"Go on with --resume {run_dir / 'last.pth'}" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, epochs=5, log_per_iter=1)
+    step = trainer.train_step
+
+    def explode(batch: Any) -> torch.Tensor:
+        if trainer.progress.step == 5:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(math.nan)
+        return step(batch)
+
+    trainer.train_step = explode  # type: ignore[method-assign]
+    with pytest.raises(Stopped) as error:
+        trainer.fit()
+    text = str(error.value)
+    assert "step 6 of 10 (epoch 3, images 'square_" in text
+    assert str(tmp_path / "last.pth") in text
+    for path in tmp_path.glob("*.pth"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(torch.isfinite(value.float()).all() for value in weights.values())
+
+
+def test_a_full_disk_ends_with_status_4_and_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    save, calls = torch.save, []
+
+    def full(state: Any, file: Any) -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_config(tmp_path / "saved")))
+    assert run(train.main, ["-c", str(config), "--import", "tests.tiny"]) == 4
+    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    assert "No space left on device" in capsys.readouterr().err
+    assert torch.load(run_dir / "last.pth", weights_only=True)["epoch"] == 1
+    assert not list(run_dir.glob("*.tmp*"))
+
+
+def test_a_checkpoint_describes_itself_in_plain_values(tmp_path: Path) -> None:
+    state = torch.load(launch(tmp_path) / "best_model.pth", weights_only=True)
+    expected = (
+        "format arch epoch step position state_dict optimizer scaler ema lr_scheduler best running nan_streak history "
+        "config meaning_hash classes palette normalization protocol environment"
+    )
+    assert set(expected.split()) <= state.keys()
+    assert state["classes"] == ["ground", "square", "dot"]
+    assert state["protocol"]["mode"] == "single"
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in state["state_dict"])
+
+
+def test_tensorboard_shows_what_the_documents_promise(tmp_path: Path) -> None:
+    run_dir = launch(tmp_path, trainer={"tensorboard": True})
+    events = EventAccumulator(str(tmp_path / "saved" / "runs" / "tiny" / run_dir.name)).Reload()
+    scalars = {"train/loss", "train/Pixel_Accuracy", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU"}
+    scalars |= {"train/Learning_rate_0", "train/Learning_rate_1", "val/Class_IoU/ground", "val/Class_IoU/square"}
+    assert scalars <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["val/inputs_targets_predictions"]
+    rates = [events.Scalars(f"train/Learning_rate_{i}")[0].value for i in (0, 1)]
+    assert rates[0] == pytest.approx(10 * rates[1])
+
+
+def test_without_tensorboard_nothing_of_it_is_written(tmp_path: Path) -> None:
+    launch(tmp_path)
+    assert not (tmp_path / "saved" / "runs").exists()
+
+
+def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
+    run_dir = launch(tmp_path)
+    names = {path.name for path in run_dir.iterdir()}
+    promised = "config.json environment.json last.pth last.prev.pth best_model.pth metrics.jsonl train.log results.json"
+    assert set(promised.split()) <= names
+    assert len(list((run_dir / "predictions").glob("*.png"))) == 3
+    log = (run_dir / "train.log").read_text()
+    assert "parameters" in log
+    assert '"crop_size"' in log
+    assert "Guessing each place's most frequent class" in log
+
+
+def test_freezing_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, freeze_bn=True)
+    before = {name: value.clone() for name, value in trainer.model.named_buffers()}
+    trainer.train_epoch()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_buffers())
+
+
+def test_val_split_holds_out_images_and_validates_on_them(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = tiny_config(tmp_path)["train_loader"]
+    config["args"] |= {"val_split": 3}
+    run_dir = launch(tmp_path, train_loader=config, val_loader=None)
+    assert "val/Mean_IoU" in metrics(run_dir)[-1]
+    printed = capsys.readouterr().out
+    assert "training: 8 images" in printed
+    assert "validation: 3 images" in printed
+    assert metrics(run_dir)[0]["step"] == 4
+
+
+def test_init_from_takes_the_weights_that_fit(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first = launch(tmp_path)
+    launch(tmp_path, "--set", f"init_from={first / 'best_model.pth'}", "--set", "arch.args.head.args.channels=4")
+    assert "weights loaded; fresh: head." in capsys.readouterr().out
+
+
+class TestOrder:
+    """The order in which images are used."""
+
+    @staticmethod
+    def sampler(**options: Any) -> BatchSampler:
+        return BatchSampler(23, 4, shuffle=True, drop_last=True, seed=5, **options)
+
+    def test_each_image_is_used_at_most_once_in_an_epoch(self) -> None:
+        used = [index for batch in self.sampler() for _, index in batch]
+        assert len(used) == len(set(used)) == 20
+
+    def test_epochs_differ_and_can_be_had_in_any_order(self) -> None:
+        sampler = self.sampler()
+        orders = {epoch: sampler.order(epoch).tolist() for epoch in (3, 0, 1)}
+        assert len({tuple(order) for order in orders.values()}) == 3
+        assert self.sampler().order(3).tolist() == orders[3]
+
+    def test_a_position_continues_the_epoch(self) -> None:
+        whole, rest = self.sampler(), self.sampler()
+        rest.position = 8
+        assert list(rest) == list(whole)[2:]
+
+    def test_processes_share_the_batches_of_one(self) -> None:
+        whole = list(self.sampler())
+        shares = [list(self.sampler(rank=rank, world_size=2)) for rank in (0, 1)]
+        for batch, first, second in zip(whole, *shares, strict=True):
+            assert sorted(first + second) == sorted(batch)
+
+    def test_evaluation_sees_every_image_once_on_any_number_of_processes(self) -> None:
+        seen = []
+        for rank in range(3):
+            options = {"shuffle": False, "drop_last": False, "rank": rank, "world_size": 3}
+            seen += [index for batch in BatchSampler(23, 4, **options) for _, index in batch]
+        assert sorted(seen) == list(range(23))
+
+    def test_orders_of_different_seeds_are_unrelated(self) -> None:
+        a, b = (BatchSampler(1000, 4, shuffle=True, drop_last=True, seed=s).order(0) for s in (1, 2))
+        assert np.mean(a == b) < 0.02
