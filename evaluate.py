@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
-from utils.errors import ArgumentParser, run
+from utils.errors import ArgumentParser, ConfigError, run
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +44,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     restrict_gpus(args.device)
+    if args.output:
+        check_output(args.output)
 
     import assemble
     from run_config import check_config, evaluation_section, protocol_of
@@ -74,6 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(args.output, results)
         print(f"written to {args.output}")
     return 0
+
+
+def check_output(path: Path) -> None:
+    """Make the folder of the file to write, before hours are spent on what is to be written there.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reason = "it is a folder" if path.is_dir() else ""
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise ConfigError(f"--output {path}: cannot be written ({reason}). Name another file.")
 
 
 def measure(predictor: Predictor, loader: Loader) -> ConfusionMatrix:

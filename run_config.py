@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,10 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> Component:
     if len(problems) == before:
         chain = ChainOptions(**{key: resolved[key] for key in parameters_of(ChainOptions)})
         problems += chain_problems(chain, place)
+        try:
+            classes_of(Component(name, resolved))
+        except ConfigError as error:  # its lines begin with an argument's name, or with that of a file of classes
+            problems += [join(place, p) if re.split(r"\W", p)[0] in resolved else p for p in error.problems]
     return Component(name, resolved)
 
 

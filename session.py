@@ -21,7 +21,7 @@ from trainer import Trainer
 from utils import checkpoint, run_folder
 from utils.classes import ClassTable
 from utils.config import differences, dump_json
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, Stopped, UserError
 from utils.images import write_label
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
@@ -75,9 +75,14 @@ def train(
     try:
         log_to(run_dir / "train.log")
         checkpoint.remove_unfinished(run_dir)
-        run_folder.check_space(run_dir, 12 * dry.parameters)
         environment = run_folder.environment(str(device), config.seed, modules)
-        trainer = start(config, run_dir, device, loaders, environment, state, resume)
+        try:
+            run_folder.check_space(run_dir, 12 * dry.parameters)
+            trainer = start(config, run_dir, device, loaders, environment, state, resume)
+        except (UserError, Stopped):
+            if resume is None:
+                run_folder.remove_unstarted(run_dir)
+            raise
         logger.info("run folder: %s", run_dir)
         logger.info(
             "%s: %.2f M parameters, %.2f M of them trained, on %s",

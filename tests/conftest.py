@@ -64,12 +64,12 @@ def train_command() -> Callable[..., Answer]:
 
 @pytest.fixture
 def evaluate_command() -> Callable[..., Answer]:
-    return lambda *arguments: call(evaluate, *arguments)
+    return lambda *arguments: call(evaluate, *arguments, "-d", "cpu")
 
 
 @pytest.fixture
 def inference_command() -> Callable[..., Answer]:
-    return lambda *arguments: call(inference, *arguments)
+    return lambda *arguments: call(inference, *arguments, "-d", "cpu")
 
 
 @pytest.fixture

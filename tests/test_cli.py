@@ -159,6 +159,15 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "negative n_gpu": ({"n_gpu": -1}, ["n_gpu: expected int of at least 0"]),
     "weights that are not": ({"init_from": "nowhere.pth"}, ["nowhere.pth: no such checkpoint."]),
     "pretrained weights that are not": ({"arch.args.pretrained": "nowhere.pth"}, ["nowhere.pth: no such checkpoint."]),
+    "weights that do not fit": ({"init_from": "BEST", "arch": {"type": "UNet"}}, ["BEST: none of its 128 weights"]),
+    "TensorBoard below a file": (
+        {"trainer.tensorboard": True, "trainer.log_dir": "config.json/x"},
+        ["trainer.log_dir: config.json/x/tiny/"],
+    ),
+    "label_map to no class": (
+        {f"{LOADER}.label_map": {"7": "skwer"}},
+        [f"{LOADER}.label_map.7: no class 'skwer'. Choose from ground, square, dot or null."],
+    ),
     "section that is a list": ({"trainer": []}, ["trainer: expected an object, got []."]),
     "section that is null": ({"train_loader": None}, ["train_loader: expected a component, got null."]),
     "section that is a number": ({"val_loader": 5}, ["val_loader: expected"]),
@@ -172,11 +181,16 @@ WRONG = {  # changes of a config, and how each line of the answer begins
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_config_is_answered_by_place_and_leaves_no_folder(config_file, train_command, tmp_path, case):
+def test_a_wrong_config_is_answered_by_place_and_leaves_no_run(
+    config_file, train_command, finished_run, tmp_path, monkeypatch, case
+):
+    monkeypatch.chdir(tmp_path)
     changes, expected = WRONG[case]
-    file = config_file(changes)
+    best = str(finished_run / "best_model.pth")
+    file = config_file({key: best if value == "BEST" else value for key, value in changes.items()})
     answer = train_command("-c", file, *TINY)
     found = [line.replace(str(file), "CONFIG").replace(str(tmp_path), "FOLDER") for line in answer.errors]
+    found = [line.replace(best, "BEST") for line in found]
     if case == "several at once":
         found = [next((line for line in found if line.startswith(each)), f"no {each}") for each in expected]
     assert answer.status == 2, answer.err
@@ -185,7 +199,7 @@ def test_a_wrong_config_is_answered_by_place_and_leaves_no_folder(config_file, t
         assert line.startswith(start)
         assert line.rstrip()[-1] in ".?"  # a whole sentence
     assert "Traceback" not in answer.err
-    assert list(tmp_path.iterdir()) == [file]
+    assert [path for path in tmp_path.rglob("*") if path != tmp_path / "saved"] == [file]
 
 
 MISSING = ["name", "arch", "train_loader", "optimizer", "trainer"]

@@ -117,9 +117,9 @@ def predict(command, run_dir, images, output, *more):
 
 def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path):
     run_dir, data = file_run
-    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "r.json")
+    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "new" / "r.json")
     assert answer.status == 0, answer.err
-    results = json.loads((tmp_path / "r.json").read_text())
+    results = json.loads((tmp_path / "new" / "r.json").read_text())
     answer = inference_command(
         *("-m", run_dir / "last.pth", "-i", data / "val" / "images", "-o", tmp_path / "out", "--save", "index")
     )
@@ -162,6 +162,8 @@ def test_evaluation_takes_another_split_and_another_folder(file_run, evaluate_co
         (["--split", "vall"], "evaluation.args.split: PngSquares has no 'vall'. Did you mean 'val'?"),
         (["--mode", "center_crop"], "--mode center_crop: training validated on whole images. Use --mode single."),
         (["--mode", "both"], "command line: argument -mo/--mode: invalid choice: 'both'"),
+        (["--output", "/"], "--output /: cannot be written (it is a folder). Name another file."),
+        (["--output", "/dev/null/x"], "--output /dev/null/x: cannot be written ("),
         (["--data-dir", "/nowhere"], "/nowhere: PngSquares found no 'val' images there."),
     ],
 )

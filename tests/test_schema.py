@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import jsonschema
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_config import check_config, config_json_schema
@@ -229,6 +229,7 @@ values = st.recursive(plain, lambda v: st.lists(v, max_size=3) | st.dictionaries
 
 
 @pytest.mark.parametrize("hint", HINTS, ids=str)
+@settings(deadline=None, derandomize=True)
 @given(value=values)
 def test_the_json_schema_accepts_what_convert_accepts_and_nothing_else(hint, value):
     schema = json_schema(hint)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def create(save_dir: Path, name: str, now: datetime) -> Path:
             f"trainer.save_dir: {parent} cannot be written ({error.strerror}). Name a folder that can be."
         ) from None
     raise ConfigError(f"trainer.save_dir: {parent} has a thousand runs of {stamp}. Clear it up.")
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Delete the folder of a run that could not be started, and the one around it if that is empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 class Lock:

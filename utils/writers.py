@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import ConfigError
+
 logger = logging.getLogger("segwright")
 
 
@@ -39,9 +41,16 @@ class TensorBoardWriter:
 
 
 def open_tensorboard(log_dir: Path, purge_step: int | None = None) -> list[TensorBoardWriter]:
-    """A writer, or none and a warning where the package is missing."""
+    """A writer, or none and a warning where the package is missing.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
     try:
         return [TensorBoardWriter(log_dir, purge_step)]
     except ImportError as error:
         logger.warning("trainer.tensorboard: not written, %s. `pip install tensorboard` mends it.", error)
         return []
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"trainer.log_dir: {log_dir} cannot be written ({reason}). Name another folder.") from None

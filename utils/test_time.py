@@ -1,0 +1,117 @@
+"""Several looks at one image, averaged: sliding windows, several scales, mirrored.
+
+Each function takes `predict`, which gives logits (N, C, h, w) of raw images (N, channels, H, W) at whatever
+resolution, and gives such logits itself, so that they nest. Averages are of logits, in float32, on the device. A
+single look is passed through untouched, so that it is what plain prediction gives, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from utils.outputs import resize
+
+Predict = Callable[[Tensor], Tensor]
+
+
+def mirrored(predict: Predict) -> Predict:
+    """`predict`, averaged with what it says of the image with left and right exchanged."""
+
+    def both(images: Tensor) -> Tensor:
+        return (predict(images) + predict(images.flip(-1)).flip(-1)) / 2
+
+    return both
+
+
+def multi_scale(predict: Predict, images: Tensor, scales: Sequence[float], *, fast: bool = False) -> Tensor:
+    """Logits averaged over resized copies of the images.
+
+    Args:
+        predict: Gives logits of raw images.
+        images: (N, channels, H, W), uint8 or floating.
+        scales: Factors of height and width, above 0.
+        fast: Average at the resolution of the logits whose scale is nearest 1, instead of the image's.
+
+    Returns:
+        (N, C, H, W), or smaller if `fast` or if the only scale is 1.
+    """
+    height, width = images.shape[-2:]
+    total: Tensor | None = None
+    for scale in sorted(scales, key=lambda scale: abs(scale - 1)):
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        # Raw values stay raw: they are resized before anything is subtracted from them.
+        logits = predict(images if size == (height, width) else resize(images.float(), size))
+        if len(scales) == 1:
+            return logits if size == (height, width) else resize(logits, (height, width))
+        if total is None:
+            total = logits.clone() if fast else resize(logits, (height, width)).clone()
+        else:
+            total += resize(logits, (total.shape[-2], total.shape[-1]))
+    assert total is not None
+    return total / len(scales)
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along a side so that each of its pixels is in at least one and none sticks out.
+
+    Args:
+        length: Pixels of the side.
+        window: Pixels of a window, at most `length`.
+        overlap: Share of a window that the next one covers too, at least; below 1.
+    """
+    step = max(1, int(window * (1 - overlap)))
+    count = math.ceil((length - window) / step) + 1
+    return [min(i * step, length - window) for i in range(count)]
+
+
+def sliding(
+    predict: Predict,
+    images: Tensor,
+    *,
+    window: tuple[int, int],
+    overlap: float = 1 / 3,
+    batch_size: int = 1,
+) -> Tensor:
+    """Logits averaged over windows that cover the images.
+
+    A window is never larger than the image, and the last ones are moved back inside, so no border is invented.
+
+    Args:
+        predict: Gives logits of raw images.
+        images: (N, channels, H, W), uint8 or floating.
+        window: Height and width of the windows.
+        overlap: Share that neighbours have in common, at least, 0 to below 1.
+        batch_size: Windows per call of `predict`.
+
+    Returns:
+        (N, C, H, W), or smaller if one window covers all.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    tall, wide = min(window[0], size[0]), min(window[1], size[1])
+    if (tall, wide) == size:
+        return predict(images)
+    rows, columns = window_starts(size[0], tall, overlap), window_starts(size[1], wide, overlap)
+    places = [(top, left) for top in rows for left in columns]
+    total: Tensor | None = None
+    for first in range(0, len(places), batch_size):
+        some = places[first : first + batch_size]
+        crops = torch.cat([images[..., top : top + tall, left : left + wide] for top, left in some])
+        parts = resize(predict(crops), (tall, wide)).split(len(images))
+        if total is None:
+            total = parts[0].new_zeros(len(images), parts[0].shape[1], *size)
+        for (top, left), logits in zip(some, parts, strict=True):
+            total[..., top : top + tall, left : left + wide] += logits
+    assert total is not None
+    return total / (_cover(size[0], rows, tall, total)[:, None] * _cover(size[1], columns, wide, total))
+
+
+def _cover(length: int, starts: Sequence[int], window: int, like: Tensor) -> Tensor:
+    """How many windows cover each pixel of a side, (length,)."""
+    counts = like.new_zeros(length)
+    for start in starts:
+        counts[start : start + window] += 1
+    return counts
