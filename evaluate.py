@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, run
+from utils.look import add_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
@@ -26,13 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
-    add(
-        "-mo",
-        "--mode",
-        choices=["single", "center_crop"],
-        default="single",
-        help="whole images at native size (default), or the crops that training validated on",
-    )
+    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default="single")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
     add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
     add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
@@ -58,15 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = assemble.load_predictor(
         args.model, choose_device(args.device), precision=args.precision, modules=modules, config=described
     )
+    predictor.look = look_of(args, predictor.about)
     config = described or check_config(predictor.about["config"])
-    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=args.mode != "single")
+    crop = args.mode == "center_crop"
+    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     loader = assemble.build_evaluation_loader(config, section)
     matrix = measure(predictor, loader)
     results: dict[str, Any] = {
         "checkpoint": args.model.name,
         "epoch": predictor.about["epoch"],
         "images": len(loader.view),
-        "protocol": {**protocol_of(section), "precision": args.precision},
+        "protocol": {**protocol_of(section), **predictor.look.protocol(), "precision": args.precision},
         "metrics": matrix.results(),
         "classes": matrix.table(),
         "confusion_matrix": matrix.counts.tolist(),

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, one_line, run
+from utils.look import add_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
 
     import numpy as np
 
-    from utils.classes import ClassTable
     from utils.predict import Predictor
 
-KINDS = ("color", "index", "overlay")
+LEGEND = "_legend"  # name of the picture that says which color is which class
+KINDS = ("color", "index", "overlay", "probability", "probabilities")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-i", "--images", required=True, metavar="FILE|DIR|GLOB", help="images to predict")
     add("-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default: outputs)")
     add("-e", "--extension", default="any", help="endings of images in a folder: jpg,png, or any (default)")
-    add("-mo", "--mode", choices=["single"], default="single", help="single: the whole image at its own size")
+    add_flags(parser, ["multiscale", "sliding", "single"], default="multiscale")
     add("--save", default="color", help=f"what to write, of {','.join(KINDS)} (default: color)")
     add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
     add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
@@ -54,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from utils.find_images import find_images, output_names
     from utils.images import read_image
+    from utils.visualize import legend
 
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
+    predictor.look = look_of(args, predictor.about)
     names = output_names(paths)
     check_targets(paths, [target for name in names for target in targets(args.output, name, wanted).values()])
     make_folder(args.output)
@@ -67,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except DataError as error:
             broken += error.problems
             continue
-        write(targets(args.output, name, wanted), image, predictor.predict_image(image), predictor.classes)
+        write(targets(args.output, name, wanted), image, predictor)
+    if {"color", "overlay"} & set(wanted) and len(broken) < len(paths) and LEGEND not in names:
+        write_picture(args.output / f"{LEGEND}.png", legend(predictor.classes))
     for line in broken:
         print(f"not predicted: {one_line(line)}", file=sys.stderr)
     print(f"{len(paths) - len(broken)} of {len(paths)} images predicted, in {args.output}")
@@ -121,7 +126,9 @@ def make_folder(path: Path) -> None:
 
 def targets(folder: Path, name: str, wanted: Sequence[str]) -> dict[str, Path]:
     """The file to write for each kind; with more than one kind, each has its name in the file's."""
-    return {kind: folder / (f"{name}.png" if len(wanted) == 1 else f"{name}_{kind}.png") for kind in wanted}
+    endings = {kind: "npz" if kind == "probabilities" else "png" for kind in wanted}
+    stems = {kind: name if len(wanted) == 1 else f"{name}_{kind}" for kind in wanted}
+    return {kind: folder / f"{stems[kind]}.{endings[kind]}" for kind in wanted}
 
 
 def check_targets(images: Sequence[Path], files: Sequence[Path]) -> None:
@@ -135,30 +142,59 @@ def check_targets(images: Sequence[Path], files: Sequence[Path]) -> None:
         raise ConfigError(f"--output {lost[0].parent}: would replace {lost[0]}, an image. Name another folder.")
 
 
-def write(files: Mapping[str, Path], image: np.ndarray, labels: np.ndarray, classes: ClassTable) -> None:
-    """Write a prediction in each wanted kind.
+def write(files: Mapping[str, Path], image: np.ndarray, predictor: Predictor) -> None:
+    """Predict an image and write it in each wanted kind.
+
+    Args:
+        files: Path for each kind: "color" and "index" are label maps with the classes' colors or gray values as
+            palette, "overlay" is color over the image, "probability" the winning class's from 0 to 255, and
+            "probabilities" those of all classes, (C, H, W) float16.
+        image: (H, W, C) uint8.
+        predictor: What predicts.
 
     Raises:
         Stopped: A file cannot be written.
     """
-    import cv2
     import numpy as np
 
     from utils.images import write_label
     from utils.visualize import overlay, png_palette
 
+    classes, labels = predictor.classes, predictor.predict_image(image)
     gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    shares = predictor.probabilities(image) if {"probability", "probabilities"} & set(files) else None
     for kind, path in files.items():
+        if kind == "overlay":
+            write_picture(path, overlay(image, labels, classes))
+            continue
         try:
-            if kind == "overlay":
-                picture = cv2.cvtColor(overlay(image, labels, classes), cv2.COLOR_RGB2BGR)
-                path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+            if shares is not None and kind == "probability":
+                write_label(path, np.rint(255 * shares.max(axis=0)).astype(np.uint8), gray)
+            elif shares is not None and kind == "probabilities":
+                np.savez_compressed(path, probabilities=shares.astype(np.float16))
             else:
                 write_label(path, labels, png_palette(classes) if kind == "color" else gray)
         except OSError as error:
-            raise Stopped(
-                f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output."
-            ) from None
+            raise unwritable(path, error) from None
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3) uint8, RGB, as PNG.
+
+    Raises:
+        Stopped: The file cannot be written.
+    """
+    import cv2
+
+    try:
+        path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> Stopped:
+    """What to raise where an output file cannot be written."""
+    return Stopped(f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output.")
 
 
 if __name__ == "__main__":

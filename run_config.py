@@ -19,7 +19,7 @@ from base.base_dataloader import LoaderOptions
 from base.base_dataset import BaseDataset
 from base.base_trainer import MAY_CHANGE, Monitor, TrainerConfig
 from dataloader.transforms import ChainOptions, chain_problems
-from models.build import arch_json_schema, check_model
+from models.build import ModelOptions, arch_json_schema, check_model
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.criterion import LossTerm, check_loss
@@ -68,6 +68,9 @@ class Section:
 
 
 # --------------------------------------------------------------------------------------------------- loader args
+
+# What may be said of every component of a kind, besides its own arguments.
+SHARED_OPTIONS = {"datasets": (LoaderOptions, ChainOptions), "models": (ModelOptions,)}
 
 
 def owners_of(dataset: str) -> dict[str, Any]:
@@ -268,6 +271,11 @@ def cross_check(config: RunConfig) -> list[str]:
         )
     try:
         classes = config.classes
+        if len(classes) < 2:
+            problems.append(
+                f"train_loader.args: one class ('{classes.names[0]}') cannot be told from anything. Name two, such as "
+                f"background and {classes.names[0]}."
+            )
         if IGNORE > config.ignore_index >= len(classes):
             problems.append(
                 f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,13 +16,13 @@ import torch
 import assemble
 from base.base_dataloader import Loader
 from base.base_trainer import MAY_CHANGE, TimeLimit
-from base.data_check import check_samples, location_prior
+from base.data_check import DataCheck, check_samples, location_prior
 from run_config import RunConfig, meaning_of
 from trainer import Trainer
 from utils import checkpoint, run_folder
 from utils.classes import ClassTable
 from utils.config import differences, dump_json
-from utils.errors import CheckpointError, Stopped, UserError
+from utils.errors import CheckpointError, DataError, Stopped, UserError
 from utils.images import write_label
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
@@ -33,6 +34,7 @@ from utils.writers import open_tensorboard
 logger = logging.getLogger("segwright")
 
 EXAMPLES = 8  # predictions that a finished run leaves on disk
+ROWS = 4  # of them in predictions.png
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
@@ -92,7 +94,7 @@ def train(
         logger.debug("model: %s", trainer.model)
         for note in notes(config, trainer):
             logger.info(note)
-        if trainer.finished:
+        if trainer.finished and has_results(run_dir, trainer.progress.step):
             logger.info("the run is finished: %d steps. Raise trainer.epochs to go on.", trainer.progress.step)
             return run_dir
         finish(config, trainer, loaders)
@@ -215,6 +217,17 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
         if loader is not None:
             found = check_samples(loader.view)
             logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
+            if kind == "training" and np.count_nonzero(found.pixels) < 2:
+                raise DataError(only_one_class(found, names))
+
+
+def only_one_class(found: DataCheck, names: Sequence[str]) -> str:
+    """What to say of labels in which nothing can be told apart."""
+    seen = [name for name, pixels in zip(names, found.pixels, strict=True) if pixels]
+    other = next(name for name in names if name not in seen)
+    void = ", and void (255)" if found.void else ""
+    cure = f'Say which values mean the others: {{"name": "{other}", "value": 255}} in "classes" or "label_map"'
+    return f"train_loader: the labels hold no class but {', '.join(map(repr, seen)) or 'none'}{void}. {cure}."
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
@@ -259,6 +272,7 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     results: dict[str, Any] = {
         "checkpoint": used.name,
         "epoch": epoch,
+        "steps": progress.step,
         "protocol": trainer.description["protocol"],
         "metrics": next((record for record in trainer.history if record["epoch"] == epoch), {}),
         "notes": notes(config, trainer),
@@ -268,6 +282,14 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
         write_predictions(trainer, used, val_loader)
     run_folder.write_json(run_dir / "results.json", results)
     report(results, config.classes, run_dir)
+
+
+def has_results(run_dir: Path, steps: int) -> bool:
+    """Whether a finished run got as far as writing the figures of its `steps` steps."""
+    try:
+        return json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["steps"] == steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def report(results: Mapping[str, Any], classes: ClassTable, run_dir: Path) -> None:
@@ -304,5 +326,5 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
         labels = predictor.predict_image(item.image)
         write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
         rows.append(comparison(item.image, [item.label, labels], classes))
-    picture = np.concatenate([*rows, legend(classes)])
+    picture = np.concatenate([*rows[:ROWS], legend(classes)])
     cv2.imwrite(str(folder.parent / "predictions.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

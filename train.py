@@ -29,6 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lr", type=float, help="learning rate: optimizer.args.lr")
     add("--bs", type=int, help="batch size: train_loader.args.batch_size")
     add("--check", action="store_true", help="check config, data and shapes, say what a step needs, and stop")
+    add("--check-data", action="store_true", help="the same, and read every image and label of both loaders")
     add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
     add("--list", nargs="?", const="all", choices=["all", *KINDS], help="what a config may name")
     add("--describe", metavar="NAME", help="arguments of one of them")
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raw = override(state["config"], overrides) if from_checkpoint else raw
     config = check_config(raw)
     device = choose_device(args.device, config.n_gpu)
-    if args.check:
-        return check(config)
+    if args.check or args.check_data:
+        return check(config, args.check_data)
 
     import session
 
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(config: RunConfig) -> int:
-    """Validate and build everything without training, and say what training would need."""
+def check(config: RunConfig, everything: bool = False) -> int:
+    """Validate and build everything without training, and say what training would need; read `everything`, or some."""
     import assemble
     from base.data_check import check_samples
 
@@ -91,7 +92,7 @@ def check(config: RunConfig) -> int:
     for loader in assemble.build_loaders(config):
         if loader is not None:
             kind = "training" if loader.sampler.drop_last else "validation"
-            found = check_samples(loader.view)
+            found = check_samples(loader.view, everything=everything)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
     return 0
 
@@ -112,13 +113,14 @@ def gib(size: int) -> str:
 def explain(args: argparse.Namespace) -> int:
     """Answer ``--list`` and ``--describe``."""
     import assemble
+    from run_config import SHARED_OPTIONS
     from utils.describe import describe, list_names
 
     assemble.import_modules(args.modules)
     if args.list:
         print(list_names(KINDS if args.list == "all" else [args.list]))
     if args.describe is not None:
-        text = describe(args.describe)
+        text = describe(args.describe, SHARED_OPTIONS)
         if text is None:
             raise UserError(f"--describe {args.describe}: no such name. `train.py --list` shows what there is.")
         print(text)

@@ -47,17 +47,17 @@ def some_indices(length: int, seed: int) -> np.ndarray:
     return np.sort(stream(seed, "split", 1).permutation(length)[:SAMPLES])
 
 
-def check_samples(view: View) -> DataCheck:
-    """Read some labels of `view` and the image of a few.
+def check_samples(view: View, *, everything: bool = False) -> DataCheck:
+    """Read some labels of `view` and the image of a few, or `everything`.
 
     Raises:
         DataError: One cannot be used; it names the file and what would help.
     """
     num_classes, counts = len(view.dataset.classes), np.zeros(256, np.int64)
-    chosen = some_indices(len(view), view.seed)
+    chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed)
     for number, index in enumerate(chosen):
         source = int(view.indices[index])
-        label = view.dataset.read(source).label if number < 8 else view.dataset.read_label(source)
+        label = view.dataset.read(source).label if everything or number < 8 else view.dataset.read_label(source)
         counts += np.bincount(label.ravel(), minlength=256)
     return DataCheck(len(chosen), counts[:num_classes], int(counts[IGNORE]))
 

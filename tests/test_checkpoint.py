@@ -222,9 +222,10 @@ def test_small_files_are_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
     checkpoint.write_text(path, "é\n")
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(Stopped, match="space"):
         checkpoint.write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "é\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # ------------------------------------------------------------------------------------------------------ weights

@@ -109,19 +109,31 @@ def pictures(tmp_path):
 
 
 def predict(command, run_dir, images, output, *more):
-    return command("-m", run_dir / "last.pth", "-i", images, "-o", output, *TINY, *more)
+    return command("-m", run_dir / "last.pth", "-i", images, "-o", output, "--mode", "single", *TINY, *more)
 
 
 # ---------------------------------------------------------------------------------------- the same as evaluation
 
 
-def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path):
+@pytest.mark.parametrize(
+    "look",
+    [
+        ["--mode", "single"],
+        ["--mode", "single", "--flip"],
+        ["--mode", "sliding", "--window", "32", "32", "--batch-size", "3"],
+        ["--mode", "sliding", "--overlap", "0.5", "--flip"],
+        ["--mode", "multiscale", "--scales", "0.75", "1", "1.5"],
+        ["--mode", "multiscale", "--fast"],
+    ],
+    ids=" ".join,
+)
+def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path, look):
     run_dir, data = file_run
-    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "new" / "r.json")
+    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "new" / "r.json", *look)
     assert answer.status == 0, answer.err
     results = json.loads((tmp_path / "new" / "r.json").read_text())
     answer = inference_command(
-        *("-m", run_dir / "last.pth", "-i", data / "val" / "images", "-o", tmp_path / "out", "--save", "index")
+        *("-m", run_dir / "last.pth", "-i", data / "val" / "images", "-o", tmp_path / "out", "--save", "index", *look)
     )
     assert answer.status == 0, answer.err
     counts = np.zeros((3, 3), np.int64)
@@ -137,7 +149,54 @@ def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inf
     assert results["metrics"]["Mean_IoU"] == pytest.approx((np.diag(counts)[union > 0] / union[union > 0]).mean())
     assert results["images"] == len(SIZES)
     assert results["protocol"]["size"] == "native"
+    assert results["protocol"]["mode"] == look[1]
+    assert results["protocol"]["flip"] is ("--flip" in look)
     assert [row["name"] for row in results["classes"]] == ["ground", "square", "dot"]
+
+
+@pytest.mark.parametrize(
+    "look", [["--mode", "sliding", "--window", "128", "128"], ["--mode", "multiscale", "--scales", "1"]], ids=" ".join
+)
+def test_one_look_is_the_single_mode(file_run, inference_command, tmp_path, look):
+    run_dir, data = file_run
+    outputs = []
+    for number, flags in enumerate((["--mode", "single"], look)):
+        outputs.append(tmp_path / str(number))
+        files = ["-i", data / "val" / "images", "-o", outputs[-1], "--save", "index"]
+        assert inference_command("-m", run_dir / "last.pth", *files, *flags).status == 0
+    for path in outputs[0].iterdir():
+        assert path.read_bytes() == (outputs[1] / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--mode", "single", "--scales", "1", "2"], "--scales: has no effect in mode single. Use --mode multiscale"),
+        (["--window", "32", "32"], "--window: has no effect in mode multiscale. Use --mode sliding"),
+        (["--mode", "sliding", "--fast"], "--fast: has no effect in mode sliding."),
+        (["--scales", "0"], "--scales 0.0: out of range."),
+        (["--mode", "sliding", "--overlap", "1"], "--overlap 1.0: out of range."),
+        (["--mode", "sliding", "--window", "0", "32"], "--window 0 32: no size."),
+        (["--batch-size", "0"], "--batch-size 0: too few."),
+    ],
+)
+def test_a_look_that_cannot_be_meant_is_refused(finished_run, pictures, inference_command, tmp_path, flags, expected):
+    answer = inference_command("-m", finished_run / "last.pth", "-i", pictures, "-o", tmp_path / "out", *TINY, *flags)
+    assert answer.status == 2
+    assert answer.errors[0].startswith(expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_are_those_of_the_winning_class_and_of_all(finished_run, pictures, inference_command, tmp_path):
+    save = ["--save", "index,probability,probabilities"]
+    answer = predict(inference_command, finished_run, pictures / "x.png", tmp_path / "out", *save)
+    assert answer.status == 0, answer.err
+    shares = np.load(tmp_path / "out" / "x_probabilities.npz")["probabilities"].astype(np.float32)
+    assert shares.shape == (3, 20, 30)
+    np.testing.assert_allclose(shares.sum(axis=0), 1, atol=2e-3)
+    assert (shares.argmax(axis=0) == read_label(tmp_path / "out" / "x_index.png")).mean() > 0.99
+    winning = read_label(tmp_path / "out" / "x_probability.png") / 255
+    np.testing.assert_allclose(winning, shares.max(axis=0), atol=4e-3)
 
 
 def test_what_training_validated_is_what_evaluation_finds(file_run, evaluate_command, tmp_path):
@@ -181,7 +240,7 @@ def test_a_folder_gives_every_image_a_file_of_its_own(pictures, finished_run, in
     answer = predict(inference_command, finished_run, pictures, tmp_path / "deep" / "out")
     assert answer.status == 0, answer.err
     assert "7 of 7 images predicted" in answer.out
-    written = sorted(path.name for path in (tmp_path / "deep" / "out").iterdir())
+    written = sorted(path.name for path in (tmp_path / "deep" / "out").iterdir() if path.name != "_legend.png")
     names = ["a.b.png", "a.c.png", "mit Leerzeichen é.png", "tiny.png", "wide.png", "x_JPG.png", "x_png.png"]
     assert written == names
     assert Image.open(tmp_path / "deep" / "out" / "wide.png").size == (700, 9)
@@ -285,7 +344,7 @@ def test_a_broken_image_costs_no_other(pictures, finished_run, inference_command
     answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
     assert answer.status == 3
     assert f"7 of {7 + broken} images predicted" in answer.out
-    assert len(list((tmp_path / "out").iterdir())) == 7
+    assert len(list((tmp_path / "out").glob("[!_]*"))) == 7
     lines = answer.err.splitlines()
     assert len(lines) == broken
     assert all(line.startswith("not predicted: ") for line in lines)

@@ -188,6 +188,16 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert files_of(only_run(tmp_path)) == before
 
 
+def test_a_kill_before_the_final_figures_loses_none(tmp_path: Path) -> None:
+    config = write_config(tmp_path, epochs=1)
+    assert train_in_child(config) == 0
+    results = only_run(tmp_path) / "results.json"
+    written = results.read_bytes()
+    results.unlink()
+    assert train_in_child(config, "--resume", "auto") == 0
+    assert results.read_bytes() == written
+
+
 def test_a_finished_run_can_be_prolonged(tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture) -> None:
     config = write_config(tmp_path, epochs=1)
     assert train_in_child(config) == 0

@@ -97,13 +97,22 @@ def keep(path: Path, copy: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old or the new one, whole."""
+    """Write a small file so that it is either the old or the new one, whole.
+
+    Raises:
+        Stopped: The disk is full or cannot be written.
+    """
     unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise Stopped(f"{path}: cannot be written ({error.strerror}). Free some space; {path} is as it was") from error
 
 
 def sync_folder(folder: Path) -> None:

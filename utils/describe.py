@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from utils.registry import KINDS, Registry
 from utils.schema import EMPTY, describe_arguments, is_plain, parameters_of, show, spell
@@ -31,28 +32,40 @@ def summary(registry: Registry, name: str) -> str:
     return doc.split("\n\n")[0].replace("\n", " ")
 
 
-def describe(name: str) -> str | None:
-    """Kind, documentation, arguments and presets of `name`; None if no registry has it."""
+def describe(name: str, shared: Mapping[str, Sequence[type]] = MappingProxyType({})) -> str | None:
+    """Kind, documentation and arguments of `name`; None if no registry has it.
+
+    Args:
+        name: A name that a config may use.
+        shared: Dataclasses whose fields may be said of every component of a kind, by kind, such as "datasets".
+    """
     for kind, registry in KINDS.items():
         if name not in registry:
             continue
         target = registry[name]
         documented = target.func if isinstance(target, functools.partial) else target
-        texts = describe_arguments(documented)
         text = (inspect.getdoc(documented) or "").partition("\nArgs:")[0].strip()
         lines = [f"{name} ({registry.kind}; {kind})", "", text, "", "arguments:"]
-        for key, parameter in parameters_of(target).items():
-            if key in registry.reserved(name):
-                continue
-            hint = "" if parameter.annotation is EMPTY else f": {spell(parameter.annotation)}"
-            if parameter.default is EMPTY:
-                default = ", required"
-            else:
-                default = f" = {show(parameter.default)}" if is_plain(parameter.default) else ""
-            lines.append(f"  {key}{hint}{default}")
-            if texts.get(key):
-                lines.append(f"      {texts[key]}")
-        if lines[-1] == "arguments:":
-            lines.append("  none")
+        lines += _arguments(target, documented, registry.reserved(name)) or ["  none"]
+        for options in shared.get(kind, ()):
+            summary = (inspect.getdoc(options) or options.__name__).partition("\n")[0]
+            lines += ["", f"and, as for all {kind}: {summary}", *_arguments(options, options, ())]
         return "\n".join(lines)
     return None
+
+
+def _arguments(target: Callable, documented: Callable, reserved: Collection[str]) -> list[str]:
+    """A line for each argument of `target`, with its type and default, and one of what it means."""
+    texts, lines = describe_arguments(documented), []
+    for key, parameter in parameters_of(target).items():
+        if key in reserved:
+            continue
+        hint = "" if parameter.annotation is EMPTY else f": {spell(parameter.annotation)}"
+        if parameter.default is EMPTY:
+            default = ", required"
+        else:
+            default = f" = {show(parameter.default)}" if is_plain(parameter.default) else ""
+        lines.append(f"  {key}{hint}{default}")
+        if texts.get(key):
+            lines.append(f"      {texts[key]}")
+    return lines

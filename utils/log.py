@@ -8,6 +8,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import one_line
+
+
+class PathFilter(logging.Filter):
+    """Escapes what is not printable in paths, so that a file name cannot forge a line of the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(one_line(str(arg)) if isinstance(arg, Path) else arg for arg in record.args)
+        return True
+
 
 class ConsoleHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
@@ -23,6 +34,8 @@ def log_to(path: Path | None = None) -> logging.Logger:
     logger = logging.getLogger("segwright")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
+    if not logger.filters:
+        logger.addFilter(PathFilter())
     for handler in list(logger.handlers):
         handler.close()
         logger.removeHandler(handler)

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from utils.classes import ClassTable
 from utils.images import read_image
+from utils.look import Look
 from utils.metrics import predicted_labels
+from utils.outputs import resize
+from utils.test_time import Predict, mirrored, multi_scale, sliding
 
 
 class Predictor:
@@ -23,20 +26,42 @@ class Predictor:
         classes: Its classes.
         about: What its checkpoint says about itself.
         precision: Arithmetic of the forward pass.
+        look: How to look at an image.
     """
 
     def __init__(
-        self, model: nn.Module, classes: ClassTable, about: Mapping[str, Any], precision: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        classes: ClassTable,
+        about: Mapping[str, Any],
+        precision: torch.dtype = torch.float32,
+        look: Look | None = None,
     ) -> None:
         self.model, self.classes, self.about = model.eval(), classes, about
+        self.look = look or Look()
         self.device = next(model.parameters()).device
         self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes, h, w) of raw images (N, C, H, W), at the head's own resolution."""
-        with self.autocast:
-            return self.model(images.to(self.device)).logits.float()
+        """Logits (N, num_classes, h, w) of raw images (N, C, H, W), at the resolution at which they were averaged.
+
+        A single look leaves them at the head's own.
+        """
+        look, predict = self.look, self._one_look
+        predict = mirrored(predict) if look.flip else predict
+        images = images.to(self.device)
+        if look.mode == "sliding":
+            return sliding(predict, images, window=look.window, overlap=look.overlap, batch_size=look.batch_size)
+        return multi_scale(predict, images, look.scales, fast=look.fast)
+
+    @property
+    def _one_look(self) -> Predict:
+        def predict(images: Tensor) -> Tensor:
+            with self.autocast:
+                return self.model(images).logits.float()
+
+        return predict
 
     @torch.inference_mode()
     def predict_batch(self, images: Tensor) -> Tensor:
@@ -58,7 +83,21 @@ class Predictor:
         Raises:
             TypeError: The image is no array of 8-bit integers; scaled values would be normalised twice.
         """
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
-            raise TypeError(f"expected a uint8 array (H, W, C), got {getattr(image, 'dtype', type(image))}")
-        batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        return self.predict_batch(batch)[0].cpu().numpy()
+        return self.predict_batch(as_batch(image))[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """Probability of each class at each pixel, (num_classes, H, W) float32, of an image (H, W, C) uint8."""
+        logits = resize(self.logits(as_batch(image)), (image.shape[0], image.shape[1]))
+        return logits[0].softmax(dim=0).cpu().numpy()
+
+
+def as_batch(image: np.ndarray) -> Tensor:
+    """An image (H, W, C) uint8 as a batch (1, C, H, W) of raw values.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+        raise TypeError(f"expected a uint8 array (H, W, C), got {getattr(image, 'dtype', type(image))}")
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]

@@ -1,0 +1,252 @@
+"""What the documents tell a user to do works as it stands there."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from run_config import check_config
+from tests.conftest import ROOT, Answer
+from utils.config import differences, load_config, parse_json
+
+SHARED = ROOT.parent / "shared"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["-s", "trainer.epochs=1", "-s", "trainer.tensorboard=false", "-s", "n_gpu=0"]
+
+
+def shapes(rng: np.random.Generator, height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image with a blob of each class, and its label."""
+    label = np.zeros((height, width), np.uint8)
+    for value in range(1, classes):
+        top, left = rng.integers(height // 2), rng.integers(width // 2)
+        label[top : top + height // 3, left : left + width // 3] = value
+    image = np.repeat((label * (200 // classes) + 20)[..., None], 3, axis=2) + rng.integers(0, 30, (height, width, 3))
+    return image.astype(np.uint8), label
+
+
+# ------------------------------------------------------------------------------------------ the documented example
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of Pascal VOC's layout, with SBD's lists; returns its data_dir."""
+    root = tmp_path_factory.mktemp("voc")
+    home = root / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (home / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"2007_{number:06d}" for number in range(38)]
+    for name in names:
+        image, label = shapes(rng, 75, 100, 21)
+        label[:2] = 255
+        Image.fromarray(image).save(home / "JPEGImages" / f"{name}.jpg")
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            Image.fromarray(label).save(home / folder / f"{name}.png")
+    lists = home / "ImageSets" / "Segmentation"
+    pairs = [f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in names[:34]]
+    (lists / "train_aug.txt").write_text("\n".join(pairs))
+    (lists / "val.txt").write_text("\n".join(names[34:]) + "\n")
+    return root
+
+
+def at(voc: Path) -> list[str]:
+    return ["-s", f"train_loader.args.data_dir={voc}", "-s", f"val_loader.args.data_dir={voc}"]
+
+
+@pytest.mark.skipif(not (SHARED / "seeds").is_dir(), reason="the original document is not here")
+def test_our_copy_of_the_documented_example_says_what_the_original_says() -> None:
+    (document,) = (SHARED / "seeds").glob("003_*.txt")
+    original = re.search(r"```javascript\n(.*?)```", document.read_text(), re.DOTALL)
+    assert original is not None
+    assert parse_json(original.group(1)) == load_config(ROOT / "configs" / "voc_pspnet.json")
+
+
+def test_the_documented_example_passes_the_check(voc: Path, train_command: Callable[..., Answer]) -> None:
+    answer = train_command("-c", ROOT / "configs" / "voc_pspnet.json", "--check", *at(voc))
+    assert answer.status == 0, answer.err
+    assert "34 images, 1 batches" in answer.out
+    memory = re.search(r"memory +([\d.]+) GiB", answer.out)
+    assert memory is not None
+    assert 15 < float(memory.group(1)) < 25
+
+
+def test_every_key_of_the_documented_example_has_its_effect() -> None:
+    config = check_config(load_config(ROOT / "configs" / "voc_pspnet.json"))
+    resolved = config.to_json()
+    given = load_config(ROOT / "configs" / "voc_pspnet.json")
+    given["loss"] = [{"type": "CrossEntropyLoss2d"}]
+    given["trainer"] |= {"save_dir": "saved", "log_dir": "saved/runs"}
+    for loader in ("train_loader", "val_loader"):
+        given[loader]["args"]["data_dir"] = "data"
+    given["arch"]["args"]["backbone"] = {"type": "resnet50"}
+    stored = json.loads((ROOT / "tests" / "data" / "voc_pspnet_resolved.json").read_text())
+    ours = {key: pair for key, pair in differences(stored, resolved).items() if not key.startswith("optimizer.args.")}
+    assert not ours, "a default changed: is that meant? Then store tests/data/voc_pspnet_resolved.json anew"
+    assert contains(resolved, given)
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Whether everything that `part` says stands in `whole` too."""
+    if isinstance(part, dict):
+        return all(key in whole and contains(whole[key], value) for key, value in part.items())
+    if isinstance(part, list):
+        return len(whole) == len(part) and all(map(contains, whole, part))
+    return whole == part
+
+
+def test_the_documented_example_trains_validates_and_saves(
+    voc: Path, tmp_path: Path, train_command: Callable[..., Answer]
+) -> None:
+    smaller = [
+        *("-s", "train_loader.args.batch_size=4", "-s", "train_loader.args.crop_size=96"),
+        *("-s", "val_loader.args.crop_size=96", "-s", "arch.args.backbone=resnet18"),
+        *("-s", "train_loader.args.num_workers=0", "-s", "val_loader.args.num_workers=0", "-s", "trainer.max_steps=3"),
+        *("-s", f"trainer.save_dir={tmp_path}", "-s", f"trainer.log_dir={tmp_path / 'runs'}"),
+    ]
+    answer = train_command("-c", ROOT / "configs" / "voc_pspnet.json", *at(voc), *SMALL, *smaller)
+    assert answer.status == 0, answer.err
+    (run_dir,) = (tmp_path / "PSPNet").iterdir()
+    (record,) = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert record["step"] == 3
+    assert 0 <= record["val/Mean_IoU"] <= 1
+    assert json.loads((run_dir / "results.json").read_text())["protocol"]["mode"] == "center_crop"
+    assert {"best_model.pth", "last.pth"} <= {path.name for path in run_dir.iterdir()}
+
+
+# ----------------------------------------------------------------------------------------------------- own data
+
+COLORS = np.array([[0, 0, 0], [200, 30, 40], [20, 90, 220]], np.uint8)
+NAMES = ["background", "leaf", "stem"]
+
+
+def write_folder(root: Path, form: str, count: int = 10) -> None:
+    """Images and masks in one of the forms that the README lists."""
+    rng = np.random.default_rng(1)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number in range(count):
+        image, label = shapes(rng, 120, 160, 2 if form == "binary" else 3)
+        Image.fromarray(image).save(root / "images" / f"{number:04d}.jpg")
+        mask = Image.fromarray(COLORS[label] if form == "color" else label * 255 if form == "binary" else label)
+        if form == "palette":
+            mask.putpalette(COLORS.tobytes())
+        mask.save(root / "masks" / f"{number:04d}.png")
+
+
+def own_config(root: Path, **options: Any) -> dict[str, Any]:
+    """What the README's example says, made small."""
+    args = {"data_dir": str(root), "split": "all", "val_split": 0.2, "batch_size": 4, "augment": True, "crop_size": 64}
+    return {
+        "extends": str(ROOT / "config.json"),
+        "name": "own",
+        "arch": {"args": {"channels": 16, "backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}}},
+        "train_loader": {"type": "Folder", "args": {**args, "num_workers": 0, **options}},
+        "val_loader": None,
+        "trainer": {"save_dir": str(root / "saved"), "log_dir": str(root / "saved" / "runs")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("index", {"classes": NAMES}),
+        ("palette", {"classes": NAMES}),
+        (
+            "color",
+            {
+                "classes": [{"name": n, "color": c} for n, c in zip(NAMES, COLORS.tolist(), strict=True)],
+                "masks": "color",
+            },
+        ),
+        ("binary", {"classes": [{"name": "background", "value": 0}, {"name": "object", "value": 255}]}),
+    ],
+)
+def test_an_own_folder_trains_from_a_config_alone(
+    tmp_path: Path, train_command: Callable[..., Answer], form: str, options: dict[str, Any]
+) -> None:
+    write_folder(tmp_path, form)
+    (tmp_path / "my.json").write_text(json.dumps(own_config(tmp_path, **options)))
+    answer = train_command("-c", tmp_path / "my.json", *SMALL)
+    assert answer.status == 0, answer.err
+    (run_dir,) = (tmp_path / "saved" / "own").iterdir()
+    record = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    names = ["background", "object"] if form == "binary" else NAMES
+    assert {f"val/Class_IoU/{name}" for name in names} <= record.keys()
+
+
+def test_masks_that_hold_one_class_only_are_refused_with_the_cure(
+    tmp_path: Path, train_command: Callable[..., Answer]
+) -> None:
+    write_folder(tmp_path, "binary")
+    (tmp_path / "my.json").write_text(json.dumps(own_config(tmp_path, classes=["background", "object"])))
+    answer = train_command("-c", tmp_path / "my.json", *SMALL)
+    assert answer.status == 2
+    (line,) = answer.errors
+    assert line.startswith("train_loader: the labels hold no class but 'background', and void")
+    assert '{"name": "object", "value": 255}' in line
+    assert not (tmp_path / "saved").exists()
+
+
+def test_one_class_alone_is_refused(tmp_path: Path, train_command: Callable[..., Answer]) -> None:
+    write_folder(tmp_path, "binary", 3)
+    (tmp_path / "my.json").write_text(json.dumps(own_config(tmp_path, classes=["object"])))
+    answer = train_command("-c", tmp_path / "my.json", *SMALL)
+    assert answer.status == 2
+    assert "one class" in answer.errors[0]
+
+
+def test_the_readmes_walk_through_works(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    train_command: Callable[..., Answer],
+    inference_command: Callable[..., Answer],
+) -> None:
+    section = README.partition("## Your own data")[2].partition("\n## ")[0]
+    config = re.search(r"```jsonc\n(.*?)```", section, re.DOTALL)
+    (commands,) = [text for text in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) if "my.json" in text]
+    assert config is not None
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "mydata", "index", 12)
+    (tmp_path / "my.json").write_text(config.group(1))
+    (tmp_path / "config.json").write_text((ROOT / "config.json").read_text())
+    smaller = [*SMALL, "-s", "train_loader.args.crop_size=64", "-s", "train_loader.args.num_workers=0"]
+    for command in commands.splitlines():
+        python, script, *arguments = shlex.split(command, comments=True)
+        assert python == "python"
+        if script == "train.py":
+            answer = train_command(*arguments, *smaller)
+        else:
+            assert script == "inference.py"
+            answer = inference_command(*[found for word in arguments for found in glob.glob(word) or [word]])
+        assert answer.status == 0, answer.err
+    assert len(list((tmp_path / "predictions").glob("[0-9]*.png"))) == 12
+
+
+def test_every_command_of_the_readme_names_flags_that_exist() -> None:
+    import evaluate
+    import inference
+    import train
+
+    scripts = {"train.py": train, "evaluate.py": evaluate, "inference.py": inference}
+    found = 0
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if len(words) > 1 and words[0] == "python" and words[1] in scripts:
+                scripts[words[1]].parse(words[2:])
+                found += 1
+    assert found >= 8
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
+def test_every_recipe_is_a_right_config(path: Path) -> None:
+    check_config(load_config(path))

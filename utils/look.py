@@ -1,0 +1,103 @@
+"""How a prediction looks at an image: once, in windows, at several scales; the flags that say so."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from utils.errors import UserError
+
+# Scales of the multiscale mode, as pytorch-segmentation has them; its Cityscapes adds one.
+SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+CITYSCAPES_SCALES = (*SCALES, 2.25)
+OVERLAP = 1 / 3
+WINDOW = 512  # where training used no crop
+STRIDE = 32  # windows are multiples of the coarsest stride there is, so that their logits lie on one grid
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to average over.
+
+    Args:
+        mode: "single" whole image, "sliding" windows, "multiscale" resized copies, or "center_crop" of validation.
+        scales: Factors of height and width in multiscale mode.
+        flip: Average with the mirrored image too.
+        window: Height and width of the windows in sliding mode.
+        overlap: Share that neighbouring windows have in common, at least.
+        fast: Average scales at the resolution of the head instead of the image's; nearly the same, much cheaper.
+        batch_size: Windows per forward pass.
+    """
+
+    mode: str = "single"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, int] = (WINDOW, WINDOW)
+    overlap: float = OVERLAP
+    fast: bool = False
+    batch_size: int = 1
+
+    def protocol(self) -> dict[str, Any]:
+        """What to stamp on figures."""
+        stamp: dict[str, Any] = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip}
+        if self.mode == "sliding":
+            stamp |= {"window": list(self.window), "overlap": round(self.overlap, 6)}
+        return stamp | ({"fast": True} if self.fast else {})
+
+
+def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str) -> None:
+    """Give `parser` the flags that `look_of` reads."""
+    add = parser.add_argument
+    add("-mo", "--mode", choices=modes, default=default, help=f"how to look at an image (default: {default})")
+    shown = " ".join(f"{scale:g}" for scale in SCALES)
+    add("--scales", type=float, nargs="+", metavar="S", help=f"multiscale: factors of the size (default: {shown})")
+    add("--flip", action="store_true", help="average with the mirrored image too")
+    add("--window", type=int, nargs=2, metavar=("H", "W"), help="sliding: size of a window (default: training's crop)")
+    add("--overlap", type=float, default=OVERLAP, help="sliding: share that windows have in common (default: 1/3)")
+    add("--fast", action="store_true", help="multiscale: average at the resolution of the network's head")
+    add("--batch-size", type=int, default=1, help="sliding: windows per forward pass (default: 1)")
+
+
+def look_of(args: argparse.Namespace, about: Mapping[str, Any]) -> Look:
+    """The look that flags ask for.
+
+    Args:
+        args: With the flags of `add_flags`.
+        about: What the checkpoint says about itself; its training decides the defaults.
+
+    Raises:
+        UserError: A flag has no effect in this mode, or its value makes no sense.
+    """
+    used = {"scales": "multiscale", "window": "sliding"}
+    problems = [
+        f"--{flag}: has no effect in mode {args.mode}. Use --mode {mode} or leave it out."
+        for flag, mode in used.items()
+        if getattr(args, flag) is not None and args.mode != mode
+    ]
+    if args.fast and args.mode != "multiscale":
+        problems.append(f"--fast: has no effect in mode {args.mode}. Use --mode multiscale or leave it out.")
+    if args.scales and not all(0.05 <= scale <= 16 for scale in args.scales):
+        problems.append(f"--scales {' '.join(map(str, args.scales))}: out of range. Use factors from 0.05 to 16.")
+    if args.window and min(args.window) < 1:
+        problems.append(f"--window {args.window[0]} {args.window[1]}: no size. Use two numbers of at least 1.")
+    if not 0 <= args.overlap <= 0.95:
+        problems.append(f"--overlap {args.overlap}: out of range. Use a share from 0 to 0.95.")
+    if args.batch_size < 1:
+        problems.append(f"--batch-size {args.batch_size}: too few. Use at least 1.")
+    if problems:
+        raise UserError(*problems)
+    loader = about["config"]["train_loader"]
+    crop = args.window or loader["args"].get("crop_size") or WINDOW
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
+    return Look(
+        mode=args.mode,
+        scales=tuple(args.scales or usual) if args.mode == "multiscale" else (1.0,),
+        flip=args.flip,
+        window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
+        overlap=args.overlap,
+        fast=args.fast,
+        batch_size=args.batch_size,
+    )
