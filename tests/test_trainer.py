@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from models.build import build_model
 from tests.tiny import Squares, tiny_config
 from trainer import AveragedModel, Trainer
 from utils.criterion import build_criterion
-from utils.errors import ConfigError, Stopped, run
+from utils.errors import ConfigError, DataError, Stopped, run
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 
@@ -399,3 +402,65 @@ class TestOrder:
     def test_orders_of_different_seeds_are_unrelated(self) -> None:
         a, b = (BatchSampler(1000, 4, shuffle=True, drop_last=True, seed=s).order(0) for s in (1, 2))
         assert np.mean(a == b) < 0.02
+
+
+def test_class_weights_can_be_computed_from_the_training_labels(tmp_path: Path) -> None:
+    loss = {"type": "CrossEntropyLoss2d", "args": {"class_weights": "median_freq"}}
+    plain, weighted = launch(tmp_path), launch(tmp_path, loss=loss)
+    assert metrics(plain)[0]["val/loss"] != metrics(weighted)[0]["val/loss"]
+
+
+def test_losses_add_up_and_each_is_reported(tmp_path: Path) -> None:
+    loss = [{"type": "CrossEntropyLoss2d", "factor": 0.5}, "LovaszSoftmax"]
+    record = metrics(launch(tmp_path, loss=loss))[-1]
+    parts = 0.5 * record["val/CrossEntropyLoss2d"] + record["val/LovaszSoftmax"]
+    assert record["val/loss"] == pytest.approx(parts)
+
+
+def test_more_gpus_than_there_are_is_no_reason_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs")
+    launch(tmp_path, n_gpu=3, use_synch_bn=True)
+    printed = capsys.readouterr().out
+    assert "n_gpu: 3 asked for, none available: using the CPU." in printed
+    assert "use_synch_bn: no effect" in printed
+
+
+def test_without_the_tensorboard_package_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    launch(tmp_path, trainer={"tensorboard": True})
+    assert "warning: trainer.tensorboard: not written" in capsys.readouterr().out
+
+
+def test_the_batch_size_of_validation_changes_no_figure(tmp_path: Path) -> None:
+    records = []
+    for batch_size in (1, 3):
+        args = {"split": "val", "length": 7, "num_workers": 0, "val": True, "crop_size": 33, "batch_size": batch_size}
+        run_dir = launch(tmp_path, val_loader={"type": "Squares", "args": args})
+        records.append(metrics(run_dir)[-1])
+    assert records[0].keys() == records[1].keys()
+    for key, value in records[0].items():
+        assert records[1][key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_a_bad_sample_stops_the_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Squares.read
+
+    def broken(self: Squares, index: int) -> Any:
+        item = read(self, index)
+        if item.key == "square_0007" and sys._getframe(1).f_code.co_name == "__getitem__":
+            raise DataError(f"{item.key}: damaged or cut short. Get the file again or remove it.")
+        return item
+
+    monkeypatch.setattr(Squares, "read", broken)
+    for workers in (0, 1):
+        config = tiny_config(tmp_path / "saved")
+        config["train_loader"]["args"]["num_workers"] = workers
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config))
+        stderr = io.StringIO()
+        with redirect_stderr(stderr):
+            assert run(train.main, ["-c", str(path), "--import", "tests.tiny"]) == 2
+        assert stderr.getvalue() == "error: square_0007: damaged or cut short. Get the file again or remove it.\n"
