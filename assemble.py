@@ -29,10 +29,11 @@ from run_config import (
     split_loader_args,
     validation_of,
 )
-from trainer import PRECISIONS, Trainer, choose_precision
+from trainer import PRECISIONS, Trainer
 from utils import checkpoint
 from utils.classes import IGNORE, ClassTable, as_colors
 from utils.criterion import build_criterion, needs_class_pixels
+from utils.devices import choose_precision
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
@@ -90,7 +91,8 @@ def build_view(loader: Component, dataset: BaseDataset, *, seed: int, indices: S
     """`dataset`, augmented as a loader section says."""
     options = options_of(ChainOptions, loader.type, loader.args, "chain")
     fill = tuple(255 * mean for mean in dataset.mean)
-    return View(dataset, build_chain(options, fill, where="args"), seed=seed, indices=indices)
+    bad: Any = loader.args.get("on_bad_sample", "stop")
+    return View(dataset, build_chain(options, fill, where="args"), seed=seed, indices=indices, on_bad_sample=bad)
 
 
 def hold_out(length: int, val_split: float, seed: int) -> tuple[list[int], list[int]]:
@@ -169,12 +171,12 @@ def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
     return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
 
 
-def class_pixels(dataset: BaseDataset, indices: Sequence[int]) -> list[int]:
-    """Labelled pixels of each class, counted over all labels of `indices`."""
+def class_pixels(view: View) -> list[int]:
+    """Labelled pixels of each class, counted over all labels of `view`."""
     counts = np.zeros(256, np.int64)
-    for index in indices:
-        counts += np.bincount(dataset.read_label(int(index)).ravel(), minlength=256)
-    return counts[: len(dataset.classes)].tolist()
+    for label in view.labels():
+        counts += np.bincount(label.ravel(), minlength=256)
+    return counts[: len(view.dataset.classes)].tolist()
 
 
 def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:
@@ -196,7 +198,6 @@ def build_trainer(
     *,
     loaders: tuple[Loader, Loader | None],
     environment: Mapping[str, Any],
-    writers: Sequence[Any] = (),
     load_weights: bool = True,
 ) -> Trainer:
     """Everything that trains, ready to `fit` or to `resume`.
@@ -207,27 +208,31 @@ def build_trainer(
         device: Where to compute.
         loaders: From `build_loaders`.
         environment: What checkpoints record about where they were made.
-        writers: Where results are shown.
-        load_weights: Start from pretrained weights, if the config says so; False where a checkpoint replaces them.
+        load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
+            replaces them.
 
     Raises:
         UserError: Weights cannot be loaded, or parts do not fit.
     """
     train_loader, val_loader = loaders
-    dataset, seed, trainer = train_loader.view.dataset, config.seed, config.trainer
+    seed, trainer = config.seed, config.trainer
     torch.manual_seed(int(stream(seed, "init").integers(2**63)))
     model = build_network(config, load_weights=load_weights)
     check_parts(config, model)
+    if load_weights and config.init_from is not None:
+        logger.info(initialise_from(config.init_from, model))
+    if trainer.deterministic:
+        make_deterministic(model, device)
     model.to(device)
     if trainer.channels_last is True or (trainer.channels_last == "auto" and device.type == "cuda"):
         model.to(memory_format=torch.channels_last)
     steps = len(train_loader)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
-        facts["class_pixels"] = class_pixels(dataset, train_loader.view.indices)
+        facts["class_pixels"] = class_pixels(train_loader.view)
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
-    total = trainer.max_steps or (trainer.epochs or 1) * steps
+    total = trainer.total_steps(steps)
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
     return Trainer(
         trainer,
@@ -242,8 +247,43 @@ def build_trainer(
         seed=seed,
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
-        writers=writers,
     )
+
+
+def initialise_from(path: Path, model: torch.nn.Module) -> str:
+    """Copy the weights of a checkpoint whose names and shapes agree; says what was copied.
+
+    Raises:
+        CheckpointError: None agree, or one that does is not finite.
+    """
+    weights, own = checkpoint.judged_weights_of(checkpoint.load(path), path), model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise CheckpointError(f"{path}: none of its {len(weights)} weights fits the model. Name another init_from.")
+    if broken := [name for name, value in fitting.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path}: '{broken[0]}' is not finite. Name another init_from.")
+    model.load_state_dict(fitting, strict=False)
+    left = [name for name in own if name not in fitting]
+    shown = f"; fresh: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}" if left else ""
+    unused = f"; not used: {len(weights) - len(fitting)} of the file" if len(fitting) < len(weights) else ""
+    return f"init_from {path}: {len(fitting)} of {len(own)} weights loaded{shown}{unused}"
+
+
+def make_deterministic(model: BaseModel, device: torch.device) -> None:
+    """Forbid operations that differ from run to run, on a GPU; a CPU has none.
+
+    Raises:
+        ConfigError: The model needs one.
+    """
+    if device.type != "cuda":
+        return
+    if model.unpools:
+        raise ConfigError(
+            "trainer.deterministic: the model unpools, which CUDA only does in an order that differs from run to run. "
+            "Set it to false, or use another arch."
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call
+    torch.use_deterministic_algorithms(True)
 
 
 def loss_of(config: RunConfig) -> Any:
@@ -254,9 +294,7 @@ def loss_of(config: RunConfig) -> Any:
 def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     resolved, classes = config.to_json(), config.classes
-    val_section = config.val_loader or (
-        validation_of(config.train_loader) if config.train_loader.args["val_split"] else None
-    )
+    val_section = (config.val_loader or validation_of(config.train_loader)) if config.trainer.val else None
     return {
         "arch": resolved["arch"],
         "config": resolved,
@@ -397,7 +435,7 @@ def load_predictor(
         std=about["normalization"]["std"],
         load_weights=False,
     )
-    checkpoint.load_weights(model, checkpoint.weights_of(state.get("ema") or state, path), path)
+    checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
     classes = ClassTable(
         tuple(about["classes"]),
         as_colors(about["palette"]),

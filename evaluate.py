@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import load_config
-from utils.devices import choose_device, restrict_gpus
+from utils.devices import choose_device, choose_precision, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, run
-from utils.look import add_flags, look_of
+from utils.look import add_flags, add_model_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
@@ -23,16 +23,11 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
-    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
-    add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
+    add_model_flags(parser)
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
     add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default="single")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
-    add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
-    add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--debug", action="store_true", help="show tracebacks of user errors too")
     return parser.parse_args(argv)
 
 
@@ -50,20 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to()
     modules = assemble.import_modules(args.modules)
     described = check_config(load_config(args.config)) if args.config else None
-    predictor = assemble.load_predictor(
-        args.model, choose_device(args.device), precision=args.precision, modules=modules, config=described
-    )
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    predictor = assemble.load_predictor(args.model, device, precision=precision, modules=modules, config=described)
     predictor.look = look_of(args, predictor.about)
     config = described or check_config(predictor.about["config"])
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     loader = assemble.build_evaluation_loader(config, section)
     matrix = measure(predictor, loader)
+    look = predictor.look.protocol()
+    if crop:
+        del look["mode"]  # how training cropped is told by the section
     results: dict[str, Any] = {
         "checkpoint": args.model.name,
         "epoch": predictor.about["epoch"],
-        "images": len(loader.view),
-        "protocol": {**protocol_of(section), **predictor.look.protocol(), "precision": args.precision},
+        "images": len(loader.view) - len(loader.skipped),
+        "protocol": {**protocol_of(section), **look, "precision": precision},
         "metrics": matrix.results(),
         "classes": matrix.table(),
         "confusion_matrix": matrix.counts.tolist(),
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         write_json(args.output, results)
         print(f"written to {args.output}")
-    return 0
+    return 3 if loader.skipped else 0
 
 
 def check_output(path: Path) -> None:
@@ -117,7 +115,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"{row['name']:<{width}}{iou}  {precision}{recall}{row['pixels']:13,}")
     figures = ", ".join(f"{k} {v:.4f}" for k, v in results["metrics"].items() if not k.startswith("Class_IoU"))
     where = f"{protocol['dataset']} {protocol['split']}, {results['images']} images"
-    size = protocol["size"] if protocol["size"] == "native" else "x".join(map(str, protocol["size"]))
+    size = protocol["size"] if isinstance(protocol["size"], str) else "x".join(map(str, protocol["size"]))
     return "\n".join([*lines, "", figures, f"{where}; {protocol['mode']}, size {size}, {protocol['precision']}"])
 
 

@@ -7,14 +7,15 @@ The checkpoint describes itself; neither its config nor its dataset is needed. I
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, one_line, run
-from utils.look import add_flags, look_of
+from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, failure_of_machine, one_line, run
+from utils.look import add_flags, add_model_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
@@ -30,17 +31,12 @@ KINDS = ("color", "index", "overlay", "probability", "probabilities")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="inference.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
-    add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
+    add_model_flags(parser)
     add("-i", "--images", required=True, metavar="FILE|DIR|GLOB", help="images to predict")
     add("-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default: outputs)")
     add("-e", "--extension", default="any", help="endings of images in a folder: jpg,png, or any (default)")
     add_flags(parser, ["multiscale", "sliding", "single"], default="multiscale")
     add("--save", default="color", help=f"what to write, of {','.join(KINDS)} (default: color)")
-    add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
-    add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--debug", action="store_true", help="show tracebacks of user errors too")
     return parser.parse_args(argv)
 
 
@@ -54,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from utils.find_images import find_images, output_names
-    from utils.images import read_image
+    from utils.images import read_image, write_picture
     from utils.visualize import legend
 
     paths = find_images(args.images, args.extension)
@@ -66,13 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken: list[str] = []
     for path, name in zip(tqdm(paths, unit="image", disable=None), names, strict=True):
         try:
-            image = read_image(path)
+            write(targets(args.output, name, wanted), read_image(path), predictor)
         except DataError as error:
             broken += error.problems
-            continue
-        write(targets(args.output, name, wanted), image, predictor)
+        except (MemoryError, RuntimeError) as error:
+            failure = failure_of_machine(error)
+            if not failure:
+                raise
+            broken.append(f"{path}: {failure}. Use --mode sliding with a smaller --window.")
     if {"color", "overlay"} & set(wanted) and len(broken) < len(paths) and LEGEND not in names:
-        write_picture(args.output / f"{LEGEND}.png", legend(predictor.classes))
+        with writing(args.output / f"{LEGEND}.png") as place:
+            write_picture(place, legend(predictor.classes))
     for line in broken:
         print(f"not predicted: {one_line(line)}", file=sys.stderr)
     print(f"{len(paths) - len(broken)} of {len(paths)} images predicted, in {args.output}")
@@ -157,44 +157,37 @@ def write(files: Mapping[str, Path], image: np.ndarray, predictor: Predictor) ->
     """
     import numpy as np
 
-    from utils.images import write_label
+    from utils.images import write_label, write_picture
     from utils.visualize import overlay, png_palette
 
     classes, labels = predictor.classes, predictor.predict_image(image)
     gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     shares = predictor.probabilities(image) if {"probability", "probabilities"} & set(files) else None
     for kind, path in files.items():
-        if kind == "overlay":
-            write_picture(path, overlay(image, labels, classes))
-            continue
-        try:
-            if shares is not None and kind == "probability":
+        with writing(path):
+            if kind == "overlay":
+                write_picture(path, overlay(image, labels, classes))
+            elif shares is not None and kind == "probability":
                 write_label(path, np.rint(255 * shares.max(axis=0)).astype(np.uint8), gray)
             elif shares is not None and kind == "probabilities":
                 np.savez_compressed(path, probabilities=shares.astype(np.float16))
             else:
                 write_label(path, labels, png_palette(classes) if kind == "color" else gray)
-        except OSError as error:
-            raise unwritable(path, error) from None
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8, RGB, as PNG.
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Say of an output file that cannot be written which one it is.
 
     Raises:
-        Stopped: The file cannot be written.
+        Stopped: It cannot be written.
     """
-    import cv2
-
     try:
-        path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+        yield path
     except OSError as error:
-        raise unwritable(path, error) from None
-
-
-def unwritable(path: Path, error: OSError) -> Stopped:
-    """What to raise where an output file cannot be written."""
-    return Stopped(f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output.")
+        raise Stopped(
+            f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output."
+        ) from None
 
 
 if __name__ == "__main__":

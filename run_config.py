@@ -22,7 +22,7 @@ from dataloader.transforms import ChainOptions, chain_problems
 from models.build import ModelOptions, arch_json_schema, check_model
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
-from utils.criterion import LossTerm, check_loss
+from utils.criterion import LossTerm, check_loss, term_name
 from utils.errors import ConfigError, UserError
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import ConfusionMatrix
@@ -269,25 +269,20 @@ def cross_check(config: RunConfig) -> list[str]:
         problems.append(
             f"train_loader.args.batch_size: {batch} is not divisible by trainer.accumulate {parts}. Use {fitting}."
         )
+    channels, offered = config.arch.args.get("in_channels", 3), dataset_class(config.train_loader.type).channels
+    if channels != offered:
+        problems.append(
+            f"arch.args.in_channels: {channels}, but the images have {offered} channels. Set it to {offered}."
+        )
+    if config.lr_scheduler.type == "ReduceLROnPlateau":
+        problems += plateau_problems(config)
     try:
-        classes = config.classes
-        if len(classes) < 2:
-            problems.append(
-                f"train_loader.args: one class ('{classes.names[0]}') cannot be told from anything. Name two, such as "
-                f"background and {classes.names[0]}."
-            )
-        if IGNORE > config.ignore_index >= len(classes):
-            problems.append(
-                f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "
-                f"Use a class, or 255 for void only."
-            )
-        if config.val_loader is not None and classes_of(config.val_loader).names != classes.names:
-            problems.append(
-                "val_loader: its classes differ from the train_loader's. Use the same dataset, or the same classes."
-            )
+        problems += class_problems(config)
         Monitor.parse(trainer.monitor, result_keys(config))
     except UserError as error:
         problems += error.problems
+    if trainer.early_stop and trainer.monitor.strip() == "off":
+        problems.append("trainer.early_stop: has no effect with monitor 'off'. Set it to 0, or give a monitor.")
     if 0 < trainer.early_stop < trainer.val_per_epochs:
         logger.warning(
             "trainer.early_stop: %d epochs are fewer than the %d between validations: the first one without "
@@ -298,12 +293,49 @@ def cross_check(config: RunConfig) -> list[str]:
     return problems
 
 
+def class_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the classes of the datasets, and with what is said of them.
+
+    Raises:
+        ConfigError: There are no such classes.
+    """
+    classes, problems = config.classes, []
+    if len(classes) < 2:
+        problems.append(
+            f"train_loader.args: one class ('{classes.names[0]}') cannot be told from anything. Name two, such as "
+            f"background and {classes.names[0]}."
+        )
+    if IGNORE > config.ignore_index >= len(classes):
+        problems.append(
+            f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "
+            f"Use a class, or 255 for void only."
+        )
+    if config.val_loader is not None and classes_of(config.val_loader).names != classes.names:
+        problems.append(
+            "val_loader: its classes differ from the train_loader's. Use the same dataset, or the same classes."
+        )
+    return problems
+
+
+def plateau_problems(config: RunConfig) -> list[str]:
+    """What is wrong with ReduceLROnPlateau, which is told what the monitor sees and nothing else."""
+    wanted, mode = config.trainer.monitor.partition(" ")[0], config.lr_scheduler.args.get("mode", "min")
+    if wanted == "off":
+        return ["lr_scheduler: ReduceLROnPlateau needs a trainer.monitor to look at. Give one, or use another type."]
+    if wanted in ("max", "min") and mode != wanted:
+        return [f'lr_scheduler.args.mode: "{mode}", but trainer.monitor is of mode "{wanted}". Set both alike.']
+    return []
+
+
 def result_keys(config: RunConfig) -> list[str]:
-    """Keys of metrics.jsonl that can be monitored."""
+    """Keys of metrics.jsonl, which can be monitored."""
+    training = ["train/loss", "train/Pixel_Accuracy", "train/Mean_IoU"]
     if not config.trainer.val:
-        return ["train/loss", "train/Pixel_Accuracy", "train/Mean_IoU"]
-    classes = config.classes
-    return [f"val/{key}" for key in ("loss", *ConfusionMatrix(len(classes), classes.names, classes.left_out).keys())]
+        return training
+    classes, loss = config.classes, config.loss
+    terms = [term_name(loss, index) for index in range(len(loss))] if len(loss) > 1 else []
+    figures = ConfusionMatrix(len(classes), classes.names, classes.left_out).keys()
+    return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 
 def meaning_of(resolved: Mapping[str, Any]) -> str:
@@ -345,18 +377,19 @@ def dataset_class(name: str) -> type[BaseDataset]:
 
 
 def typed(target: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked JSON `values` as the keyword arguments that `target` takes."""
     return check_arguments(target, values, where="", problems=[])
 
 
 def options_of(kind: type, dataset: str, args: Mapping[str, Any], owner: str) -> Any:
+    """What the flat `args` of a loader say to one of their owners, as the dataclass `kind`."""
     return kind(**typed(kind, split_loader_args(dataset, args)[owner]))
 
 
 def validation_of(loader: Component) -> Component:
     """The section for the part that `val_split` holds out: the same, without augmentation."""
-    chain = {key: parameter.default for key, parameter in parameters_of(ChainOptions).items()}
-    kept = {key: loader.args[key] for key in ("crop_size", "resize") if key in loader.args}
-    return Component(loader.type, {**loader.args, **to_json(chain), **kept, "val": True})
+    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
+    return Component(loader.type, {**loader.args, **to_json(chain.for_validation())})
 
 
 def evaluation_section(
@@ -378,7 +411,7 @@ def evaluation_section(
     if crop and args["crop_size"] is None:
         raise ConfigError("--mode center_crop: training validated on whole images. Use --mode single.")
     if not crop:
-        args |= dict.fromkeys(("crop_size", "resize", "transforms"))
+        args |= to_json(ChainOptions(val=True))
     if split is not None:
         args |= {"split": split, "val_split": None}
     if data_dir is not None:
@@ -395,16 +428,32 @@ def protocol_of(section: Component | None) -> dict[str, Any]:
     if section is None:
         return {"mode": "none"}
     chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+    size: list[int] | str = list(chain.crop) if chain.crop else "native"
+    if not chain.crop and (chain.resize or chain.transforms):
+        size = "resized"
+    held_out = {"held_out": section.args["val_split"]} if section.args["val_split"] else {}
     return {
-        "mode": "center_crop" if chain.crop else "single",
-        "size": list(chain.crop) if chain.crop else "native",
+        "mode": preprocessing_of(chain),
+        "size": size,
         "dataset": section.type,
         "split": section.args.get("split"),
+        **held_out,
         "scales": [1.0],
         "flip": False,
         "precision": "fp32",
         "mean": "classes absent from truth and prediction are left out",
     }
+
+
+def preprocessing_of(chain: ChainOptions) -> str:
+    """What validation looks at, in a word: whole images only where nothing else was asked for."""
+    if chain.transforms is not None:
+        return "transforms"
+    if chain.augment:
+        return "augmented"
+    if chain.crop_size is None:
+        return "single"
+    return "center_crop" if chain.val else "random_crop"
 
 
 def normalization_of(config: RunConfig) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -20,10 +20,9 @@ from base.data_check import DataCheck, check_samples, location_prior
 from run_config import RunConfig, meaning_of
 from trainer import Trainer
 from utils import checkpoint, run_folder
-from utils.classes import ClassTable
 from utils.config import differences, dump_json
 from utils.errors import CheckpointError, DataError, Stopped, UserError
-from utils.images import write_label
+from utils.images import write_label, write_picture
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
 from utils.predict import Predictor
@@ -35,6 +34,7 @@ logger = logging.getLogger("segwright")
 
 EXAMPLES = 8  # predictions that a finished run leaves on disk
 ROWS = 4  # of them in predictions.png
+FILES = 65536  # open at once are more than any number of workers needs
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
@@ -65,7 +65,8 @@ def train(
     """
     if state is not None and resume is not None:
         compare(config, state, resume)
-        set_threads(state, resume)
+        set_threads(state, resume, device)
+    raise_file_limit()
     dry = assemble.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
     check_data(config, loaders)
@@ -85,23 +86,28 @@ def train(
             if resume is None:
                 run_folder.remove_unstarted(run_dir)
             raise
-        logger.info("run folder: %s", run_dir)
-        logger.info(
-            "%s: %.2f M parameters, %.2f M of them trained, on %s",
-            *(config.arch.type, dry.parameters / 1e6, dry.trainable / 1e6, environment["device"]),
-        )
-        logger.debug("config: %s", dump_json(config.to_json()))
-        logger.debug("model: %s", trainer.model)
-        for note in notes(config, trainer):
-            logger.info(note)
+        announce(config, trainer, dry)
         if trainer.finished and has_results(run_dir, trainer.progress.step):
-            logger.info("the run is finished: %d steps. Raise trainer.epochs to go on.", trainer.progress.step)
+            logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))
             return run_dir
         finish(config, trainer, loaders)
         return run_dir
     finally:
         lock.release()
         log_to()
+
+
+def announce(config: RunConfig, trainer: Trainer, dry: assemble.DryRun) -> None:
+    """Log what is going to be trained."""
+    logger.info("run folder: %s", trainer.run_dir)
+    logger.info(
+        "%s: %.2f M parameters, %.2f M of them trained, on %s",
+        *(config.arch.type, dry.parameters / 1e6, dry.trainable / 1e6, trainer.device),
+    )
+    logger.debug("config: %s", dump_json(config.to_json()))
+    logger.debug("model: %s", trainer.model)
+    for note in notes(config, trainer):
+        logger.info(note)
 
 
 def start(
@@ -114,18 +120,12 @@ def start(
     resume: Path | None,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on, with its first files written."""
-    if config.trainer.deterministic:
-        torch.use_deterministic_algorithms(True)
-    step = state["step"] if state else None
-    log_dir = config.trainer.log_dir / config.name / run_dir.name
-    writers = open_tensorboard(log_dir, step) if config.trainer.tensorboard else []
     trainer = assemble.build_trainer(
         config,
         run_dir,
         device,
         loaders=loaders,
         environment=environment,
-        writers=writers,
         load_weights=state is None,
     )
     if state is not None and resume is not None:
@@ -136,9 +136,10 @@ def start(
             group = trainer.optimizer.param_groups[0]
             new = group["base_lr"] * trainer.schedule.factor(step)
             logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
-    elif config.init_from is not None:
-        logger.info(initialise_from(config.init_from, trainer.model))
     if not trainer.finished:
+        if config.trainer.tensorboard:  # what was shown of steps that will be taken once more is void
+            log_dir = config.trainer.log_dir / config.name / run_dir.name
+            trainer.writers = open_tensorboard(log_dir, trainer.progress.step + 1 if state else None)
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
     return trainer
@@ -164,18 +165,32 @@ def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
         logger.info("%s: %s instead of %s", key, show(new), show(old))
 
 
-def set_threads(state: Mapping[str, Any], path: Path) -> None:
-    """Compute with as many threads as the checkpoint's run did: sums differ in their last bits otherwise."""
-    made = state.get("environment", {})
-    threads = made.get("num_threads", torch.get_num_threads())
-    torch.set_num_threads(threads)
-    version = made.get("versions", {}).get("torch")
-    if torch.get_num_threads() != threads or version != str(torch.__version__):
+def set_threads(state: Mapping[str, Any], path: Path, device: torch.device) -> None:
+    """Compute with as many threads as the checkpoint's run did, and warn where something else will change the results.
+
+    Sums differ in their last bits with the number of threads, the version of torch and the device.
+    """
+    made = state["environment"]
+    torch.set_num_threads(made.get("num_threads", torch.get_num_threads()))
+    then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("device"))
+    now = (str(torch.__version__), torch.get_num_threads(), str(device))
+    if then != now:
         logger.warning(
-            "%s was made by torch %s with %d threads, this is torch %s with %d: results will not be the same to the "
-            "last bit.",
-            *(path, version, threads, torch.__version__, torch.get_num_threads()),
+            "%s was made by torch %s with %s threads on %s, this is torch %s with %d on %s: results will not be the "
+            "same to the last bit.",
+            *(path, *then, *now),
         )
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system grants: data workers hand over each batch through several."""
+    with suppress(ImportError, ValueError, OSError):  # not on Windows; macOS names limits that it does not keep
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
@@ -233,29 +248,18 @@ def only_one_class(found: DataCheck, names: Sequence[str]) -> str:
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     """What a reader of the figures should know."""
     found = []
-    if trainer.model.backbone_modules() and not config.arch.args.get("pretrained"):
+    if trainer.model.backbone_modules() and not config.arch.args["pretrained"] and config.init_from is None:
         found.append(RANDOM_START)
     if config.use_synch_bn:
         found.append("use_synch_bn: no effect, since it takes more than one process on GPUs and there is one")
     return found
 
 
-def initialise_from(path: Path, model: torch.nn.Module) -> str:
-    """Copy the weights of a checkpoint whose names and shapes agree; says what was copied.
-
-    Raises:
-        CheckpointError: None agree.
-    """
-    weights = checkpoint.weights_of(checkpoint.load(path), path)
-    own = model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise CheckpointError(f"{path}: none of its {len(weights)} weights fits the model. Name another init_from.")
-    model.load_state_dict(fitting, strict=False)
-    left = [name for name in own if name not in fitting]
-    shown = f"; fresh: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}" if left else ""
-    unused = f"; not used: {len(weights) - len(fitting)} of the file" if len(fitting) < len(weights) else ""
-    return f"init_from {path}: {len(fitting)} of {len(own)} weights loaded{shown}{unused}"
+def way_on(trainer: Trainer) -> str:
+    """What to do with a finished run."""
+    if trainer.progress.step < trainer.total_steps:
+        return f"It was stopped early, {trainer.config.early_stop} epochs after its best."
+    return f"Raise trainer.{'max_steps' if trainer.config.max_steps else 'epochs'} to go on."
 
 
 def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
@@ -279,9 +283,13 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     }
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
-        write_predictions(trainer, used, val_loader)
+        try:
+            write_predictions(trainer, used, val_loader)
+        except OSError as error:
+            what = f"predictions cannot be written ({error})"
+            raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
     run_folder.write_json(run_dir / "results.json", results)
-    report(results, config.classes, run_dir)
+    report(results, config, run_dir)
 
 
 def has_results(run_dir: Path, steps: int) -> bool:
@@ -292,12 +300,12 @@ def has_results(run_dir: Path, steps: int) -> bool:
         return False
 
 
-def report(results: Mapping[str, Any], classes: ClassTable, run_dir: Path) -> None:
+def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None:
     """Print the figures of the model that the run leaves behind, and where to look."""
-    metrics = results["metrics"]
+    metrics, names = results["metrics"], config.classes.names
     if "val/Mean_IoU" in metrics:
-        width = max(map(len, classes.names))
-        for name in classes.names:
+        width = max(map(len, names))
+        for name in names:
             value = metrics.get(f"val/Class_IoU/{name}")
             logger.info("  %-*s  %s", width, name, "-" if value is None else f"{value:.3f}")
         logger.info(
@@ -309,22 +317,34 @@ def report(results: Mapping[str, Any], classes: ClassTable, run_dir: Path) -> No
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
-    logger.info("curves:      tensorboard --logdir %s", run_dir.parent.parent)
+    if config.trainer.tensorboard:
+        logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
 
 
 def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
-    """Predict some validation images with the weights in `used`; one colored PNG each, and all in one picture."""
+    """Predict some validation images with the weights in `used`; one colored PNG each, and some in one picture.
+
+    Raises:
+        OSError: They cannot be written.
+    """
     folder = trainer.run_dir / "predictions"
     folder.mkdir(exist_ok=True)
     state = checkpoint.load_run(used)
     model, classes = trainer.model, trainer.classes
-    model.load_state_dict((state.get("ema") or state)["state_dict"])
+    checkpoint.load_weights(model, checkpoint.judged_weights_of(state, used), used)
     predictor = Predictor(model, classes, state)
-    rows = []
-    for index in range(min(EXAMPLES, len(loader.view))):
-        item = loader.view[0, index]
+    rows: list[np.ndarray] = []
+    for index in range(len(loader.view)):
+        if len(rows) == EXAMPLES:
+            break
+        try:
+            item = loader.view[0, index]
+        except DataError:
+            if loader.view.on_bad_sample == "stop":
+                raise
+            continue
         labels = predictor.predict_image(item.image)
         write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
         rows.append(comparison(item.image, [item.label, labels], classes))
     picture = np.concatenate([*rows[:ROWS], legend(classes)])
-    cv2.imwrite(str(folder.parent / "predictions.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    write_picture(folder.parent / "predictions.png", picture)

@@ -91,7 +91,7 @@ def check(config: RunConfig, everything: bool = False) -> int:
     print(f"memory      {gib(dry.activation_bytes)} of activations in each part of a step, {gib(need)} with weights")
     for loader in assemble.build_loaders(config):
         if loader is not None:
-            kind = "training" if loader.sampler.drop_last else "validation"
+            kind = "training" if loader.training else "validation"
             found = check_samples(loader.view, everything=everything)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
     return 0
@@ -107,6 +107,7 @@ def check_weights(config: RunConfig) -> None:
 
 
 def gib(size: int) -> str:
+    """A number of bytes, for people."""
     return f"{size / 2**30:.2f} GiB"
 
 

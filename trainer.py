@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
 from utils import checkpoint
 from utils.classes import ClassTable
 from utils.criterion import Criterion
+from utils.devices import choose_precision
 from utils.errors import CheckpointError, Stopped
 from utils.lr_scheduler import Schedule
 from utils.metrics import ConfusionMatrix, predicted_labels
@@ -144,7 +145,7 @@ class Trainer(BaseTrainer):
         if self.ema:
             self.ema.update(self.model)
 
-    def batches(self) -> Any:
+    def batches(self) -> Iterator[Batch]:
         """What is left of the open epoch's batches, on the device, with a progress bar."""
         progress = self.progress
         left = min(self.steps_per_epoch - progress.position // self.batch_size, self.total_steps - progress.step)
@@ -198,17 +199,33 @@ class Trainer(BaseTrainer):
         losses = torch.stack([loss for _, loss, _ in self.recent]).tolist()
         for loss, (step, _, keys) in zip(losses, self.recent, strict=True):
             if not math.isfinite(loss):
-                last = self.run_dir / "last.pth"
-                good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
                 raise Stopped(
                     f"training: the loss became {loss} at step {step} of {self.total_steps} (epoch "
                     f"{self.progress.epoch + 1}, images {', '.join(map(repr, keys[:8]))}). Lower optimizer.args.lr, "
-                    f"set trainer.clip_grad_norm, or look at these images; {good}"
+                    f"set trainer.clip_grad_norm, or look at these images; {self.last_good}"
                 )
         self.recent.clear()
         return losses[-1]
 
+    def stop_if_weights_are_not_finite(self) -> None:
+        """Look at the weights, which a finite loss with an infinite gradient ruins too.
+
+        Raises:
+            Stopped: One is NaN or infinite; it has not been saved.
+        """
+        values = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+        if not all(finite):
+            raise Stopped(
+                f"training: weights such as '{list(values)[finite.index(False)]}' are not finite after step "
+                f"{self.progress.step} of {self.total_steps}. Lower optimizer.args.lr or set trainer.clip_grad_norm; "
+                f"{self.last_good}"
+            )
+
     # -------------------------------------------------------------------------------------------- evaluating
+
+    def validates(self) -> bool:
+        return self.val_loader is not None and super().validates()
 
     @property
     def evaluated_model(self) -> BaseModel:
@@ -253,6 +270,7 @@ class Trainer(BaseTrainer):
 
     def save(self, *names: str) -> None:
         self.stop_if_not_finite()
+        self.stop_if_weights_are_not_finite()
         super().save(*names)
 
     def parts_state(self) -> dict[str, Any]:
@@ -317,13 +335,6 @@ class AveragedModel:
 def figures_of(matrix: ConfusionMatrix) -> dict[str, float]:
     """The two figures that are shown of training batches."""
     return {key: value for key, value in matrix.results().items() if key in ("Pixel_Accuracy", "Mean_IoU")}
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it natively, else fp32."""
-    if name != "auto":
-        return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def comparisons(batch: Batch, predicted: Tensor, classes: ClassTable, count: int) -> list[np.ndarray]:

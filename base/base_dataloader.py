@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,9 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from base.base_dataset import Item, View
+from utils.classes import IGNORE
 from utils.errors import DataError, Stopped
 from utils.reproducibility import stream
 from utils.schema import AtLeast, Between
+
+logger = logging.getLogger("segwright")
+
+MOST_SKIPPED = 0.05  # of the images that may be left out; more of them are no accident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,9 @@ class LoaderOptions:
         num_workers: Processes that read and augment; 0 does it in the main process. Results do not depend on it.
         val_split: Images of the training set to hold out for validation, as a share below 1 or as a number.
         return_id: Kept for configs of pytorch-segmentation: our batches always carry the images' names.
+        on_bad_sample: "stop" at the first file that cannot be used. Or "skip": say which one and go on, up to 5 % of
+            the images. In training, a copy of another image of the batch takes its place, with a label that is all
+            void, so that it does not train; in validation it does not count.
     """
 
     batch_size: Annotated[int, Between(1, 65536)]
@@ -38,6 +48,7 @@ class LoaderOptions:
     num_workers: Annotated[int, Between(0, 256)] = 1
     val_split: Annotated[float, Between(0, 1)] | Annotated[int, AtLeast(0)] | None = None
     return_id: bool = False
+    on_bad_sample: Literal["stop", "skip"] = "stop"
 
 
 class Batch(NamedTuple):
@@ -46,31 +57,41 @@ class Batch(NamedTuple):
     images: Tensor  # (N, C, H, W) uint8, in memory channels last
     labels: Tensor  # (N, H, W) uint8: training ids, or 255 for void
     keys: tuple[str, ...]  # names of the images
+    skipped: tuple[str, ...] = ()  # what was wrong with the others, a line each
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; copies from pinned memory do not wait."""
         images, labels = (part.to(device, non_blocking=True) for part in self[:2])
-        return Batch(images, labels, self.keys)
+        return Batch(images, labels, self.keys, self.skipped)
 
     def part(self, start: int, stop: int) -> Batch:
         """Images `start` to `stop` of the batch."""
         return Batch(self.images[start:stop], self.labels[start:stop], self.keys[start:stop])
 
 
-def collate(items: Sequence[Item | DataError]) -> Batch | DataError:
-    """Items of one size to a batch. They stay uint8 and HWC in memory: a permuted view *is* channels last."""
-    good: list[Item] = []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        good.append(item)
+def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "void"] = "stop") -> Batch | DataError:
+    """Items of one size to a batch. They stay uint8 and HWC in memory: a permuted view *is* channels last.
+
+    Args:
+        items: Images with labels, or what was wrong with them.
+        bad: What becomes of those that are errors. "stop" returns the first. "drop" leaves them out. "void" puts a
+            copy of the first good image in their place, with a label that is all void: the batch keeps its size, so
+            that parts, processes and batch norm go on as before, and the copy adds nothing to the loss.
+    """
+    errors = [item for item in items if isinstance(item, DataError)]
+    good = [item for item in items if not isinstance(item, DataError)]
+    if errors and (bad == "stop" or not good):
+        return errors[0]
     sizes = {item.label.shape for item in good}
     if len(sizes) > 1:
         shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:4])
         return DataError(f"train_loader.args: images of different sizes in one batch ({shown}). Give a crop_size.")
+    if bad == "void":
+        good += [Item(good[0].image, np.full_like(good[0].label, IGNORE), good[0].key)] * len(errors)
     images = torch.from_numpy(np.stack([item.image for item in good])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([item.label for item in good]))
-    return Batch(images, labels, tuple(item.key for item in good))
+    skipped = tuple(error.problems[0] for error in errors)
+    return Batch(images, labels, tuple(item.key for item in good), skipped)
 
 
 class Guarded(Dataset):
@@ -167,7 +188,8 @@ class Loader:
                 f"train_loader.args.batch_size: {batch_size}, but there are only {len(view)} images to train on. "
                 f"Use at most {len(view)}."
             )
-        self.view, self.batch_size = view, batch_size
+        self.view, self.batch_size, self.training = view, batch_size, training
+        self.skipped: set[str] = set()  # what was wrong with images that have been left out, a line each
         self.sampler = BatchSampler(
             len(view),
             batch_size,
@@ -177,11 +199,14 @@ class Loader:
             rank=rank,
             world_size=world_size,
         )
+        bad: Literal["stop", "drop", "void"] = (
+            "stop" if view.on_bad_sample == "stop" else "void" if training else "drop"
+        )
         self._loader = DataLoader(
             Guarded(view),
             batch_sampler=self.sampler,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=functools.partial(collate, bad=bad),
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=start_worker if num_workers else None,
@@ -202,22 +227,50 @@ class Loader:
         self.sampler.epoch, self.sampler.position = epoch, position
         try:
             for batch in self._loader:
-                if isinstance(batch, DataError):
-                    raise batch
-                yield batch
+                if not isinstance(batch, DataError):
+                    self._skip(batch.skipped)
+                    yield batch
+                elif self.training or self.view.on_bad_sample == "stop":
+                    raise batch  # in training, also where a whole batch cannot be used: no step could be taken
+                else:
+                    self._skip(tuple(batch.problems))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
 
+    def _skip(self, problems: Sequence[str]) -> None:
+        """Say what has been left out, once each.
+
+        Raises:
+            DataError: It is too much.
+        """
+        most = max(1, int(MOST_SKIPPED * len(self.view)))
+        for problem in problems:
+            if problem in self.skipped:
+                continue
+            self.skipped.add(problem)
+            if len(self.skipped) > most:
+                raise DataError(
+                    problem,
+                    f"on_bad_sample: more than {most} of {len(self.view)} images cannot be used. "
+                    f"`python prepare.py check` lists them all.",
+                )
+            logger.warning("%s Left out, number %d of at most %d.", problem, len(self.skipped), most)
+
 
 def start_worker(worker: int) -> None:
-    """Prepare a worker process: one thread, and deaf to the Ctrl-C that the terminal sends to all of us."""
+    """Prepare a worker process: one thread, and deaf to the signals that terminals and queues send to all of us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, obey_the_next)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def obey_the_next(number: int, frame: object) -> None:
+    """Let the main process finish its step and save; it sends SIGTERM a second time to workers that hang."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 def memory_hint() -> str:

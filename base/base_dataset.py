@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -58,6 +58,7 @@ class BaseDataset(ABC):
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     channels: ClassVar[int] = 3
+    raw_labels: bool = field(init=False, repr=False, default=True)  # files hold values that `classes` translates
 
     classes: ClassTable = field(init=False, repr=False)
     samples: Sequence[Any] = field(init=False, repr=False)
@@ -109,7 +110,7 @@ class BaseDataset(ABC):
             DataError: It cannot be read, or a value stands for no class.
         """
         path = self.samples[index].label
-        raw = read_label(path)
+        raw = self.read_raw(path)
         if (value := self.classes.unknown(raw)) is not None:
             row, column = np.argwhere(raw == value)[0]
             known = sorted(v for values in self.classes.raw_ids for v in values)
@@ -120,6 +121,14 @@ class BaseDataset(ABC):
             )
         return self.classes.train_ids(raw)
 
+    def read_raw(self, path: Path) -> np.ndarray:
+        """The raw values in a label file, (H, W) uint8; for datasets whose files store them otherwise."""
+        return read_label(path)
+
+    def unknown_pixels(self, index: int) -> int:
+        """Pixels of label `index` that `read_label` takes for void though they stand for nothing known."""
+        return 0
+
 
 class View(Dataset):
     """Some examples of a dataset, augmented; what a loader's workers read from.
@@ -129,16 +138,36 @@ class View(Dataset):
         transform: Called with image, label and a generator; returns both. None leaves them as they are.
         seed: With the epoch and the index it decides all randomness of an item, whichever worker loads it.
         indices: Examples of `dataset` to use; None for all.
+        on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
     """
 
     def __init__(
-        self, dataset: BaseDataset, transform: Transform | None, *, seed: int = 0, indices: Sequence[int] | None = None
+        self,
+        dataset: BaseDataset,
+        transform: Transform | None,
+        *,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        on_bad_sample: Literal["stop", "skip"] = "stop",
     ) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset, self.transform, self.seed, self.on_bad_sample = dataset, transform, seed, on_bad_sample
         self.indices = range(len(dataset)) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def labels(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+        """Labels as they are on disk, at `indices` or all; where bad samples are skipped, without those.
+
+        Raises:
+            DataError: One cannot be used.
+        """
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                yield self.dataset.read_label(int(self.indices[index]))
+            except DataError:
+                if self.on_bad_sample == "stop":
+                    raise
 
     def __getitem__(self, address: tuple[int, int]) -> Item:
         """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""

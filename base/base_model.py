@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class BaseModel(nn.Module, ABC):
         super().__init__()
         imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if in_channels == 3 else ((0.5,), (0.25,))
         self.normalize = Normalize(*imagenet)
-        self._norm_frozen = False
+        self._norm_frozen: bool | Literal["backbone"] = False
         self._backbone_frozen = False
 
     @abstractmethod
@@ -144,13 +144,17 @@ class BaseModel(nn.Module, ABC):
         ]
         return [group for group in groups if group["params"]]
 
-    def freeze(self, *, backbone: bool = False, norm: bool = False) -> None:
-        """Stop training the backbone (weights and statistics), or all batch-norm statistics; survives `train()`.
+    def freeze(self, *, backbone: bool = False, norm: bool | Literal["backbone"] = False) -> None:
+        """Stop training the backbone (weights and statistics), or batch-norm statistics; survives `train()`.
+
+        Args:
+            backbone: Freeze the backbone.
+            norm: Freeze the statistics of all batch norms, or of the backbone's only.
 
         Raises:
             ValueError: The model has no backbone to freeze.
         """
-        if backbone and not self.backbone_modules():
+        if (backbone or norm == "backbone") and not self.backbone_modules():
             raise ValueError(f"{type(self).__name__} has no backbone that could be frozen")
         for parameter in self.backbone_parameters() if backbone else ():
             parameter.requires_grad_(False)
@@ -160,7 +164,8 @@ class BaseModel(nn.Module, ABC):
     def train(self, mode: bool = True) -> BaseModel:
         super().train(mode)
         if self._norm_frozen:
-            _eval_norms(self)
+            for module in self.backbone_modules() if self._norm_frozen == "backbone" else (self,):
+                _eval_norms(module)
         if self._backbone_frozen:
             for module in self.backbone_modules():
                 module.eval()

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from utils import checkpoint
-from utils.errors import CheckpointError, ConfigError, Interrupted
+from utils.errors import CheckpointError, ConfigError, Interrupted, Stopped, failure_of_machine
 from utils.schema import Above, AtLeast, Between, did_you_mean
 
 logger = logging.getLogger("segwright")
+
+UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class TrainerConfig:
         val_per_epochs: Epochs between validations; the last epoch is always validated.
         precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
-        channels_last: Keep images and weights channels last in memory; `auto` on CUDA.
+        channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA.
         accumulate: Parts in which a batch is worked through, to save memory; results do not change.
         clip_grad_norm: Largest norm of the gradient; null for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated and used.
@@ -78,14 +80,22 @@ class TrainerConfig:
     ema: Annotated[float, Between(0, 1)] | None = None
     deterministic: bool = False
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps in the whole run."""
+        return self.max_steps or (self.epochs or 1) * steps_per_epoch
+
 
 # What may differ between a checkpoint and the config that goes on from it; all else changes what a run means.
 MAY_CHANGE = (
     *("name", "n_gpu", "parallel"),
-    *("train_loader.args.data_dir", "train_loader.args.num_workers", "train_loader.args.return_id"),
-    *("val_loader.args.data_dir", "val_loader.args.num_workers", "val_loader.args.return_id"),
+    *(
+        f"{loader}.args.{name}"
+        for loader in ("train_loader", "val_loader")
+        for name in ("data_dir", "num_workers", "return_id", "on_bad_sample")
+    ),
     *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),
+    *("trainer.log_per_iter",),  # of the figures, it changes those of training batches, which are samples
 )
 
 
@@ -188,7 +198,7 @@ class BaseTrainer(ABC):
     ) -> None:
         self.config, self.run_dir, self.monitor, self.writers = config, run_dir, monitor, writers
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
-        self.total_steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
+        self.total_steps = config.total_steps(steps_per_epoch)
         self.description = dict(description)
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -212,15 +222,45 @@ class BaseTrainer(ABC):
         """Restore what `parts_state` gave; `path` is for errors."""
 
     def fit(self) -> Progress:
-        """Train to the end, from wherever `progress` stands."""
-        with self.listening():
-            while not self.finished:
-                self.run_epoch()
-        for writer in self.writers:
-            writer.close()
+        """Train to the end, from wherever `progress` stands.
+
+        Raises:
+            Stopped: The machine or a NaN ended it.
+            ConfigError: `deterministic` asks for what the device cannot do.
+            Interrupted: A signal ended it, and all is saved.
+            TimeLimit: `max_time` is over, and all is saved.
+        """
+        try:
+            with self.listening():
+                while not self.finished:
+                    self.run_epoch()
+        except (MemoryError, RuntimeError) as error:
+            if UNORDERED in str(error):
+                name = str(error).partition(" ")[0]
+                raise ConfigError(
+                    f"trainer.deterministic: '{name}' {UNORDERED} on this device. Set it to false, or use another arch."
+                ) from error
+            failure = failure_of_machine(error)
+            if not failure:
+                raise
+            raise Stopped(
+                f"training: {failure} after step {self.progress.step} of {self.total_steps}. Raise trainer.accumulate "
+                f"or lower train_loader.args.batch_size, crop_size or num_workers; {self.last_good}"
+            ) from error
+        finally:
+            for writer in self.writers:
+                with suppress(OSError):  # a full disk has been, or will be, noticed by a checkpoint
+                    writer.close()
         return self.progress
 
+    @property
+    def last_good(self) -> str:
+        """Where to go on from after a failure, in words."""
+        last = self.run_dir / "last.pth"
+        return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
+
     def run_epoch(self) -> None:
+        """Train what is left of the open epoch, validate if it is time, and commit it."""
         results = {f"train/{key}": value for key, value in self.train_epoch().items()}
         self.save_last()  # so that a kill during validation costs no training
         if self.validates():
@@ -236,8 +276,8 @@ class BaseTrainer(ABC):
         """Commit the open epoch: its best model, its periodic checkpoint, and last of all `last.pth`."""
         progress = self.progress
         progress.epoch, progress.position = progress.epoch + 1, 0
-        # A class that never occurred has no IoU: JSON knows no NaN, so its key is left out.
-        results = {key: value for key, value in results.items() if not math.isnan(value)}
+        # A class that never occurred has no IoU: JSON knows no NaN and no infinity, so such keys are left out.
+        results = {key: value for key, value in results.items() if math.isfinite(value)}
         self.history.append({"epoch": progress.epoch, "step": progress.step, **results})
         self.start_epoch()
         names = []
@@ -251,8 +291,8 @@ class BaseTrainer(ABC):
         self.save(*names, "last.pth")
         self.prune()
         self.write_history()
-        for writer in self.writers:
-            writer.scalars(results, progress.step)
+        for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
+            writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
         shown = {key: results[key] for key in SHOWN if key in results}
         best = " (best)" if "best_model.pth" in names else ""
         logger.info(
@@ -286,14 +326,14 @@ class BaseTrainer(ABC):
         """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
         progress, config = self.progress, self.config
         progress.step, progress.position = progress.step + 1, progress.position + self.batch_size
-        minutes = (time.monotonic() - self.saved_at) / 60
-        if minutes >= config.save_minutes or (config.save_steps and progress.step % config.save_steps == 0):
+        now, asked = time.monotonic(), self.signal  # looked at once: what comes later is heard after the next step
+        is_over = config.max_time is not None and now - self.started >= config.max_time * 60
+        is_due = config.save_steps is not None and progress.step % config.save_steps == 0
+        if asked or is_over or is_due or now - self.saved_at >= config.save_minutes * 60:
             self.save_last()
-        if self.signal:
-            self.save_last()
-        self.check_signal()
-        if config.max_time and time.monotonic() - self.started >= config.max_time * 60:
-            self.save_last()
+        if asked:
+            self.check_signal()
+        if is_over:
             raise TimeLimit(
                 f"trainer.max_time: {config.max_time:g} minutes are over at step {progress.step} of "
                 f"{self.total_steps}. Go on with --resume {self.run_dir / 'last.pth'}"
@@ -347,6 +387,7 @@ class BaseTrainer(ABC):
         }
 
     def save_last(self) -> None:
+        """Write `last.pth`."""
         self.save("last.pth")
 
     def save(self, *names: str) -> None:

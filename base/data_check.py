@@ -14,6 +14,7 @@ import numpy as np
 
 from base.base_dataset import View
 from utils.classes import IGNORE
+from utils.errors import DataError
 from utils.reproducibility import stream
 
 SAMPLES = 200  # labels to read
@@ -53,13 +54,19 @@ def check_samples(view: View, *, everything: bool = False) -> DataCheck:
     Raises:
         DataError: One cannot be used; it names the file and what would help.
     """
-    num_classes, counts = len(view.dataset.classes), np.zeros(256, np.int64)
+    num_classes, counts, read = len(view.dataset.classes), np.zeros(256, np.int64), 0
     chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed)
     for number, index in enumerate(chosen):
         source = int(view.indices[index])
-        label = view.dataset.read(source).label if everything or number < 8 else view.dataset.read_label(source)
+        try:
+            label = view.dataset.read(source).label if everything or number < 8 else view.dataset.read_label(source)
+        except DataError:
+            if everything or view.on_bad_sample == "stop":
+                raise
+            continue
         counts += np.bincount(label.ravel(), minlength=256)
-    return DataCheck(len(chosen), counts[:num_classes], int(counts[IGNORE]))
+        read += 1
+    return DataCheck(read, counts[:num_classes], int(counts[IGNORE]))
 
 
 def location_prior(train: View, val: View) -> float:
@@ -83,6 +90,5 @@ def location_prior(train: View, val: View) -> float:
 
 
 def _small_labels(view: View):  # type: ignore[no-untyped-def]
-    for index in some_indices(len(view), view.seed):
-        label = view.dataset.read_label(int(view.indices[index]))
+    for label in view.labels(some_indices(len(view), view.seed).tolist()):
         yield cv2.resize(label, GRID[::-1], interpolation=cv2.INTER_NEAREST)

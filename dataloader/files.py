@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from base.base_dataset import Sample
+from utils.classes import IGNORE, ClassTable
 from utils.errors import DataError
-from utils.images import IMAGE_SUFFIXES
+from utils.images import IMAGE_SUFFIXES, read_label_colors
+
+Color = tuple[int, int, int]
+
+
+_forgiven: ContextVar[list[str] | None] = ContextVar("forgiven", default=None)
+
+
+@contextmanager
+def forgiving() -> Iterator[list[str]]:
+    """Within it, examples that lack a file are left out, and what would have been raised is listed instead."""
+    problems: list[str] = []
+    token = _forgiven.set(problems)
+    try:
+        yield problems
+    finally:
+        _forgiven.reset(token)
+
+
+def _complain(problems: list[str]) -> None:
+    forgiven = _forgiven.get()
+    if forgiven is not None:
+        forgiven += problems
+    elif problems:
+        raise DataError(*problems)
+
+
+def first_folder(*places: Path) -> Path:
+    """The first of `places` that is a folder.
+
+    Raises:
+        DataError: None is.
+    """
+    for place in places:
+        if place.is_dir():
+            return place
+    shown = " nor ".join(str(place) for place in places)
+    raise DataError(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
 
 
 def image_files(folder: Path, *, remove: str = "") -> dict[str, Path]:
@@ -36,15 +79,14 @@ def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[Sample]
     Raises:
         DataError: One lacks its counterpart; the first five are named.
     """
-    problems = []
+    problems: list[str] = []
     for have, other, kind in ((images, labels, "label"), (labels, images, "image")):
         lonely = sorted(have.keys() - other.keys())
         if lonely:
             folder = next(iter(have.values())).parent
             problems.append(f"{folder}: {_some(have[key].name for key in lonely)} without {kind}. Add or remove them.")
-    if problems:
-        raise DataError(*problems)
-    return [Sample(key, image, labels[key]) for key, image in images.items()]
+    _complain(problems)
+    return [Sample(key, image, labels[key]) for key, image in images.items() if key in labels]
 
 
 def read_list(path: Path) -> list[tuple[int, str]]:
@@ -78,12 +120,33 @@ def all_present(samples: list[Sample], place: Path) -> list[Sample]:
     Raises:
         DataError: Some are missing; the first five are named.
     """
-    missing = [path for sample in samples for path in (sample.image, sample.label) if not path.is_file()]
+    missing = {path for sample in samples for path in (sample.image, sample.label) if not path.is_file()}
     if missing:
-        raise DataError(
-            f"{place}: names {_some(map(str, missing))} that are missing. Add the files or shorten the list."
-        )
-    return samples
+        shown = _some(map(str, sorted(missing)))
+        _complain([f"{place}: names {shown} that are missing. Add the files or shorten the list."])
+    return [sample for sample in samples if not missing & {sample.image, sample.label}]
+
+
+def color_labels(path: Path, table: ClassTable, void: Iterable[Color] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Training ids of a mask that is drawn in colors, (H, W) uint8, and where its colors are unknown, (H, W) bool.
+
+    What is unknown or `void` becomes 255.
+    """
+    colors = read_label_colors(path).astype(np.uint32)
+    codes = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+    known, train_ids = _color_codes(table, frozenset(void))
+    place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    unknown = known[place] != codes
+    return np.where(unknown, IGNORE, train_ids[place]).astype(np.uint8), unknown
+
+
+@lru_cache(maxsize=8)
+def _color_codes(table: ClassTable, void: frozenset[Color]) -> tuple[np.ndarray, np.ndarray]:
+    """Known colors as numbers, ascending, and the training id of each."""
+    ids = dict.fromkeys(void, IGNORE)
+    ids |= {color: IGNORE if i in table.left_out else i for i, color in enumerate(table.colors)}
+    known = sorted(((r << 16) + (g << 8) + b, train_id) for (r, g, b), train_id in ids.items())
+    return np.array([code for code, _ in known], np.uint32), np.array([i for _, i in known], np.uint8)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -6,14 +6,13 @@ import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, image_files, pair, read_list
+from dataloader.files import all_present, below, color_labels, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable, distinct_colors
 from utils.errors import ConfigError, DataError
 from utils.images import read_label, read_label_colors
@@ -70,6 +69,10 @@ class Folder(BaseDataset):
     list_file: str | None = None
 
     splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.raw_labels = self.masks == "index"
 
     @classmethod
     def base_classes(cls, **options: Any) -> ClassTable:
@@ -130,27 +133,30 @@ class Folder(BaseDataset):
         if self.masks == "index":
             table: ClassTable = self.classes  # type: ignore[assignment]
             return super().read_label(index) if self.unknown == "refuse" else table.train_ids(read_label(path))
-        colors = read_label_colors(path)
-        codes = colors.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-        known, train_ids = self._codes
-        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        wrong = known[place] != codes
+        label, wrong = color_labels(path, self.classes, self._void_colors)  # type: ignore[arg-type]
         if self.unknown == "refuse" and wrong.any():
             row, column = np.argwhere(wrong)[0]
+            color = read_label_colors(path)[row, column].tolist()
             raise DataError(
-                f"{path}: {int(wrong.sum())} pixels of no class's color, first {colors[row, column].tolist()} at row "
-                f'{row}, column {column}. Add the color to the class file or to "void", or set "unknown": "void".'
+                f"{path}: {int(wrong.sum())} pixels of no class's color, first {color} at row {row}, column {column}. "
+                f'Add the color to the class file or to "void", or set "unknown": "void".'
             )
-        return np.where(wrong, IGNORE, train_ids[place]).astype(np.uint8)
+        return label
 
-    @cached_property
-    def _codes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Known colors as numbers, ascending, and the training id of each."""
+    def unknown_pixels(self, index: int) -> int:
+        """Pixels of label `index` that are void only because they stand for nothing known."""
+        if self.unknown == "refuse":
+            return 0
+        path = self.samples[index].label
+        if self.masks == "color":
+            return int(color_labels(path, self.classes, self._void_colors)[1].sum())  # type: ignore[arg-type]
         table: ClassTable = self.classes  # type: ignore[assignment]
-        ids = {color: IGNORE for color in self.void if not isinstance(color, int)}
-        ids |= {c: IGNORE if i in table.left_out else i for i, c in enumerate(table.colors)}
-        known = sorted(((r << 16) + (g << 8) + b, train_id) for (r, g, b), train_id in ids.items())
-        return np.array([code for code, _ in known], np.uint32), np.array([i for _, i in known], np.uint8)
+        known = [value for values in (*table.raw_ids, table.void_ids) for value in values]
+        return int((~np.isin(read_label(path), known)).sum())
+
+    @property
+    def _void_colors(self) -> list[Color]:
+        return [color for color in self.void if not isinstance(color, int)]
 
 
 def read_classes(source: Any) -> list[ClassRow]:

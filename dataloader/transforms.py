@@ -349,6 +349,7 @@ def _place(spare: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
 # Named transforms ----------------------------------------------------------------------------------------------------
 
 
+@TRANSFORMS.register("FreeScale")
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
 class Resize:
@@ -526,6 +527,37 @@ class RandomSizedCrop:
 
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
+class SlidingCrop:
+    """Cut out one of the windows that, side by side, cover the image; where it is too small, pad below and right.
+
+    Args:
+        size: Height and width of the window, or the side of a square.
+        stride_rate: Distance of neighbouring windows, as a share of their size.
+        fill: Value of padded pixels, 0 to 255, by channel; the dataset's mean color if null. Their label is void.
+    """
+
+    size: Side | tuple[Side, Side]
+    stride_rate: Annotated[float, Between(0.01, 1)] = 2 / 3
+    fill: tuple[float, ...] | None = None
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        crop = as_size(self.size)
+        offset = []
+        for length, side in zip(label.shape, crop, strict=True):
+            stride = max(1, math.ceil(side * self.stride_rate))
+            steps = -(-max(0, length - side) // stride)
+            # The last window is moved back to end with the image.
+            offset.append(min(int(rng.integers(steps + 1)) * stride, max(0, length - side)))
+        top, left = offset
+        return warp(image, label, scaled=label.shape, crop=crop, offset=(top, left), fill=self.fill or (0,))
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The window's size."""
+        return as_size(self.size)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
 class RandomHorizontalFlip:
     """Exchange left and right.
 
@@ -649,6 +681,10 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
             f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
             for name in flags
         ]
+        try:
+            _steps(options.transforms, join(where, "transforms"))
+        except ConfigError as error:
+            problems += error.problems
         return problems
     if options.augment and options.val:
         problems.append(f'{join(where, "val")}: contradicts "augment": true. Set one of them to false.')

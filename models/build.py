@@ -39,7 +39,7 @@ class ModelOptions:
     Args:
         pretrained: Start the backbone from public weights (downloaded unless they are in torch's cache), from a
             file, or from random numbers.
-        freeze_bn: Leave the statistics of all batch norms as they are.
+        freeze_bn: Leave the statistics of all batch norms as they are, or of those in the backbone only.
         freeze_backbone: Train the decoder only.
         in_channels: Channels of the images.
         init: Random numbers that layers without pretrained weights start from: for rectified units
@@ -47,7 +47,7 @@ class ModelOptions:
     """
 
     pretrained: bool | Path = False
-    freeze_bn: bool = False
+    freeze_bn: bool | Literal["backbone"] = False
     freeze_backbone: bool = False
     in_channels: Annotated[int, Between(1, 64)] = 3
     init: Literal["kaiming", "xavier", "trunc_normal"] = "kaiming"
@@ -130,7 +130,7 @@ def build_model(
                     f"many as channels, but the data have {len(numbers)}. Set both to the channels of the data."
                 )
         model.normalize = Normalize(mean, std)
-    for option in ("freeze_backbone", "pretrained"):
+    for option in ("freeze_backbone", "pretrained", *(("freeze_bn",) if options.freeze_bn == "backbone" else ())):
         if getattr(options, option) and not model.backbone_modules():
             raise ConfigError(f"{place}.{option}: {own.type} has no backbone. Set it to false.")
     if options.pretrained and load_weights:
@@ -143,7 +143,7 @@ def initialize(model: nn.Module, init: Literal["kaiming", "xavier", "trunc_norma
     """Draw the weights of all convolutions anew, from torch's global generator; biases are 0, batch norms 1 and 0.
 
     Classifiers get a standard deviation of 0.01 in any case, so that training starts near the loss of a uniform
-    guess. A layer that starts from something else has a method `reset`, which is called last.
+    guess. A layer that starts from something else has a method `start_weights`, which is called last.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -161,8 +161,8 @@ def initialize(model: nn.Module, init: Literal["kaiming", "xavier", "trunc_norma
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     for module in model.modules():
-        if callable(reset := getattr(module, "reset", None)):
-            reset()
+        if callable(start := getattr(module, "start_weights", None)):
+            start()
 
 
 def arguments_of_model(name: str) -> Callable:

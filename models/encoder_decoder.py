@@ -44,9 +44,11 @@ class EncoderDecoder(BaseModel):
 
     def predict(self, images: Tensor) -> SegOutput:
         features = self.backbone(images)
-        logits = self.head(self.necks(features))
-        aux = tuple(head(features) for head in self.aux_heads) if self.training else ()
-        return SegOutput(logits, aux)
+        outputs = [self.head(self.necks(features))]
+        outputs += [head(features) for head in self.aux_heads] if self.training else []
+        # Heads that make whole blocks of pixels out of each may reach beyond an image of another size.
+        logits, *aux = [output[..., : images.shape[-2], : images.shape[-1]] for output in outputs]
+        return SegOutput(logits, tuple(aux))
 
     def backbone_modules(self) -> Sequence[nn.Module]:
         return (self.backbone,)

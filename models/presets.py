@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from models.blocks import OutputStride, Positive, Width
 from models.encoder_decoder import EncoderDecoder, Placed, compose, with_argument
 from utils.registry import BACKBONES, MODELS
-from utils.schema import Component
+from utils.schema import Component, parameters_of
 
 
 def _brick(where: str, kind: str, **args: Any) -> Placed:
@@ -156,8 +156,8 @@ def pspnet(
         backbone: Makes the feature maps.
         output_stride: Input pixels per pixel of the backbone's coarsest map.
         use_aux: Train an auxiliary head on the level-4 map.
-        deep_stem: Let a ResNet begin with three 3x3 convolutions, as the authors' does; torchvision's weights have
-            the 7x7 one.
+        deep_stem: Let a ResNet begin with three 3x3 convolutions, as the authors' does; its public weights are
+            timm's, torchvision's have the 7x7 one.
         bins: Parts per side of each level of the pyramid.
     """
     if deep_stem:
@@ -172,6 +172,81 @@ def pspnet(
         aux_heads=[_brick(where, "FCNHead", level=4, reduction=2)] if use_aux else [],
         output_stride=output_stride,
     )
+
+
+@MODELS.register("PSPDenseNet")
+def psp_densenet(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("densenet201"),  # noqa: B008
+    output_stride: OutputStride = 8,
+    use_aux: bool = True,
+) -> EncoderDecoder:
+    """`PSPNet` whose backbone is a DenseNet: pyramid pooling, and an auxiliary head on level 4.
+
+    Source: Zhao et al. 2016, https://arxiv.org/abs/1612.01105; Huang et al. 2016, https://arxiv.org/abs/1608.06993.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        use_aux: Train an auxiliary head on the level-4 map.
+    """
+    return pspnet(num_classes, in_channels, where, backbone=backbone, output_stride=output_stride, use_aux=use_aux)
+
+
+@MODELS.register("DeepLab_DUC_HDC")
+def deeplab_duc_hdc(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("resnet101"),  # noqa: B008
+    output_stride: Literal[8, 4] = 8,
+    hdc: Literal["RF", "bigger"] | None = "RF",
+    rates: tuple[Positive, ...] = (6, 12, 18, 24, 36),
+) -> EncoderDecoder:
+    """DeepLabV3+ with hybrid dilated convolution in the backbone, and logits of every pixel by learned upsampling.
+
+    Source: Wang et al. 2017, https://arxiv.org/abs/1702.08502, sections 3.1 and 3.2.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        hdc: Dilations of the two last stages of a ResNet, at either stride: 1, 2, 3 by turns, then 3, 4, 5 ("RF");
+            1, 2, 5, 9 by turns, then 5, 9, 17 ("bigger"); or what the backbone's own arguments say (null). Other
+            backbones have no such lists.
+        rates: Dilations of ASPP.
+    """
+    target = BACKBONES[backbone.type]
+    depths = getattr(target, "keywords", {}).get("depths")
+    if hdc and depths and "hdc" in parameters_of(target):
+        lists = _hybrid_dilations(hdc, *depths[-2:])
+        backbone = with_argument(backbone, "hdc", lists, where=f"{where}.hdc")
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        necks=[_brick(where, "ASPP", rates=rates)],
+        head=_brick(where, "DUCHead"),
+        output_stride=output_stride,
+    )
+
+
+def _hybrid_dilations(kind: str, third: int, fourth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The lists of section 3.2 and table 3, for stages of any number of blocks; ResNet-101 has 23 and 3."""
+    if kind == "RF":
+        return (1, 2, 3) * (third // 3) + (2,) * (third % 3), (3, 4, 5)[:fourth]
+    turns = (1, 2, 5, 9)
+    return turns * (third // 4) + turns[: third % 4], (5, 9, 17)[:fourth]
 
 
 @MODELS.register("UNetResnet")

@@ -1,4 +1,4 @@
-"""Pretrained weights: from torchvision or from a file, into a backbone, with a report of what became of each key."""
+"""Pretrained weights: from torchvision, timm or a file, into a backbone, with a report of what became of each key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import Backbone, BaseModel
+from models.backbones.timm_encoders import import_timm
 from utils.errors import ConfigError
 
 log = logging.getLogger("segwright")
@@ -80,6 +81,7 @@ def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: st
     own = backbone.state_dict()
     given = _below_backbone(dict(state), own)
     adapted = backbone.adapt_weights(given)
+    used = {id(value) for key, value in adapted.items() if key in own}  # also under another name
     mapped = [key for key in adapted if key in own and key not in given]
     first = next((n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), "") + ".weight"
     if first in adapted and first in own and adapted[first].shape != own[first].shape:
@@ -110,7 +112,7 @@ def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: st
         loaded=tuple(key for key in taken if key not in mapped),
         mapped=tuple(mapped),
         missing=tuple(missing),
-        ignored=tuple(key for key in given if key not in own),
+        ignored=tuple(key for key, value in given.items() if key not in own and id(value) not in used),
     )
 
 
@@ -184,6 +186,8 @@ def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tenso
             f"{where}: no public weights are known for this backbone as it is configured. "
             f"Give the path of a state dict, or false."
         )
+    if name.startswith("timm/"):
+        return _timm_state(name.removeprefix("timm/"), where=where)
     from torchvision.models import get_model_weights
 
     enum: Any = get_model_weights(name)
@@ -203,6 +207,23 @@ def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tenso
         raise ConfigError(
             f"{where}: {url} cannot be downloaded ({reason}). Put that file at {file}, "
             f"give the path of a state dict, or false."
+        ) from error
+
+
+def _timm_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
+    """Weights of a whole classification network, by timm's own names."""
+    timm = import_timm(f"timm/{name}", where=where)
+    published = timm.get_pretrained_cfg(name)
+    if not published or not published.has_weights:  # timm itself would go on with random numbers
+        raise ConfigError(f"{where}: timm has no weights of {name}. Give the path of a state dict, or false.")
+    try:
+        with torch.random.fork_rng(devices=[]):  # its random start is of no use, and must not change ours
+            return f"timm's {name}", timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # network, disk and hub all fail in ways of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{where}: the weights of timm/{name} cannot be downloaded ({reason}). Fetch them from "
+            f"https://huggingface.co/{published.hf_hub_id} and give the path of a state dict, or false."
         ) from error
 
 

@@ -3,7 +3,8 @@
 Imported with ``--import tests.kill_points`` by a process that is to die. Points: `step` (gradients are there, weights
 are not changed yet), `mid_validation`, `after_best` (the best model is written, the epoch not committed),
 `before_rename` and `after_rename` (of any file), `mid_write` (half of a checkpoint is on the disk).
-``SEGWRIGHT_TEST_SIGNAL`` chooses another signal than SIGKILL.
+``SEGWRIGHT_TEST_SIGNAL`` chooses another signal than SIGKILL, and ``SEGWRIGHT_TEST_GROUP`` sends it to the data
+workers too, as terminals and queues do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ def strike(here: str) -> None:
     if here == point:
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), getattr(signal, os.environ.get("SEGWRIGHT_TEST_SIGNAL", "SIGKILL")))
+            number = getattr(signal, os.environ.get("SEGWRIGHT_TEST_SIGNAL", "SIGKILL"))
+            if os.environ.get("SEGWRIGHT_TEST_GROUP"):
+                os.killpg(os.getpgrp(), number)
+            else:
+                os.kill(os.getpid(), number)
 
 
 def around(owner: Any, name: str, before: str = "", after: str = "", when: Callable[..., bool] | None = None) -> None:

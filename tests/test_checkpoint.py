@@ -135,6 +135,15 @@ def test_what_is_saved_loads_with_weights_only(file):
     assert zipfile.ZipFile(file).testzip() is None
 
 
+def test_tensors_are_written_from_the_cpu_so_that_any_machine_can_read_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor + 1)  # as if they were elsewhere
+    checkpoint.save(tmp_path / "x.pth", {"a": torch.zeros(2), "b": [{"c": torch.zeros(3)}, "text", None]})
+    loaded = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert loaded["a"].tolist() == [1, 1]
+    assert loaded["b"][0]["c"].tolist() == [1, 1, 1]
+    assert loaded["b"][1:] == ["text", None]
+
+
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import dataloader  # noqa: F401  registers
+from base.base_dataloader import Loader
 from base.base_dataset import BaseDataset, View
+from base.data_check import check_samples, location_prior
 from dataloader.camvid import CamVid
 from dataloader.folder import Folder
 from dataloader.synthetic import Synthetic
@@ -64,7 +66,8 @@ def test_a_dataset_knows_its_classes_without_its_files(name):
 @pytest.mark.parametrize("name", [n for n in DATASETS if parameters_of(DATASETS[n])["data_dir"].default is EMPTY])
 def test_a_missing_folder_is_named(name, tmp_path):
     options = {"classes": ("a",)} if name == "Folder" else {}
-    (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path / "no where", split="train", **options))
+    split = DATASETS[name].func.splits[0]
+    (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path / "no where", split=split, **options))
     assert problem.startswith("data_dir: ")
     assert str(tmp_path / "no where") in problem
 
@@ -72,8 +75,9 @@ def test_a_missing_folder_is_named(name, tmp_path):
 @pytest.mark.parametrize("name", DATASETS)
 def test_an_unknown_split_is_named(name, tmp_path):
     options = {"classes": ("a",)} if name == "Folder" else {}
-    (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path, split="vall", **options))
-    assert "Did you mean 'val'?" in problem
+    split = DATASETS[name].func.splits[-1]
+    (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path, split=f"{split}x", **options))
+    assert f"Did you mean '{split}'?" in problem
 
 
 # Synthetic
@@ -389,3 +393,74 @@ def test_a_class_that_is_left_out_becomes_void_in_colors_too(tmp_path):
     data.classes = data.classes.ignoring(1)
     np.testing.assert_array_equal(data.read(0).label, np.where(INDEX == 1, IGNORE, INDEX))
     assert Folder.splits[0] == "all"
+
+
+# Bad samples
+
+
+def broken(root, bad, length=40):
+    """`length` examples of CamVid, of which those with a number in `bad` cannot be read."""
+    camvid(root, names=[f"{number:02d}" for number in range(length)], suffix=".png")
+    for number in bad:
+        (root / "train" / f"{number:02d}.png").write_bytes(b"once upon a time")
+    return CamVid(data_dir=root, split="train")
+
+
+def loader_of(data, *, training=True, batch_size=4, num_workers=0):
+    view = View(data, None, on_bad_sample="skip")
+    return Loader(view, batch_size, training=training, shuffle=False, num_workers=num_workers)
+
+
+def test_a_bad_sample_stops_unless_skipping_was_asked_for(tmp_path):
+    data = broken(tmp_path, [5])
+    (problem,) = problems(lambda: list(Loader(View(data, None), 4, training=True, shuffle=False).batches()))
+    assert "05.png" in problem
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipping_keeps_the_batch_size_and_teaches_nothing(tmp_path, caplog, num_workers):
+    loader = loader_of(broken(tmp_path, [5, 6]), num_workers=num_workers)
+    batches = list(loader.batches())
+    assert [len(batch.keys) for batch in batches] == [4] * 10
+    second = batches[1]
+    assert second.keys == ("04", "07", "04", "04")
+    assert (second.labels[2:] == IGNORE).all()
+    assert (second.labels[:2] != IGNORE).any()
+    assert len(second.skipped) == 2
+    assert [record.getMessage()[-32:] for record in caplog.records] == [
+        f"Left out, number {number} of at most 2." for number in (1, 2)
+    ]
+    caplog.clear()
+    again = list(loader.batches(epoch=1, position=4))
+    assert torch.equal(again[0].labels, second.labels)
+    assert not caplog.records  # said once
+    assert len(loader.skipped) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_skipping_leaves_bad_samples_out_of_validation(tmp_path, batch_size):
+    keys = [
+        key
+        for batch in loader_of(broken(tmp_path, [5, 6]), training=False, batch_size=batch_size).batches()
+        for key in batch.keys
+    ]
+    assert keys == [f"{number:02d}" for number in range(40) if number not in (5, 6)]
+
+
+def test_skipping_has_a_limit(tmp_path):
+    first, second = problems(lambda: list(loader_of(broken(tmp_path, [1, 11, 21])).batches()))
+    assert "21.png" in first
+    assert second.startswith("on_bad_sample: more than 2 of 40 images")
+    # A batch of nothing but bad samples takes no step.
+    assert "00.png" in problems(lambda: list(loader_of(broken(tmp_path, [0, 1, 2, 3])).batches()))[0]
+
+
+def test_the_look_before_training_passes_over_what_is_skipped(tmp_path):
+    data = broken(tmp_path, [])
+    (tmp_path / "trainannot" / "07.png").write_bytes(b"")
+    skipping, stopping = (View(data, None, on_bad_sample=rule) for rule in ("skip", "stop"))
+    assert check_samples(skipping).pixels.sum() > 0
+    assert 0 <= location_prior(skipping, skipping) <= 1
+    for look in (lambda: check_samples(stopping), lambda: location_prior(stopping, stopping)):
+        assert "07.png" in problems(look)[0]
+    assert "07.png" in problems(lambda: check_samples(skipping, everything=True))[0]

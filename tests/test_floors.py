@@ -22,6 +22,7 @@ BUILDERS = {"run_config", "assemble", "session"}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - MAY_IMPORT.keys()
 for script in SCRIPTS:
     MAY_IMPORT[script] = {"utils", "base", *BUILDERS}
+MAY_IMPORT["prepare"].add("dataloader")  # it is all about data
 
 FILES = sorted(
     path for room in MAY_IMPORT for path in [*ROOT.glob(f"{room}.py"), *ROOT.glob(f"{room}/**/*.py")] if path.exists()

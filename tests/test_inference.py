@@ -21,6 +21,7 @@ from utils.classes import IGNORE, ClassTable
 from utils.errors import DataError
 from utils.find_images import find_images, output_names
 from utils.images import read_image, read_label
+from utils.predict import Predictor
 from utils.registry import DATASETS
 from utils.run_folder import write_json
 from utils.visualize import VOID_COLOR, png_palette
@@ -207,6 +208,38 @@ def test_what_training_validated_is_what_evaluation_finds(file_run, evaluate_com
     assert record["val/Mean_IoU"] == pytest.approx(results["metrics"]["Mean_IoU"], abs=1e-12)
 
 
+def test_figures_are_stamped_with_the_precision_that_was_used(file_run, evaluate_command, tmp_path):
+    run_dir, _ = file_run
+    flags = ["--precision", "auto", "--output", tmp_path / "r.json"]
+    assert evaluate_command("-m", run_dir / "last.pth", *flags).status == 0
+    assert json.loads((tmp_path / "r.json").read_text())["protocol"]["precision"] == "fp32"
+
+
+def test_evaluation_that_left_an_image_out_says_so(file_run, evaluate_command, tmp_path):
+    run_dir, data = file_run
+    state = checkpoint.load(run_dir / "last.pth")
+    state["config"]["val_loader"]["args"]["on_bad_sample"] = "skip"
+    torch.save(state, tmp_path / "x.pth")
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "val" / "images" / "n2.png").write_bytes(b"cut")
+    flags = ["--data-dir", tmp_path / "data", "--output", tmp_path / "r.json"]
+    answer = evaluate_command("-m", tmp_path / "x.pth", *flags)
+    assert answer.status == 3
+    assert "n2.png" in answer.out
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == len(SIZES) - 1
+
+
+def test_memory_that_runs_out_in_evaluation_ends_it_with_status_4(file_run, evaluate_command, monkeypatch):
+    def fail(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(Predictor, "predict_batch", fail)
+    answer = evaluate_command("-m", file_run[0] / "last.pth")
+    assert answer.status == 4
+    (line,) = answer.errors
+    assert line.startswith("memory ran out (CUDA out of memory. Tried to allocate 2 GiB). Give smaller images")
+
+
 def test_evaluation_takes_another_split_and_another_folder(file_run, evaluate_command, tmp_path):
     run_dir, data = file_run
     shutil.copytree(data, tmp_path / "moved")
@@ -382,6 +415,23 @@ def test_a_label_map_is_as_large_as_its_image_and_holds_classes_only(finished_ru
     assert labels.shape == size
     assert labels.dtype == np.uint8
     assert labels.max() < 3
+
+
+def test_an_image_that_memory_is_too_small_for_costs_no_other(
+    pictures, finished_run, inference_command, tmp_path, monkeypatch
+):
+    predict_image = Predictor.predict_image
+
+    def fail(self, image):
+        if image.shape[1] == 700:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return predict_image(self, image)
+
+    monkeypatch.setattr(Predictor, "predict_image", fail)
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 3
+    assert "6 of 7 images predicted" in answer.out
+    assert f"not predicted: {pictures / 'wide.webp'}: memory ran out (CUDA out of memory" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,13 @@ from utils.registry import BACKBONES, HEADS, MODELS, NECKS
 from utils.schema import Component, fits, parameters_of, to_json
 
 CLASSES = 5
-NARROW = {"type": "resnet18", "args": {"width_mult": 0.125}}
-NARROW_50 = {"type": "resnet50", "args": {"width_mult": 0.125}}
+
+
+def narrow(backbone: str, **args: Any) -> dict[str, Any]:
+    return {"type": backbone, "args": {"width_mult": 0.125, **args}}
+
+
+NARROW, NARROW_50 = narrow("resnet18"), narrow("resnet50")
 
 # One small way to build everything registered; a test sees to it that no name is missing.
 SMALL: dict[str, dict[str, Any]] = {
@@ -41,7 +46,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "GCN": {"backbone": NARROW, "num_filters": 5},
     "FCN8": {"width_mult": 0.0625},
     "SegNet": {"width_mult": 0.125},
+    "SegResNet": {"width_mult": 0.125},
     "ENet": {},
+    "PSPDenseNet": {"backbone": narrow("densenet121")},
+    "DeepLab_DUC_HDC": {"backbone": NARROW_50},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),
@@ -52,6 +60,15 @@ VARIANTS = [
     ),
     ("DeepLab", {"backbone": NARROW, "channels": 16, "output_stride": 8, "separable": True}),
     ("DeepLab", {"backbone": NARROW, "channels": 16, "decoder": False}),
+    ("DeepLab", {"backbone": narrow("xception41", bounded=True), "channels": 16}),
+    ("DeepLab_DUC_HDC", {"backbone": NARROW, "output_stride": 4, "hdc": "bigger"}),
+    ("DeepLab_DUC_HDC", {"backbone": narrow("mobilenet_v2")}),
+    ("drn26+ASPPv2Head", {"drn26": {"width_mult": 0.125}, "ASPPv2Head": {"channels": 8}}),
+    (
+        "xception71+VortexPooling+LargeKernelHead",
+        {"xception71": {"width_mult": 0.125}, "VortexPooling": {"channels": 8}},
+    ),
+    ("EncoderDecoder", {"backbone": NARROW, "head": "FCNHead", "aux_heads": ["DUCHead"]}),
     ("DeepLab", {"backbone": {"type": "mobilenet_v2", "args": {"width_mult": 0.25}}, "channels": 16}),
     ("DeepLabV3_MobileNetV2", {"width_mult": 0.25, "channels": 16, "output_stride": 8, "multi_grid": None}),
     ("UNetResnet", {"backbone": NARROW_50, "output_stride": 8, "deep_stem": True}),
@@ -110,6 +127,8 @@ def test_a_backbone_delivers_the_shapes_it_announces(name: str, stride: int) -> 
         ("resnet50", {"deep_stem": True, "has_max_pool": False}),
         ("mobilenet_v2", {}),
         ("vgg16", {}),
+        ("xception71", {}),
+        ("densenet121", {}),
     ],
 )
 def test_a_dilated_backbone_computes_the_strided_features_at_more_places(
@@ -295,7 +314,15 @@ def test_a_state_dict_restores_the_model(kind: str, args: dict[str, Any]) -> Non
         assert torch.equal(model(images).logits, twin(images).logits)
 
 
-QUICKLY_EXPORTED = ("EncoderDecoder", "FCN8", "SegNet", "ENet", "UNet", "GCN")  # and what is common to the others
+QUICKLY_EXPORTED = (
+    "EncoderDecoder",
+    "FCN8",
+    "SegNet",
+    "SegResNet",
+    "ENet",
+    "UNet",
+    "GCN",
+)  # and what is common to the others
 
 
 @pytest.mark.parametrize(
@@ -340,6 +367,19 @@ def test_frozen_batch_norms_keep_their_statistics_to_the_bit(kind: str) -> None:
     before = buffers(model)
     model(torch.rand(2, 3, 65, 97) * 255)
     assert all(torch.equal(before[name], b) for name, b in model.named_buffers())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_batch_norms_of_the_backbone_alone_can_be_frozen(kind: str) -> None:
+    if not build(kind, SMALL[kind]).backbone_modules():
+        with pytest.raises(ConfigError, match=r"arch.args.freeze_bn: .* has no backbone"):
+            build(kind, SMALL[kind], freeze_bn="backbone")
+        return
+    model = build(kind, SMALL[kind], freeze_bn="backbone").train()
+    inside = {id(m) for backbone in model.backbone_modules() for m in backbone.modules()}
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.training == (id(norm) not in inside) for norm in norms)
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -421,12 +461,18 @@ def test_each_initialisation_gives_its_own_spread(init: Any) -> None:
         ("DeepLab", {"backbone": "resnet50"}, 40.4),
         ("DeepLab", {"backbone": "resnet101"}, 59.3),
         ("resnet101+aspp_plus+deeplabv3_plus_decoder", {}, 59.3),
+        ("DeepLab", {"backbone": "xception65"}, 54.7),
         ("PSPNet", {"backbone": "resnet50", "deep_stem": True}, 51.4),
+        # 42.3 there: 480 channels in the auxiliary head; ours has half of the 896 that its map has.
+        ("PSPDenseNet", {}, 42.0),
+        # 69.2 there: it classifies first, and enlarges the logits; the paper enlarges the features.
+        ("DeepLab_DUC_HDC", {}, 69.3),
         ("UNet", {}, 26.4),
         ("GCN", {}, 25.4),
         # 134.5 where the fixed bilinear kernels (0.13) are counted; ours are computed, and no parameters.
         ("FCN8", {}, 134.4),
         ("SegNet", {}, 29.49),
+        ("SegResNet", {}, 53.6),
         ("ENet", {}, 0.36),
         # 4.12 there: its pooled branch of ASPP shares the 1x1 convolution, its residuals have projections.
         ("DeepLabV3_MobileNetV2", {}, 4.14),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +21,59 @@ import torch
 
 import train
 from tests.tiny import tiny_config
-from utils.errors import run
+from utils.errors import UserError, run
+from utils.run_folder import Lock, is_locked
 
 ROOT = Path(__file__).parents[1]
+RENAMES = 24  # of files, in a run of the config below
 
 
-def in_child(action: Callable[[], int]) -> int:
-    """Exit status of `action` in a process of its own; minus the signal's number if one killed it.
+# Children are forked by a server that has imported torch and computed nothing: a fresh interpreter would import it for
+# seconds each time, and a fork of this process would inherit autograd threads that other tests may have started.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train", "session", "tests.tiny", "trainer"])
 
-    A fork, since a fresh interpreter would import torch for seconds each time.
+
+def in_child(*flags: str, **environment: str) -> int:
+    """Exit status of train.py in a process of its own; minus the signal's number if one killed it.
+
+    Args:
+        flags: Its command line.
+        environment: Variables for it; with SEGWRIGHT_TEST_GROUP it leads a process group of its own.
     """
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            status = action()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("out", "err")]
+        process = CONTEXT.Process(target=child, args=(flags, environment, outputs))
+        process.start()
+        process.join()
+        for output, stream in zip(outputs, (sys.stdout, sys.stderr), strict=True):
+            stream.write(output.read_text())
+    assert process.exitcode is not None
+    return process.exitcode
 
 
-def train_in_child(config: Path, *flags: str, kill: str = "", with_signal: str = "SIGKILL") -> int:
-    """Run train.py on `config` in a child that dies at the kill point `kill`."""
+def child(flags: tuple[str, ...], environment: dict[str, str], outputs: list[Path]) -> None:
+    """What a child does: be train.py."""
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
+    if "SEGWRIGHT_TEST_GROUP" in environment:
+        os.setsid()  # else the tests would be hit, too
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(run(train.main, flags))
 
-    def action() -> int:
-        os.environ["SEGWRIGHT_TEST_KILL"] = kill or "never:1"
-        os.environ["SEGWRIGHT_TEST_SIGNAL"] = with_signal
-        return run(train.main, ["-c", str(config), "--import", "tests.tiny", "--import", "tests.kill_points", *flags])
 
-    return in_child(action)
+MODULES = ("--import", "tests.tiny", "--import", "tests.kill_points")
+
+
+def train_in_child(
+    config: Path, *flags: str, kill: str = "", with_signal: str = "SIGKILL", to_workers: bool = False
+) -> int:
+    """Run train.py on `config` in a child that dies at the kill point `kill`, with its workers or alone."""
+    environment = {"SEGWRIGHT_TEST_KILL": kill or "never:1", "SEGWRIGHT_TEST_SIGNAL": with_signal}
+    if to_workers:
+        environment["SEGWRIGHT_TEST_GROUP"] = "1"
+    return in_child("-c", str(config), *MODULES, *flags, **environment)
 
 
 def write_config(folder: Path, num_workers: int = 0, **trainer: Any) -> Path:
@@ -106,6 +128,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only_run(folder)
 
 
+def test_the_kill_points_below_are_all_the_renames_there_are(tmp_path: Path) -> None:
+    assert train_in_child(write_config(tmp_path), kill=f"before_rename:{RENAMES + 1}") == 0
+
+
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, whole: Path) -> None:
     assert train_in_child(write_config(tmp_path, num_workers=2)) == 0
     assert_same_end(tmp_path, whole)
@@ -116,8 +142,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, whole: Path) -> N
     [
         *("step:1", "step:4", "step:5", "step:6", "step:10"),
         *("mid_validation:1", "mid_validation:5", "after_best:1"),
-        *(f"before_rename:{n}" for n in (4, 6, 9, 14)),
-        *(f"after_rename:{n}" for n in (4, 7, 11, 16)),
+        *(f"{when}_rename:{n}" for n in range(1, RENAMES + 1) for when in ("before", "after")),
         *("mid_write:1", "mid_write:4"),
     ],
 )
@@ -152,13 +177,25 @@ def test_being_killed_again_and_again_changes_nothing(tmp_path: Path, whole: Pat
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
 def test_a_signal_saves_and_says_how_to_go_on(
-    tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture, name: str, status: int
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture, name: str, status: int
 ) -> None:
     config = write_config(tmp_path, save_steps=None)
     assert train_in_child(config, kill="step:3", with_signal=name) == status
     last = only_run(tmp_path) / "last.pth"
     assert torch.load(last, weights_only=True)["step"] == 3
-    assert f"{name}: stopped at step 3 of 10. Go on with --resume {last}" in capfd.readouterr().err
+    assert f"{name}: stopped at step 3 of 10. Go on with --resume {last}" in capsys.readouterr().err
+    assert train_in_child(config, "--resume", str(last), "--set", "trainer.save_steps=2") == 0
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_signal_to_the_workers_too_finishes_the_step_and_saves(
+    tmp_path: Path, whole: Path, name: str, status: int
+) -> None:
+    config = write_config(tmp_path, num_workers=2, save_steps=None)
+    assert train_in_child(config, kill="step:3", with_signal=name, to_workers=True) == status
+    last = only_run(tmp_path) / "last.pth"
+    assert torch.load(last, weights_only=True)["step"] == 3
     assert train_in_child(config, "--resume", str(last), "--set", "trainer.save_steps=2") == 0
     assert_same_end(tmp_path, whole)
 
@@ -175,8 +212,7 @@ def test_resuming_without_a_config_takes_the_checkpoints_own(tmp_path: Path, who
     config = write_config(tmp_path)
     assert train_in_child(config, kill="step:5") == -signal.SIGKILL
     last = only_run(tmp_path) / "last.pth"
-    flags = ["--import", "tests.tiny", "--import", "tests.kill_points", "--resume", str(last)]
-    assert in_child(lambda: run(train.main, flags)) == 0
+    assert in_child(*MODULES, "--resume", str(last)) == 0
     assert_same_end(tmp_path, whole)
 
 
@@ -198,32 +234,32 @@ def test_a_kill_before_the_final_figures_loses_none(tmp_path: Path) -> None:
     assert results.read_bytes() == written
 
 
-def test_a_finished_run_can_be_prolonged(tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_finished_run_can_be_prolonged(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture) -> None:
     config = write_config(tmp_path, epochs=1)
     assert train_in_child(config) == 0
     assert train_in_child(config, "--resume", "auto", "--set", "trainer.epochs=2") == 0
-    printed = capfd.readouterr().out
+    printed = capsys.readouterr().out
     assert "trainer.epochs: 2 instead of 1" in printed
     assert "learning rate: " in printed
     lines = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10]
 
 
-def test_another_config_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_another_config_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = write_config(tmp_path, epochs=1)
     assert train_in_child(config) == 0
     last = only_run(tmp_path) / "last.pth"
     assert train_in_child(config, "--resume", str(last), "--lr", "0.5", "--set", "aux_factor=0.1") == 2
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert [line.split(": ")[1] for line in lines] == ["optimizer.args.lr", "aux_factor"]
     assert "0.5, but" in lines[0]
 
 
-def test_auto_starts_afresh_where_nothing_matches(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_auto_starts_afresh_where_nothing_matches(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = write_config(tmp_path, epochs=1)
     assert train_in_child(config) == 0
     assert train_in_child(config, "--resume", "auto", "--set", "seed=1") == 0
-    assert "starting afresh" in capfd.readouterr().out
+    assert "starting afresh" in capsys.readouterr().out
     assert len(list((tmp_path / "saved" / "tiny").iterdir())) == 2
 
 
@@ -236,7 +272,7 @@ def test_auto_takes_the_run_that_came_furthest_whatever_its_date(tmp_path: Path)
     assert torch.load(older / "last.pth", weights_only=True)["epoch"] == 2
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture) -> None:
     config = write_config(tmp_path)
     assert train_in_child(config, kill="step:9") == -signal.SIGKILL
     last = only_run(tmp_path) / "last.pth"
@@ -244,22 +280,34 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, whole: Path,
     data[len(data) // 2] ^= 4
     last.write_bytes(data)
     assert train_in_child(config, "--resume", "auto") == 0
-    printed = capfd.readouterr().out
+    printed = capsys.readouterr().out
     assert "warning" in printed
     assert "is damaged" in printed
     assert "last.prev.pth" in printed
     assert_same_end(tmp_path, whole)
 
 
-def test_a_run_that_is_being_trained_is_not_taken(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    from utils.run_folder import Lock
-
+def test_a_run_that_is_being_trained_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = write_config(tmp_path)
     assert train_in_child(config, kill="step:5") == -signal.SIGKILL
     lock = Lock(only_run(tmp_path))
     assert train_in_child(config, "--resume", str(only_run(tmp_path) / "last.pth")) == 2
-    assert "another process is training this run" in capfd.readouterr().err
+    assert "another process is training this run" in capsys.readouterr().err
     lock.release()
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: cannot be written"):
+        Lock(tmp_path / "nowhere")
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    Lock(tmp_path).release()
+    assert not is_locked(tmp_path)
 
 
 @pytest.mark.slow

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
 import sys
+import time
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import session
 import train
+from assemble import make_deterministic
 from base.base_dataloader import BatchSampler, Loader
 from base.base_dataset import View
 from base.base_trainer import Monitor, TrainerConfig
@@ -24,7 +29,7 @@ from models.build import build_model
 from tests.tiny import Squares, tiny_config
 from trainer import AveragedModel, Trainer
 from utils.criterion import build_criterion
-from utils.errors import ConfigError, DataError, Stopped, run
+from utils.errors import ConfigError, DataError, Interrupted, Stopped, run
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 
@@ -251,6 +256,26 @@ def test_max_steps_stops_exactly_there(tmp_path: Path) -> None:
     assert torch.load(run_dir / "last.pth", weights_only=True)["step"] == 7
 
 
+def test_a_signal_that_comes_while_a_step_is_counted_is_not_obeyed_before_all_is_saved(tmp_path: Path) -> None:
+    looks = iter([0])  # the first look sees nothing; all later ones do
+
+    class Late(Trainer):
+        signal = property(lambda self: next(looks, signal.SIGTERM), lambda self, value: None)
+
+    trainer = make_trainer(tmp_path)
+    trainer.__class__ = Late
+    with pytest.raises(Interrupted, match="stopped at step 2 of 4"):
+        trainer.fit()
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 2
+
+
+def test_a_trainer_without_a_validation_set_does_not_validate(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.val_loader = None
+    assert trainer.fit().epoch == 2
+    assert not any(key.startswith("val/") for record in trainer.history for key in record)
+
+
 def test_a_time_limit_saves_and_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run_dir = launch(tmp_path, trainer={"max_time": 1e-9})
     assert torch.load(run_dir / "last.pth", weights_only=True)["step"] == 1
@@ -276,6 +301,97 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path: Pa
     for path in tmp_path.glob("*.pth"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert all(torch.isfinite(value.float()).all() for value in weights.values())
+
+
+def test_weights_that_are_not_finite_are_never_saved_though_the_loss_was(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    descend = trainer.descend
+
+    def explode() -> None:
+        descend()
+        if trainer.progress.step == 3:  # of four: no loss will ever tell
+            with torch.no_grad():
+                trainer.model.head.classify.bias.fill_(math.inf)
+
+    trainer.descend = explode  # type: ignore[method-assign]
+    with pytest.raises(
+        Stopped, match=r"weights such as 'head\.classify\.bias' are not finite after step 4 of 4"
+    ) as error:
+        trainer.fit()
+    assert str(tmp_path / "last.pth") in str(error.value)
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"), "memory ran out (CUDA out of"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out (["),
+        (MemoryError(), "memory ran out (MemoryError)"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a data worker died (DataLoader"),
+    ],
+)
+def test_what_the_machine_fails_to_do_ends_with_status_4_and_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception, expected: str
+) -> None:
+    step = Trainer.train_step
+
+    def fail(self: Trainer, batch: Any) -> torch.Tensor:
+        if self.progress.step == 5:
+            raise error
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path / "saved")))
+    assert run(train.main, ["-c", str(tmp_path / "config.json"), "--import", "tests.tiny"]) == 4
+    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: training: {expected}")
+    assert "after step 5 of 15" in line
+    assert str(run_dir / "last.pth") in line
+    assert torch.load(run_dir / "last.pth", weights_only=True)["epoch"] == 1
+
+
+def test_a_data_worker_that_dies_during_a_step_is_named(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.train_loader = Loader(View(Squares(length=9, size=(33, 41)), None), 4, training=True, num_workers=1)
+
+    def murder(batch: Any) -> torch.Tensor:
+        iterator = trainer.train_loader._loader._iterator
+        os.kill(iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
+        time.sleep(60)  # torch tells of it by an error from here
+        raise AssertionError
+
+    trainer.train_step = murder  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match="a data worker died"):
+        trainer.fit()
+
+
+def test_errors_of_ours_stay_what_they_are(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.train_step = lambda batch: torch.zeros(1) @ torch.zeros(2)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="size"):
+        trainer.fit()
+
+
+def test_an_operation_that_cannot_be_deterministic_is_refused_by_the_key_that_asked(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+
+    def step(batch: Any) -> torch.Tensor:
+        raise RuntimeError("pool_backward_cuda does not have a deterministic implementation, but you set ...")
+
+    trainer.train_step = step  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"^trainer\.deterministic: 'pool_backward_cuda' does not have"):
+        trainer.fit()
+
+
+def test_nets_that_unpool_are_not_deterministic_on_cuda() -> None:
+    model = build_model("UNet", num_classes=3)
+    model.unpools = True
+    make_deterministic(model, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"^trainer\.deterministic: "):
+        make_deterministic(model, torch.device("cuda"))
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_full_disk_ends_with_status_4_and_the_old_checkpoint(
@@ -323,6 +439,29 @@ def test_tensorboard_shows_what_the_documents_promise(tmp_path: Path) -> None:
     assert rates[0] == pytest.approx(10 * rates[1])
 
 
+def test_tensorboard_shows_every_step_once_though_the_run_was_stopped(tmp_path: Path) -> None:
+    options = {"tensorboard": True, "log_per_iter": 1, "epochs": 1}
+    run_dir = launch(tmp_path, trainer={**options, "max_time": 1e-9})
+    for _ in range(2):
+        launch(tmp_path, "--resume", "auto", trainer=options)
+        options["epochs"] = 2
+    events = EventAccumulator(str(tmp_path / "saved" / "runs" / "tiny" / run_dir.name)).Reload()
+    assert [each.step for each in events.Scalars("train/loss")] == list(range(1, 11))
+    assert [each.step for each in events.Scalars("val/Mean_IoU")] == [5, 10]
+
+
+def test_predictions_that_do_not_fit_on_the_disk_cost_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session, "write_label", full)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path / "saved")))
+    assert run(train.main, ["-c", str(tmp_path / "config.json"), "--import", "tests.tiny"]) == 4
+    assert "best_model.pth is complete" in capsys.readouterr().err
+
+
 def test_without_tensorboard_nothing_of_it_is_written(tmp_path: Path) -> None:
     launch(tmp_path)
     assert not (tmp_path / "saved" / "runs").exists()
@@ -361,7 +500,32 @@ def test_val_split_holds_out_images_and_validates_on_them(tmp_path: Path, capsys
 def test_init_from_takes_the_weights_that_fit(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first = launch(tmp_path)
     launch(tmp_path, "--set", f"init_from={first / 'best_model.pth'}", "--set", "arch.args.head.args.channels=4")
-    assert "weights loaded; fresh: head." in capsys.readouterr().out
+    first_log, _, second_log = capsys.readouterr().out.partition("init_from ")
+    assert "weights loaded; fresh: head." in second_log
+    assert session.RANDOM_START in first_log
+    assert session.RANDOM_START not in second_log
+
+
+def test_fine_tuning_starts_from_the_weights_that_were_judged_and_so_does_their_average(tmp_path: Path) -> None:
+    first = launch(tmp_path, trainer={"ema": 0.5})
+    wanted = torch.load(first / "best_model.pth", weights_only=True)["ema"]["state_dict"]
+    second = launch(tmp_path, "--set", f"init_from={first / 'best_model.pth'}", "--lr", "0", trainer={"ema": 0.5})
+    state = torch.load(second / "last.pth", weights_only=True)
+    for name in wanted:
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(state["state_dict"][name], wanted[name])
+            torch.testing.assert_close(state["ema"]["state_dict"][name], wanted[name])
+
+
+def test_training_may_open_as_many_files_as_the_system_grants() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        session.raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 class TestOrder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dataloader import transforms
+from dataloader.torchvision_transforms import COLORS, MOVES
 from dataloader.transforms import (
     Chain,
     ChainOptions,
@@ -26,7 +28,7 @@ from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
 from utils.registry import TRANSFORMS
 from utils.reproducibility import stream
-from utils.schema import Component, Mismatch, check_arguments, convert
+from utils.schema import Component, Mismatch, check_arguments, convert, to_json
 
 ARGUMENTS = {
     "Resize": {"size": [41, 53]},
@@ -35,6 +37,15 @@ ARGUMENTS = {
     "RandomCrop": {"size": [41, 153]},
     "CenterCrop": {"size": 41},
     "RandomSizedCrop": {"size": 41},
+    "SlidingCrop": {"size": [41, 53]},
+    "FreeScale": {"size": [41, 53]},
+    "GaussianNoise": {"sigma": 0.05},
+    "RandomAdjustSharpness": {"sharpness_factor": 2, "p": 1},
+    "RandomAffine": {"degrees": 20, "translate": [0.1, 0.2], "scale": [0.7, 1.3]},
+    "RandomPosterize": {"bits": 3},
+    "RandomRotation": {"degrees": 30, "interpolation": "bilinear"},
+    "RandomSolarize": {"threshold": 100},
+    "ElasticTransform": {"alpha": 20},
 }
 FILL = (10.0, 20.0, 30.0)
 
@@ -254,7 +265,7 @@ def test_every_transform_depends_on_its_generator_alone(name):
         assert first.flags.c_contiguous
 
 
-@pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - {"GaussianBlur", "ColorJitter"}))
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - {"GaussianBlur", "ColorJitter", *COLORS}))
 def test_every_transform_moves_image_and_label_alike(name):
     label = scene(130, 194)[1]
     label[40:90, 30:160] = 200
@@ -384,6 +395,82 @@ def test_named_transforms_replace_the_chain_and_pad_with_the_mean():
     assert (image[label == IGNORE][-1] == FILL).all()
     assert options(transforms=listed[::-1]).crop is None
     assert options(transforms=[*listed, "RandomHorizontalFlip"]).crop == (65, 97)
+
+
+@pytest.mark.parametrize("name", [*COLORS, *MOVES])
+def test_torchvisions_transforms_leave_the_global_generator_alone(name):
+    step = TRANSFORMS.build(Component(name, ARGUMENTS.get(name, {})), where="step")
+    state = torch.get_rng_state()
+    image, label = scene()
+    seen = [step(image, label, rng(index)) for index in range(8)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert any(got.shape != image.shape or (got != image).any() for got, _ in seen)
+    if name in COLORS:
+        assert all(np.array_equal(got, label) for _, got in seen)
+
+
+@pytest.mark.parametrize("name", [*COLORS, *MOVES])
+def test_torchvisions_transforms_are_resolved_to_what_makes_them_again(name):
+    problems: list[str] = []
+    given = TRANSFORMS.check({"type": name, "args": ARGUMENTS.get(name, {})}, where="step", problems=problems)
+    resolved = json.loads(json.dumps(to_json(given)))
+    assert not problems
+    image, label = scene()
+    for index in range(3):
+        first, second = (TRANSFORMS.build(c, where="step")(image, label, rng(index)) for c in (given, resolved))
+        np.testing.assert_array_equal(first[0], second[0])
+
+
+def test_torchvisions_transforms_pad_with_the_mean_color_and_void():
+    image, label = scene()
+    got, got_label = chain(transforms=[{"type": "RandomRotation", "args": {"degrees": [45, 45]}}])(image, label, rng())
+    assert (got[0, 0] == FILL).all()
+    assert got_label[0, 0] == IGNORE
+    assert options(transforms=[{"type": "CenterCrop", "args": {"size": 9}}, "RandomInvert"]).crop == (9, 9)
+    assert options(transforms=[{"type": "CenterCrop", "args": {"size": 9}}, "RandomZoomOut"]).crop is None
+
+
+def test_a_wrong_argument_of_torchvisions_transforms_is_found_in_the_config():
+    given = options(transforms=[{"type": "RandomRotation", "args": {"degrees": -3}}])
+    (problem,) = chain_problems(given, "args")
+    assert problem.startswith("transforms: RandomRotation refuses its arguments (")
+    with pytest.raises(Mismatch, match="Did you mean 'degrees'"):
+        convert({"transforms": [{"type": "RandomRotation", "args": {"degreees": 3}}]}, ChainOptions, "args")
+    with pytest.raises(Mismatch, match="RandomErasing"):  # which erases the image and leaves the label
+        convert({"transforms": ["RandomErasing"]}, ChainOptions, "args")
+
+
+def test_a_sliding_crop_is_one_of_the_windows_that_cover_the_image():
+    height, width, side = 65, 97, 30
+    image = np.dstack([*np.mgrid[:height, :width], np.zeros((height, width))]).astype(np.uint8)
+    step = TRANSFORMS.build(Component("SlidingCrop", {"size": side}), where="step")
+    places, covered = set(), np.zeros((height, width), bool)
+    for index in range(200):
+        crop, _ = step(image, np.zeros((height, width), np.uint8), rng(index))
+        row, column = (int(value) for value in crop[0, 0, :2])
+        places.add((row, column))
+        covered[row : row + side, column : column + side] = True
+    assert places == {(row, column) for row in (0, 20, 35) for column in (0, 20, 40, 60, 67)}
+    assert covered.all()
+
+
+def test_the_pipeline_of_the_cityscapes_seed_can_be_said():
+    """Short side to 600, a random crop of 512, mirrored or not: seed 002."""
+    flags = {"augment": True, "resize": {"short_side": 600}, "crop_size": 512, "scale": False, "flip": True}
+    image, label = scene(300, 600)
+    mirrored = 0
+    resized, resized_label = warp(image, label, scaled=(600, 1200), crop=(600, 1200))
+    for index in range(12):
+        draw = rng(index)
+        top, left = int(draw.integers(600 - 512 + 1)), int(draw.integers(1200 - 512 + 1))
+        flip = bool(draw.random() < 0.5)
+        mirrored += flip
+        expected = resized_label[top : top + 512, left : left + 512]
+        got_image, got = chain(**flags)(image, label, rng(index))
+        assert (got == (expected[:, ::-1] if flip else expected)).mean() > 0.999
+        window = resized[top : top + 512, left : left + 512].astype(int)
+        assert np.abs(got_image - (window[:, ::-1] if flip else window)).max() <= 2
+    assert 0 < mirrored < 12
 
 
 def test_what_is_held_out_gets_the_same_size_and_nothing_random():

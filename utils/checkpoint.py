@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import CheckpointError, Stopped
+from utils.errors import CheckpointError, Stopped, failure_of_machine
 from utils.schema import fits
 
 FORMAT = 1
@@ -45,25 +45,29 @@ def save(path: Path, state: Mapping[str, Any], *, previous: Path | None = None) 
 
     Args:
         path: Where the checkpoint is to be.
-        state: Tensors and plain values.
+        state: Tensors and plain values; written as if all tensors were on the CPU, so that the file can be read where
+            there is no other device.
         previous: Where to keep what was at `path` before.
 
     Raises:
         Stopped: The disk is full or cannot be written; the message names the path.
     """
+    state = _on_cpu(dict(state))
     unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         with unfinished.open("wb") as file:
-            torch.save(dict(state), file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if damage(unfinished):
-            raise OSError(f"what was written is not what is on the disk ({damage(unfinished)})")
+        if wrong := damage(unfinished):
+            raise OSError(f"what was written is not what is on the disk ({wrong})")
         if previous is not None and path.exists():
             keep(path, previous)
         os.replace(unfinished, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        if failure_of_machine(error):
+            raise  # it only happened meanwhile
         size = sum(t.numel() * t.element_size() for t in _tensors(state)) >> 20
         good = f"{path} is as it was" if path.exists() else "there is no earlier one"
         raise Stopped(
@@ -202,6 +206,15 @@ def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return {strip_prefixes(name): value for name, value in weights.items()}
 
 
+def judged_weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights that validation judged: the averaged ones, where a checkpoint has some; else as `weights_of`.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    return weights_of(state.get("ema") or state, path)
+
+
 def strip_prefixes(name: str) -> str:
     """`name` of a parameter without what wrappers put before it."""
     while name.startswith(PREFIXES):
@@ -263,6 +276,14 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob("*.tmp[0-9]*"):
         with suppress(OSError):
             path.unlink()
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def _tensors(value: Any) -> list[Tensor]:

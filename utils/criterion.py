@@ -157,17 +157,20 @@ def build_criterion(loss: Any, *, aux_factor: float = 0.4, where: str = "loss", 
     built: list[tuple[str, Loss, float]] = []
     for index, term in enumerate(terms):
         place = join(where, index) if isinstance(loss, list | tuple) else where
-        earlier = sum(other.type == term.type for other in terms[:index])
-        name = f"{term.type}_{earlier + 1}" if earlier else term.type
         try:
-            built.append(
-                (name, LOSSES.build({"type": term.type, "args": term.args}, where=place, **facts), term.factor)
-            )
+            part = LOSSES.build({"type": term.type, "args": term.args}, where=place, **facts)
+            built.append((term_name(terms, index), part, term.factor))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(*problems)
     return Criterion(built, aux_factor=aux_factor)
+
+
+def term_name(terms: Sequence[LossTerm], index: int) -> str:
+    """What a term of a sum is called in results: its type, numbered from the second of a type on."""
+    earlier = sum(other.type == terms[index].type for other in terms[:index])
+    return f"{terms[index].type}_{earlier + 1}" if earlier else terms[index].type
 
 
 def needs_class_pixels(terms: Sequence[LossTerm]) -> bool:

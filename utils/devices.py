@@ -5,17 +5,40 @@ from __future__ import annotations
 import logging
 import os
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # whoever asks for help need not wait for it
+    import torch
 
 logger = logging.getLogger("segwright")
 
 
+GPUS = re.compile(r"\d+(,\d+)*")  # what `--device` may say of GPUs
+
+
 def restrict_gpus(device: str | None) -> None:
     """Show this process only the GPUs that ``--device 0,1`` names; call before torch is imported."""
-    if device and re.fullmatch(r"\d+(,\d+)*", device):
+    if device and GPUS.fullmatch(device):
         os.environ["CUDA_VISIBLE_DEVICES"] = device
 
 
-def choose_device(device: str | None, n_gpu: int = -1):  # type: ignore[no-untyped-def]  # torch is not imported yet
+def gpu_index(device: str | None) -> int:
+    """What torch calls the first GPU that `device` names: 0 where only those are shown, see `restrict_gpus`."""
+    if device in (None, "cuda", os.environ.get("CUDA_VISIBLE_DEVICES")):
+        return 0
+    return int(str(device).partition(",")[0])
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it natively, else fp32."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def choose_device(device: str | None, n_gpu: int = -1) -> torch.device:
     """The `torch.device` to use.
 
     Args:
@@ -29,14 +52,15 @@ def choose_device(device: str | None, n_gpu: int = -1):  # type: ignore[no-untyp
 
     from utils.errors import UserError
 
-    if device in (None, "cuda") or (device and device[0].isdigit()):
+    if device in (None, "cuda") or (device and GPUS.fullmatch(device)):
         available = torch.cuda.device_count()
         if device is None and n_gpu == 0:
             return torch.device("cpu")
-        if available:
+        index = gpu_index(device)
+        if index < available:
             if n_gpu > 1:
                 logger.warning("n_gpu: %d asked for, 1 of %d is used: training runs in one process.", n_gpu, available)
-            return torch.device("cuda", 0)
+            return torch.device("cuda", index)
         if device is not None:
             raise UserError(f"--device {device}: no such GPU is available. Use --device cpu.")
         if n_gpu > 0:

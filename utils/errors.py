@@ -54,6 +54,21 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch says of a GPU, and of the machine
+
+
+def failure_of_machine(error: BaseException) -> str:
+    """What the machine failed to do, if that is what `error` says; an empty text for all other errors.
+
+    That is memory that ran out, or a dead data worker, of which torch tells by interrupting whatever the main process
+    is doing. Known by their words, since torch raises either as a plain RuntimeError, too.
+    """
+    first = str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return f"memory ran out ({first})"
+    return f"a data worker died ({first})" if "DataLoader worker" in str(error) else ""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An `argparse` parser whose complaints look like all our other errors."""
 
@@ -82,6 +97,13 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except Interrupted as error:
         print(one_line(str(error)), file=sys.stderr)
         return 128 + error.signum
+    except (MemoryError, RuntimeError) as error:
+        failure = failure_of_machine(error)
+        if not failure:
+            raise
+        show()
+        print(f"error: {one_line(failure)}. Give smaller images or batches, or fewer workers", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:

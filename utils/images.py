@@ -143,6 +143,15 @@ def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
     image.save(path, format="PNG")
 
 
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write `picture` (H, W, 3) uint8, RGB, as a PNG.
+
+    Raises:
+        OSError: It cannot be written; OpenCV's own writer would not say so.
+    """
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
 def _read_file(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
@@ -45,6 +46,17 @@ class Look:
         if self.mode == "sliding":
             stamp |= {"window": list(self.window), "overlap": round(self.overlap, 6)}
         return stamp | ({"fast": True} if self.fast else {})
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the flags that say which model predicts, and where."""
+    add = parser.add_argument
+    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+    add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
+    add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
+    add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
+    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
+    add("--debug", action="store_true", help="show tracebacks of user errors too")
 
 
 def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str) -> None:

@@ -119,6 +119,7 @@ class ConfusionMatrix:
 
 
 def on_cpu(tensor: Tensor) -> bool:
+    """Whether OpenCV can count it; a function of its own, so that tests can take the way of other devices."""
     return tensor.device.type == "cpu"
 
 

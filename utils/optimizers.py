@@ -63,6 +63,7 @@ class OptimizerConfig:
 
     @property
     def backbone_lr_scale(self) -> float:
+        """`differential_lr` as a number."""
         if isinstance(self.differential_lr, bool):
             return DIFFERENTIAL_LR if self.differential_lr else 1.0
         return self.differential_lr

@@ -58,8 +58,13 @@ class Registry(Mapping[str, Callable]):
     ) -> None:
         self.kind = kind
         self._entries: dict[str, Callable] = {}
+        self._families: dict[str, tuple[Callable, str]] = {}
         self._find_also = also
         self._reserved = frozenset(reserved)
+
+    def look_also_in(self, find: Callable[[], Mapping[str, Callable]]) -> None:
+        """Let `find` give further names, as `also` does for those who make the registry."""
+        self._find_also = find
 
     def register(self, name: str | None = None, **preset: Any) -> Callable[[T], T]:
         """Register the decorated class or function as `name`, with `preset` arguments fixed.
@@ -89,9 +94,22 @@ class Registry(Mapping[str, Callable]):
 
         return add
 
+    def register_family(self, prefix: str, parameter: str) -> Callable[[T], T]:
+        """Register the decorated callable for all names that begin with `prefix`; its `parameter` gets the rest.
+
+        For what another library names: ``timm/resnet50`` need not be known before it is asked for.
+        """
+
+        def add(target: T) -> T:
+            annotations_of(target)
+            self._families[prefix] = (target, parameter)
+            return target
+
+        return add
+
     def reserved(self, name: str) -> frozenset[str]:
         """Parameters of the entry `name` that the framework fills in."""
-        return FACTS | self._reserved if name in self._entries else self._reserved
+        return FACTS | self._reserved if self._is_own(name) else self._reserved
 
     def parse(self, value: Any, *, where: str, problems: list[str]) -> Component | None:
         """A `Component` of this registry from its JSON form, its arguments unchecked; None if it is none."""
@@ -139,7 +157,7 @@ class Registry(Mapping[str, Callable]):
         given = check_arguments(target, resolved.args, where=join(where, "args"), reserved=reserved, problems=problems)
         if problems:
             raise ConfigError(*problems)
-        if resolved.type in self._entries:
+        if self._is_own(resolved.type):
             facts["where"] = join(where, "args")
             given |= {name: facts[name] for name in parameters_of(target) if name in facts}
         return target(*parts, **given)
@@ -175,10 +193,21 @@ class Registry(Mapping[str, Callable]):
     def _also(self) -> Mapping[str, Callable]:
         return self._find_also() if self._find_also else {}
 
+    def _family(self, name: object) -> str | None:
+        """Prefix of the family that `name` belongs to."""
+        prefixes = (p for p in self._families if isinstance(name, str) and name.startswith(p) and name != p)
+        return next(prefixes, None)
+
+    def _is_own(self, name: str) -> bool:
+        return name in self._entries or self._family(name) is not None
+
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._also
+        return name in self._entries or name in self._also or self._family(name) is not None
 
     def __getitem__(self, name: str) -> Callable:
+        if name not in self._entries and (prefix := self._family(name)):
+            target, parameter = self._families[prefix]
+            return functools.partial(target, **{parameter: name.removeprefix(prefix)})
         return self._entries[name] if name in self._entries else self._also[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -233,7 +262,6 @@ NECKS, HEADS = Registry("neck"), Registry("head")
 DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})
-WRITERS = Registry("writer")
 
 KINDS = {
     "models": MODELS,
@@ -245,5 +273,4 @@ KINDS = {
     "transforms": TRANSFORMS,
     "optimizers": OPTIMIZERS,
     "schedulers": SCHEDULERS,
-    "writers": WRITERS,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -68,11 +69,14 @@ class Lock:
         folder: The run's folder.
 
     Raises:
-        UserError: A living process holds it.
+        UserError: A living process holds it, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / LOCK).open("a+")
+        try:
+            self._file = (folder / LOCK).open("a+")
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}). Copy the run to where it can.") from None
         try:
             import fcntl
         except ImportError:  # Windows: no lock, no harm
@@ -80,7 +84,9 @@ class Lock:
         try:
             # A record lock, since data workers would inherit the other kind and hold it after our death.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system without locks, such as some mounts over a network
             self._file.close()
             raise UserError(
                 f"{folder}: another process is training this run. Wait for it or start a run of your own."

@@ -165,6 +165,8 @@ class ResNet(Backbone):
         super().__init__()
         if width_mult == 1 and not deep_stem:
             self.weights = variant
+        elif width_mult == 1 and block is Bottleneck:
+            self.weights = f"timm/{variant}s"
         stages = strides_and_dilations(output_stride or 32)
         stem, wide, *_ = widths = [scaled(width, width_mult) for width in (64, 128, 256, 512)]
         self.conv1: nn.Module

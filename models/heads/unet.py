@@ -32,7 +32,8 @@ class UNetHead(Head):
     Args:
         shapes: Feature maps to expect, finest first.
         num_classes: Channels of the logits.
-        channels: Width of each step, coarsest first; one for every map but the coarsest.
+        channels: Width of each step, coarsest first, one for every map but the coarsest; null is as many as needed
+            of 128, 96, 64, 48.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class UNetHead(Head):
         shapes: tuple[FeatureShape, ...],
         num_classes: int,
         *,
-        channels: tuple[Positive, ...] = (128, 96, 64, 48),
+        channels: tuple[Positive, ...] | None = None,
     ) -> None:
         super().__init__()
         *skips, coarsest = shapes
+        channels = (128, 96, 64, 48)[: len(skips)] if channels is None else channels
         if len(channels) != len(skips):
             raise ValueError(f"needs a width for each of {len(skips)} maps, but 'channels' has {len(channels)}")
         width, steps = coarsest.channels, []

@@ -1,0 +1,509 @@
+"""Look at every file of a dataset, and say what is wrong with it and which line of a config mends it.
+
+`examine` reads all images and labels in parallel and remembers what it read, so that the next time only files that
+changed are read again. `diagnose` then knows all of them at once, and finds what no single file can tell: classes
+that never occur, labels that are shifted by one, images that are in two splits.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from base.base_dataloader import first_line, start_worker
+from base.base_dataset import BaseDataset, Sample
+from utils.classes import IGNORE, ClassTable
+from utils.config import fingerprint
+from utils.errors import ConfigError, DataError, Stopped
+from utils.images import read_image, read_image_for
+from utils.schema import to_json
+
+SHOWN = 5  # files that a finding names
+BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
+SKIP = '"on_bad_sample": "skip", or get the files again'
+
+# What a line of utils/images.py says, the kind of finding that it is, and what mends it.
+FILE_PROBLEMS = (
+    ("is empty", "empty file", SKIP),
+    ("damaged or cut short", "damaged file", SKIP),
+    ("holds a web page", "web page", "download the files again"),
+    ("pointer of Git LFS", "Git LFS pointer", "`git lfs pull`"),
+    ("no image that can be read", "no image", SKIP),
+    ("is declared to have", "huge image", "cut the files into tiles"),
+    ("expected class indices", "colors", '"type": "Folder", "args": {"masks": "color", "classes": [...]}'),
+    ("Use PNG files for labels", "lossy labels", "make the labels anew, as PNG files"),
+    ("Labels are 8-bit", "wide labels", '"label_map" has no value above 255: convert the files'),
+    ("EXIF orientation is not applied", "turned image", "`exiftool -Orientation= FILES`"),
+    ("Give both the same size", "different sizes", SKIP),
+    ("of no class's color", "unknown color", '"unknown": "void", or add the color to "classes"'),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a dataset.
+
+    Args:
+        kind: What it is, in two words.
+        where: Split, or splits.
+        what: What was found, in a sentence without its full stop.
+        mend: The line of a config, or else the deed, that mends it.
+        files: Where; at most `SHOWN` are printed.
+    """
+
+    kind: str
+    where: str
+    what: str
+    mend: str
+    files: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people to read."""
+        shown = ", ".join(self.files[:SHOWN]) + (", ..." if len(self.files) > SHOWN else "")
+        named = f": {shown}" if self.files else ""
+        return [f"{self.where}: {self.kind}: {self.what}{named}", f"    mend: {self.mend}"]
+
+
+@dataclass
+class Record:
+    """What was seen of one example.
+
+    Args:
+        stamp: Sizes and times of both files, by which to see that they have not changed.
+        problems: Why image and label cannot be used, if so.
+        size: Height and width of the label.
+        values: Pixels of each value of the label: raw values where the dataset translates them, else training ids.
+        unknown: Pixels that are void though they stand for nothing known.
+        image: Digest of the image's pixels.
+        label: Digest of the label's.
+        mean: Mean of each channel of the image, 0 to 1.
+        square: Mean square of each channel.
+        pixels: Number of pixels of the image.
+    """
+
+    stamp: list[int]
+    problems: list[str] = field(default_factory=list)
+    size: list[int] | None = None
+    values: dict[str, int] = field(default_factory=dict)
+    unknown: int = 0
+    image: str = ""
+    label: str = ""
+    mean: list[float] | None = None
+    square: list[float] | None = None
+    pixels: int = 0
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether all pixels of the image are equal."""
+        pairs = zip(self.mean or (), self.square or (), strict=True)
+        return self.mean is not None and all(abs(square - mean**2) < 1e-9 for mean, square in pairs)
+
+
+def stamp_of(sample: Sample) -> list[int]:
+    """Size and time of change of image and label; -1 for what is not there."""
+    stamp = []
+    for path in (sample.image, sample.label):
+        try:
+            status = path.stat()
+            stamp += [status.st_size, status.st_mtime_ns]
+        except OSError:
+            stamp += [-1, -1]
+    return stamp
+
+
+def name_of(sample: Sample) -> str:
+    """What records call an example: the paths of both files."""
+    return f"{sample.image.absolute()} {sample.label.absolute()}"
+
+
+def look(dataset: BaseDataset, index: int, *, images: bool = True) -> Record:
+    """Read example `index`, the label only unless `images`."""
+    sample = dataset.samples[index]
+    record = Record(stamp_of(sample))
+    shape: tuple[int, ...] | None = None
+    try:
+        if dataset.raw_labels:
+            label = dataset.read_raw(sample.label)
+        else:
+            label = dataset.read_label(index)
+            record.unknown = dataset.unknown_pixels(index)
+        shape = label.shape
+        record.size, record.label = list(shape), digest(label)
+        record.values = {str(value): count for value, count in enumerate(histogram(label)) if count}
+    except DataError as error:
+        record.problems += error.problems
+    if images:
+        try:
+            image = read_image_for(sample.image, shape) if shape else read_image(sample.image)
+            mean, std = (part.ravel() / 255 for part in cv2.meanStdDev(image))
+            record.mean, record.square = mean.tolist(), (std**2 + mean**2).tolist()
+            record.pixels, record.image = image.shape[0] * image.shape[1], digest(image)
+        except DataError as error:
+            record.problems += error.problems
+    return record
+
+
+def histogram(label: np.ndarray) -> list[int]:
+    """Pixels of each value of `label` (H, W) uint8."""
+    # OpenCV counts in float32, exactly up to 2^24 pixels.
+    strips = np.array_split(label, -(-label.size // 2**24) or 1)
+    counts = [cv2.calcHist([np.ascontiguousarray(strip)], [0], None, [256], [0, 256]) for strip in strips]
+    return np.sum(counts, axis=0, dtype=np.int64).ravel().tolist()
+
+
+def digest(array: np.ndarray) -> str:
+    """A text that only equal arrays have in common."""
+    data = np.ascontiguousarray(array).data.cast("B")
+    return hashlib.blake2b(data, digest_size=12, salt=str(array.shape).encode()[:16]).hexdigest()
+
+
+class Looks(Dataset):
+    """What `look` sees of some examples; read from by workers."""
+
+    def __init__(self, dataset: BaseDataset, indices: Sequence[int], images: bool) -> None:
+        self.dataset, self.indices, self.images = dataset, indices, images
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return look(self.dataset, self.indices[index], images=self.images)
+
+
+def examine(
+    dataset: BaseDataset, *, name: str = "", images: bool = True, num_workers: int = 0, cache: Path | None = None
+) -> dict[str, Record]:
+    """Read all examples of `dataset`, with a progress bar; returns what was seen, by key.
+
+    Args:
+        dataset: With files of its own.
+        name: What to write beside the bar.
+        images: Read images too, not labels only.
+        num_workers: Processes; 0 reads in this one.
+        cache: Folder in which to remember what was seen; None for nowhere.
+
+    Raises:
+        ConfigError: The dataset has no files.
+        Stopped: A process died.
+    """
+    from tqdm import tqdm
+
+    if not all(isinstance(sample, Sample) and sample.image.name for sample in dataset.samples[:1]):
+        raise ConfigError(f"{type(dataset).__name__}: is generated and has no files to check. Name another dataset.")
+    path = cache / f"{cache_key(dataset, images)}.json.gz" if cache else None
+    known = recall(path)
+    records, stale = {}, []
+    for index, sample in enumerate(dataset.samples):
+        before = known.get(name_of(sample))
+        if before is not None and before.stamp == stamp_of(sample):
+            records[sample.key] = before
+        else:
+            stale.append(index)
+    loader = DataLoader(
+        Looks(dataset, stale, images),
+        batch_size=None,
+        num_workers=min(num_workers, len(stale)),
+        worker_init_fn=start_worker if num_workers else None,
+        generator=torch.Generator(),
+    )
+    bar = tqdm(loader, total=len(stale), desc=name, unit="image", leave=False, disable=None)
+    try:
+        for index, record in zip(stale, bar, strict=True):
+            records[dataset.samples[index].key] = record
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Stopped(f"a process that reads died ({first_line(error)}). Use fewer --workers") from error
+    if path is not None and stale:
+        known |= {name_of(sample): records[sample.key] for sample in dataset.samples}
+        remember(path, known)
+    return {sample.key: records[sample.key] for sample in dataset.samples}
+
+
+# What was seen before ------------------------------------------------------------------------------------------------
+
+
+def default_cache() -> Path:
+    """The folder in which records are kept: ``SEGWRIGHT_CACHE``, or segwright/ in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SEGWRIGHT_CACHE") or Path(home) / "segwright")
+
+
+def cache_key(dataset: BaseDataset, images: bool) -> str:
+    """A name for what records depend on besides the files: the dataset's options, but neither folder nor split."""
+    options = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.init}
+    options = {name: value for name, value in options.items() if name not in ("data_dir", "split", "classes")}
+    table = asdict(dataset.classes) if not dataset.raw_labels else None
+    return fingerprint([1, type(dataset).__name__, to_json(options), to_json(table), images])
+
+
+def recall(path: Path | None) -> dict[str, Record]:
+    """Records in the file `path`, by label; none if it is not there or damaged."""
+    try:
+        rows = json.loads(gzip.decompress(path.read_bytes())) if path else {}
+        return {key: Record(**row) for key, row in rows.items()}
+    except (OSError, EOFError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def remember(path: Path, records: Mapping[str, Record]) -> None:
+    """Write records so that the file is either the old or the new one; where that is impossible, do without."""
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({key: asdict(record) for key, record in records.items()}, separators=(",", ":"))
+        unfinished.write_bytes(gzip.compress(text.encode(), compresslevel=1))
+        os.replace(unfinished, path)
+
+
+# What it means -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Examined:
+    """A split and what was seen of it.
+
+    Args:
+        split: Its name.
+        dataset: Whose it is.
+        records: From `examine`.
+        unpaired: Lines about files without counterpart.
+        training: Whether it is what is trained on.
+        crop: Height and width that images are cropped to without being resized before; None if not known.
+        batch_size: Images per step; None if not known.
+    """
+
+    split: str
+    dataset: BaseDataset
+    records: Mapping[str, Record]
+    unpaired: Sequence[str] = ()
+    training: bool = True
+    crop: tuple[int, int] | None = None
+    batch_size: int | None = None
+
+    @property
+    def classes(self) -> ClassTable:
+        """The dataset's classes."""
+        return self.dataset.classes
+
+    def values(self) -> np.ndarray:
+        """Pixels of each value of the labels, (256,)."""
+        counts = np.zeros(256, np.int64)
+        for record in self.records.values():
+            for value, count in record.values.items():
+                counts[int(value)] += count
+        return counts
+
+    def pixels(self) -> tuple[np.ndarray, int]:
+        """Labelled pixels of each class, (C,), and those of void."""
+        values, counts = self.values(), np.zeros(256, np.int64)
+        ids = self.classes.lookup if self.dataset.raw_labels else np.arange(256)
+        np.add.at(counts, ids, values)
+        return counts[: len(self.classes)], int(counts[IGNORE])
+
+    def normalization(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation of the channels over all pixels of the images, 0 to 1."""
+        seen = [record for record in self.records.values() if record.mean is not None]
+        if not seen:
+            return None
+        weights = np.array([record.pixels for record in seen], np.float64)
+        mean = np.average([record.mean for record in seen], axis=0, weights=weights)
+        square = np.average([record.square for record in seen], axis=0, weights=weights)
+        return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
+
+
+def diagnose(splits: Sequence[Examined]) -> list[Finding]:
+    """What is wrong with the splits of a dataset."""
+    findings: list[Finding] = []
+    for examined in splits:
+        wrong = list(wrong_values(examined))
+        for rule in (unpaired_files, unusable_files, void_labels, odd_images, sizes):
+            findings += rule(examined)
+        findings += wrong or missing_classes(examined)  # what values mean decides which classes there are
+    return findings + list(repeated(splits))
+
+
+def unpaired_files(examined: Examined) -> Iterator[Finding]:
+    """Images without label, labels without image, files that a list names and that are not there."""
+    for line in examined.unpaired:
+        kinds = {"without label": "image alone", "without image": "label alone", "are missing": "missing files"}
+        kind = next((kind for text, kind in kinds.items() if text in line), "unusable split")
+        what, _, mend = line.rstrip(".").rpartition(". ")
+        mend = f'{mend}; "mask_suffix" says what mask names have after the image\'s' if "without" in line else mend
+        yield Finding(kind, examined.split, what or line, mend)
+
+
+def unusable_files(examined: Examined) -> Iterator[Finding]:
+    """Files that cannot be read, or not as what they should be."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in examined.records.values():
+        for problem in record.problems:
+            kind, mend = next(
+                ((kind, mend) for text, kind, mend in FILE_PROBLEMS if text in problem), ("unusable file", SKIP)
+            )
+            found[kind, mend].append(problem)
+    for (kind, mend), problems in found.items():
+        first, _, _ = problems[0].rstrip(".").rpartition(". ")
+        place, _, what = first.partition(": ")
+        files = tuple(problem.partition(": ")[0] for problem in problems)
+        yield Finding(kind, examined.split, f"{len(files)} files; {place} {what}", mend, files)
+
+
+def wrong_values(examined: Examined) -> Iterator[Finding]:
+    """Label values that stand for nothing, or for something else than was meant."""
+    if not examined.dataset.raw_labels:
+        if count := sum(record.unknown for record in examined.records.values()):
+            files = _keys(examined, lambda record: record.unknown > 0)
+            what = f"{count:,} pixels of {len(files)} files have colors that stand for nothing, and become void"
+            yield Finding("unknown color", examined.split, what, 'add the colors to "classes" or to "void"', files)
+        return
+    table, counts = examined.classes, examined.values()
+    present = set(np.flatnonzero(counts).tolist())
+    meant = {value: index for index, values in enumerate(table.raw_ids) for value in values}
+    unknown = sorted(present - meant.keys() - set(table.void_ids))
+    if present <= {0, IGNORE} and IGNORE in present & set(table.void_ids) and 0 in meant and len(table) > 1:
+        other = 1 if meant[0] == 0 else 0
+        what = f"labels hold 0 and 255 only: 255 is void, so class '{table.names[other]}' never occurs"
+        yield Finding("0 and 255", examined.split, what, label_map({IGNORE: other}))
+    if not unknown:
+        return
+    files = _keys(examined, lambda record: any(int(value) in unknown for value in record.values))
+    share = counts[unknown].sum() / counts.sum()
+    low, high = min(meant), max(meant)
+    if unknown == [high + 1] and low not in present:
+        what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: they are shifted by one"
+        mend = label_map({value: meant[value - 1] for value in range(low + 1, high + 2) if value - 1 in meant})
+        yield Finding("shifted labels", examined.split, what, mend, files)
+    elif len(unknown) >= BLURRED and share < 0.2:
+        what = (
+            f"{len(files)} labels hold {len(unknown)} values that stand for nothing, in {share:.1%} of the pixels: "
+            f"they seem to have been resized with interpolation, or drawn with soft edges"
+        )
+        mend = 'make them anew with nearest-neighbour resizing, or "unknown": "void" of "Folder"'
+        yield Finding("blurred labels", examined.split, what, mend, files)
+    else:
+        named = ", ".join(f"{value} ({counts[value]:,} pixels)" for value in unknown[:8])
+        more = f" and {len(unknown) - 8} others" if len(unknown) > 8 else ""
+        what = f"{len(files)} labels hold values that are neither a class nor void: {named}{more}"
+        yield Finding("unknown value", examined.split, what, label_map(dict.fromkeys(unknown)), files)
+
+
+def label_map(targets: Mapping[int, int | None]) -> str:
+    """The line of a config that gives raw values a meaning."""
+    if len(targets) > 40:
+        return '"label_map": {...} with each of these values'
+    return '"label_map": ' + json.dumps({str(value): target for value, target in targets.items()})
+
+
+def void_labels(examined: Examined) -> Iterator[Finding]:
+    """Labels in which nothing is labelled."""
+    table = examined.classes
+    void = set(np.flatnonzero(table.lookup == IGNORE).tolist()) if examined.dataset.raw_labels else {IGNORE}
+    files = _keys(examined, lambda record: bool(record.values) and all(int(value) in void for value in record.values))
+    if files and len(files) == len(examined.records):
+        yield Finding("all void", examined.split, "no label has a labelled pixel", 'train on another "split"', files)
+    elif files:
+        what = f"{len(files)} labels are all void, and teach nothing"
+        yield Finding("all void", examined.split, what, "remove the files, or label them", files)
+
+
+def missing_classes(examined: Examined) -> Iterator[Finding]:
+    """Classes that the training labels never show."""
+    pixels, _ = examined.pixels()
+    names = [name for name, count in zip(examined.classes.names, pixels, strict=True) if not count]
+    if not pixels.any() or not examined.training:
+        return
+    if len(names) == len(pixels) - 1 > 0:
+        seen = examined.classes.names[int(pixels.argmax())]
+        what = f"all labels show one class, '{seen}', and void"
+        yield Finding("one class", examined.split, what, '"label_map" says which values mean the others')
+    elif names:
+        mend = 'remove the class, or "label_map" says which value means it'
+        if len(names) == 1:
+            index = examined.classes.names.index(names[0])
+            mend = f'"ignore_index": {index} leaves it out of the mean; or {mend}'
+        yield Finding("absent class", examined.split, f"no label shows {', '.join(map(repr, names))}", mend)
+
+
+def odd_images(examined: Examined) -> Iterator[Finding]:
+    """Images of a single color."""
+    if files := _keys(examined, lambda record: record.is_blank):
+        yield Finding("blank image", examined.split, f"{len(files)} images show one color", SKIP, files)
+
+
+def sizes(examined: Examined) -> Iterator[Finding]:
+    """Images that do not fit to crop and batch."""
+    shapes = [record.size for record in examined.records.values() if record.size]
+    if examined.training and examined.batch_size and len(examined.records) < examined.batch_size:
+        what = f"{len(examined.records)} images are fewer than a batch of {examined.batch_size}"
+        yield Finding("batch too large", examined.split, what, f'"batch_size": {max(1, len(examined.records))}')
+    if examined.crop and shapes:
+        small = [h < examined.crop[0] or w < examined.crop[1] for h, w in shapes]
+        if sum(small) > len(small) / 2:
+            height, width = (int(side) for side in np.median(shapes, axis=0))
+            what = f"{sum(small)} of {len(small)} images are smaller than the crop, and filled up with void"
+            yield Finding("crop too large", examined.split, what, f'"crop_size": [{height}, {width}]')
+
+
+def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
+    """Images that occur twice: in one split, in two, or with different labels."""
+    places: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for examined in splits:
+        for key, record in examined.records.items():
+            if record.image and not record.is_blank:
+                places[record.image].append((examined.split, key, record.label))
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for occurrences in places.values():
+        named = " = ".join(key for _, key, _ in occurrences)
+        parts = Counter(split for split, _, _ in occurrences)
+        if len(parts) > 1:
+            groups["image in two splits", " and ".join(parts)].append(named)
+        if any(count > 1 for count in parts.values()):
+            groups["duplicate", ", ".join(split for split, count in parts.items() if count > 1)].append(named)
+        if len({label for _, _, label in occurrences if label}) > 1:
+            groups["two labels", " and ".join(parts)].append(named)
+    texts = {
+        "image in two splits": ("figures on one of them flatter", "remove the files from one of the splits"),
+        "duplicate": ("they count twice", "remove one of each"),
+        "two labels": ("the same image has different labels", "keep the right label"),
+    }
+    for (kind, where), files in groups.items():
+        what, mend = texts[kind]
+        yield Finding(kind, where, f"{len(files)} images; {what}", mend, tuple(files))
+
+
+def _keys(examined: Examined, condition: Any) -> tuple[str, ...]:
+    return tuple(key for key, record in examined.records.items() if condition(record))
+
+
+def shares(splits: Iterable[Examined]) -> list[str]:
+    """A table of the classes' shares of the labelled pixels, a column for each split."""
+    splits = list(splits)
+    names = splits[0].classes.names
+    width = max(map(len, names))
+    columns = []
+    for examined in splits:
+        pixels, void = examined.pixels()
+        total = max(int(pixels.sum()), 1)
+        columns.append([*(f"{count / total:.3%}" for count in pixels), f"{void / max(total + void, 1):.3%}"])
+    head = f"{'class':<{width}}" + "".join(f"{examined.split:>14}" for examined in splits)
+    rows = zip((*names, "(void)"), *columns, strict=True)
+    return [head, *(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells) for name, *cells in rows)]
+
+
+def as_list(values: Iterable[float], digits: int = 6) -> str:
+    """Numbers as they stand in a config."""
+    return json.dumps([float(f"{value:.{digits}g}") for value in values])

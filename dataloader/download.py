@@ -1,0 +1,320 @@
+"""Fetch datasets that may be fetched without an account: resumed where it broke off, checked, unpacked with care.
+
+Nothing is trusted before it is whole: an archive has its own name only once its checksum was right, and what it holds
+is moved to its place only once all of it was unpacked. Killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from dataloader.cocostuff import read_mat
+from dataloader.files import first_folder, read_list
+from utils.classes import ClassTable
+from utils.errors import DataError, Stopped
+from utils.images import write_label
+
+CLASSES = Path(__file__).parent / "classes" / "voc.csv"
+CHUNK = 1 << 20
+TIMEOUT = 60  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch.
+
+    Args:
+        url: Where it is.
+        checksum: "md5:..." or "sha1:..." that was published for it; where none was, the sha256 of the first complete
+            download is written beside it and checked from then on.
+        into: Folder below the data folder to unpack into.
+    """
+
+    url: str
+    checksum: str = ""
+    into: str = "."
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2]
+
+
+# Checksums: VOC and SBD as in torchvision.datasets, ADE20K as in GluonCV's scripts, COCO as in PaddleDetection's.
+SOURCES = {
+    "VOC": (
+        Archive(
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "md5:6cd6e144f989b92b3379bac3b3de84fd",
+        ),
+    ),
+    "SBD": (
+        Archive(
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+        ),
+    ),
+    "ADE20K": (
+        Archive(
+            "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+            "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+        ),
+    ),
+    "COCO": (
+        Archive("http://images.cocodataset.org/zips/val2017.zip", "md5:442b8da7639aecaf257c1dceb8ba8c80", "images"),
+        Archive("http://images.cocodataset.org/zips/train2017.zip", "md5:cced6f7f71b7629ddf16f17bbcfab6b2", "images"),
+        Archive(
+            "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
+            into="annotations",
+        ),
+    ),
+}
+
+SOURCES["VOCAug"] = SOURCES["VOC"] + SOURCES["SBD"]
+
+# What only people with an account can fetch; the archives are unpacked where they are found.
+BY_HAND = {
+    "CityScapes": (
+        "https://www.cityscapes-dataset.com/downloads",
+        ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"),
+        ("leftImg8bit_trainextra.zip", "gtCoarse.zip"),
+    )
+}
+
+
+def download(name: str, data_dir: Path) -> Iterator[str]:
+    """Fetch and unpack a dataset below `data_dir`; says what it does, a line at a time.
+
+    Raises:
+        DataError: A file is not what it should be, or must be fetched by hand.
+        Stopped: The network or the disk broke off; called again, it goes on.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if name in BY_HAND:
+            yield from _by_hand(name, data_dir)
+        for archive in SOURCES.get(name, ()):
+            if _done(data_dir, archive.name).exists():
+                yield f"{archive.name}: was unpacked before; remove {_done(data_dir, archive.name)} to do it again"
+                continue
+            path = data_dir / archive.name
+            yield f"{archive.name}: from {archive.url}"
+            fetch(archive.url, path)
+            yield verify(path, archive.checksum)
+            unpack(path, data_dir / archive.into)
+            _done(data_dir, archive.name).touch()
+            yield f"{archive.name}: unpacked; the archive itself may go"
+        if name == "VOCAug":
+            yield from build_augmented(data_dir)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Stopped(f"{data_dir}: {reason}. Give it space or a stable network; the same command goes on") from error
+
+
+def _done(data_dir: Path, archive: str) -> Path:
+    """The file that says that an archive has been unpacked."""
+    return data_dir / f".{archive}.done"
+
+
+def _by_hand(name: str, data_dir: Path) -> Iterator[str]:
+    page, needed, optional = BY_HAND[name]
+    missing = [each for each in needed if not (data_dir / each).is_file() and not _done(data_dir, each).exists()]
+    if missing:
+        raise DataError(
+            f"{name}: needs an account. Fetch {' and '.join(missing)} (and, for coarse annotations, "
+            f"{' and '.join(optional)}) from {page} into {data_dir}, and run this again to unpack them."
+        )
+    for each in (*needed, *optional):
+        if (data_dir / each).is_file() and not _done(data_dir, each).exists():
+            unpack(data_dir / each, data_dir)
+            _done(data_dir, each).touch()
+            yield f"{each}: unpacked"
+
+
+def fetch(url: str, path: Path) -> None:
+    """Get `url` into `path`, going on where an earlier attempt broke off.
+
+    Raises:
+        DataError: The server has no such file.
+        OSError: The connection broke off.
+    """
+    if path.exists():
+        return
+    part = path.with_name(f"{path.name}.part")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing follows: it was complete, or longer than it should be, which its checksum says
+            os.replace(part, path)
+            return
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}. Fetch it elsewhere.") from None
+    with answer:
+        if answer.status != 206:  # the server begins anew
+            have = 0
+        left = answer.headers.get("Content-Length")
+        total = have + int(left) if left else None
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
+        with bar, part.open("ab" if have else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"{url} broke off after {part.stat().st_size:,} of {total:,} bytes")
+    os.replace(part, path)
+
+
+def verify(path: Path, checksum: str) -> str:
+    """Compare `path` with what it should be; returns a line that says how.
+
+    Raises:
+        DataError: It is something else; it has been removed.
+    """
+    record = path.with_name(f"{path.name}.sha256")
+    published = checksum
+    if not checksum and record.is_file():
+        checksum = f"sha256:{record.read_text(encoding='utf-8').strip()}"
+    kind, _, expected = checksum.partition(":")
+    found = _digest(path, kind or "sha256")
+    if not checksum:
+        record.write_text(found + "\n", encoding="utf-8")
+        return f"{path.name}: no checksum was published; its sha256 {found} is kept beside it"
+    if found != expected:
+        path.unlink()
+        raise DataError(f"{path}: its {kind} is {found}, not {expected}; it was removed. Run the command again.")
+    return f"{path.name}: {kind} is right" if published else f"{path.name}: is what it was the first time"
+
+
+def _digest(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a .zip or .tar archive into `folder`: each of its folders appears there whole, or not at all.
+
+    Folders that are there are added to, as the parts of one dataset do; files that are there stay as they are.
+
+    Raises:
+        DataError: The archive is damaged, or something in it points out of it.
+    """
+    unfinished = folder / f".{path.name}.unpacking"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _unpack_zip(archive, unfinished)
+        else:
+            with tarfile.open(path) as tar:
+                _unpack_tar(tar, unfinished)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise DataError(f"{path}: cannot be unpacked ({error}). Remove it and run the command again.") from None
+    for entry in sorted(unfinished.iterdir()):
+        _move(entry, folder / entry.name)
+    shutil.rmtree(unfinished)
+
+
+def _unpack_zip(archive: zipfile.ZipFile, folder: Path) -> None:
+    entries = archive.infolist()
+    for entry in entries:
+        _check_name(entry.filename)
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"'{entry.filename}' is a link")
+    for entry in tqdm(entries, unit="file", desc=Path(archive.filename or "").name, leave=False, disable=None):
+        archive.extract(entry, folder)
+
+
+def _unpack_tar(archive: tarfile.TarFile, folder: Path) -> None:
+    for entry in tqdm(archive, unit="file", desc=Path(str(archive.name)).name, leave=False, disable=None):
+        _check_name(entry.name)
+        if not (entry.isfile() or entry.isdir()):
+            raise ValueError(f"'{entry.name}' is a link or a device")
+        place = folder / entry.name
+        if entry.isdir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source = archive.extractfile(entry)
+        assert source is not None
+        with source, place.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in name or name[1:2] == ":":
+        raise ValueError(f"'{name}' lies outside of it")
+
+
+def _move(entry: Path, place: Path) -> None:
+    """Bring what was unpacked to its place; what an interrupted move had brought there stays."""
+    if entry.is_dir() and place.is_dir():
+        for below in sorted(entry.iterdir()):
+            _move(below, place / below.name)
+    elif not place.exists():
+        os.replace(entry, place)
+
+
+# Pascal VOC with SBD -------------------------------------------------------------------------------------------------
+
+
+def augmented_split(sbd: Iterable[str], voc_train: Iterable[str], voc_val: Iterable[str]) -> list[str]:
+    """Ids of train_aug: all that SBD or VOC's training set annotate, less VOC's validation set; 10,582 for the real."""
+    return sorted({*sbd, *voc_train} - set(voc_val))
+
+
+def build_augmented(data_dir: Path) -> Iterator[str]:
+    """Make the `_aug` splits of VOC from SBD's annotations: label files first, and then the lists that name them.
+
+    Images that VOC itself annotates keep VOC's labels, which are finer.
+
+    Raises:
+        DataError: VOC or SBD is not there, or scipy is not installed.
+    """
+    home = first_folder(data_dir / "VOCdevkit" / "VOC2012")
+    sbd = first_folder(data_dir / "benchmark_RELEASE" / "dataset")
+    lists = home / "ImageSets" / "Segmentation"
+    train, val = (_ids(lists / f"{split}.txt") for split in ("train", "val"))
+    wanted = augmented_split([*_ids(sbd / "train.txt"), *_ids(sbd / "val.txt")], train, val)
+    target, palette = home / "SegmentationClassAug", ClassTable.read(CLASSES).palette
+    target.mkdir(exist_ok=True)
+    for name in tqdm([*wanted, *val], desc=target.name, unit="label", leave=False, disable=None):
+        label = target / f"{name}.png"
+        unfinished = target / f".{name}.tmp"
+        if label.exists():
+            continue
+        own = home / "SegmentationClass" / label.name
+        if own.exists():
+            shutil.copyfile(own, unfinished)
+        else:
+            write_label(unfinished, read_mat(sbd / "cls" / f"{name}.mat", "GTcls", "Segmentation"), palette)
+        os.replace(unfinished, label)
+    for split, ids in (("train", wanted), ("val", val), ("trainval", sorted({*wanted, *val}))):
+        unfinished = lists / f".{split}_aug.tmp"
+        unfinished.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+        os.replace(unfinished, lists / f"{split}_aug.txt")
+        yield f"{split}_aug: {len(ids):,} images"
+
+
+def _ids(path: Path) -> list[str]:
+    return [line for _, line in read_list(path)]

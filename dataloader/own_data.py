@@ -1,0 +1,289 @@
+"""From a folder of images and one of masks to a config that trains on them, with all that was guessed said."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloader import doctor
+from dataloader.files import forgiving, image_files
+from dataloader.folder import Folder
+from utils.classes import IGNORE, distinct_colors
+from utils.errors import ConfigError, DataError, one_line
+from utils.images import read_label_colors, read_label_values
+
+MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
+SPLITS = ("train", "val")
+CROP = 512  # side of the square to train on, where images are large enough
+BATCH, STEPS = 8, 2000
+RARE = 0.02  # share of the labelled pixels below which a class needs a weight of its own
+
+
+@dataclass
+class Proposal:
+    """A config for own data.
+
+    Args:
+        text: The config, with comments.
+        guesses: What was found and what was assumed, a line each.
+    """
+
+    text: str = ""
+    guesses: list[str] = field(default_factory=list)
+
+
+def propose(
+    images: Path, masks: Path, *, names: Sequence[str] | None = None, num_workers: int = 0, gpus: int = 0
+) -> Proposal:
+    """Look at all masks and images and write a config.
+
+    Args:
+        images: Folder of images, or with a folder of them for each of train and val.
+        masks: Folder of masks, likewise.
+        names: Names of the classes, by ascending value.
+        num_workers: Processes that read.
+        gpus: What to set `n_gpu` to.
+
+    Raises:
+        DataError: Nothing can be made of the folders.
+    """
+    proposal = Proposal()
+    root, image_dir, mask_dir = common_root(images, masks)
+    splits = SPLITS if all((folder / split).is_dir() for folder in (images, masks) for split in SPLITS) else ("all",)
+    places = [(images, masks)] if splits == ("all",) else [(images / split, masks / split) for split in splits]
+    suffix = mask_suffix(*places[0])
+    proposal.guesses.append(f"masks are named like their images{f' and end with {suffix}' if suffix else ''}")
+    files = [path for _, folder in places for path in image_files(folder, remove=suffix).values()]
+    options: dict[str, Any] = {"image_dir": image_dir, "mask_dir": mask_dir, **guess_classes(files, names, proposal)}
+    if suffix:
+        options["mask_suffix"] = suffix
+    examined = []
+    for split in splits:
+        with forgiving() as unpaired:
+            dataset = Folder(data_dir=root, split=split, **typed_options(options))
+        if unpaired:
+            raise DataError(*unpaired)
+        records = doctor.examine(dataset, name=split, num_workers=num_workers)
+        examined.append(doctor.Examined(split, dataset, records, unpaired, training=split != "val"))
+    findings = doctor.diagnose(examined)
+    proposal.guesses += [line for finding in findings for line in finding.lines()]
+    proposal.text = write(root, splits, options, examined[0], proposal, gpus)
+    return proposal
+
+
+def common_root(images: Path, masks: Path) -> tuple[Path, str, str]:
+    """The folder that both are in, and their names below it.
+
+    Raises:
+        DataError: One is no folder, or both are the same.
+    """
+    for flag, folder in (("--images", images), ("--masks", masks)):
+        if not folder.is_dir():
+            raise DataError(f"{flag} {folder}: is no folder. Name the folder that holds the files.")
+    if images.resolve() == masks.resolve():
+        raise DataError(f"--masks {masks}: is the folder of the images. Put masks into one of their own.")
+    if images.is_absolute() != masks.is_absolute() or ".." in (*images.parts, *masks.parts):
+        images, masks = images.resolve(), masks.resolve()
+    root = Path(os.path.commonpath([images, masks]) or ".")
+    return root, images.relative_to(root).as_posix(), masks.relative_to(root).as_posix()
+
+
+def mask_suffix(images: Path, masks: Path) -> str:
+    """What most masks' names have after their images' names.
+
+    Raises:
+        DataError: No mask is named like an image.
+    """
+    stems, endings = set(image_files(images)), Counter[str]()
+    for mask in image_files(masks):
+        endings.update(mask[length:] for length in range(1, len(mask) + 1) if mask[:length] in stems)
+    if not endings:
+        raise DataError(f"{masks}: no mask is named like an image in {images}. Rename one or the other.")
+    most = max(endings.values())
+    return min((ending for ending, count in endings.items() if count == most), key=len)
+
+
+def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: Proposal) -> dict[str, Any]:
+    """Arguments of `Folder` about the classes, from what all masks hold."""
+    from tqdm import tqdm
+
+    in_colors, pixels = None, Counter[Any]()
+    for path in tqdm(files, desc="masks", unit="file", leave=False, disable=None):
+        if in_colors is None:
+            in_colors = is_in_colors(path)
+        pixels.update(count_colors(path) if in_colors else count_values(path))
+    total = sum(pixels.values())
+    options: dict[str, Any] = {"masks": "color" if in_colors else "index"}
+    if len(pixels) > MOST_CLASSES:
+        kept = {value: count for value, count in pixels.items() if count >= 0.01 * total}
+        if len(kept) < 2 or sum(kept.values()) < 0.9 * total:
+            what = "colors" if in_colors else "values"
+            raise DataError(
+                f"{files[0].parent}: masks hold {len(pixels):,} different {what}, too many for classes. "
+                f"Make them anew, without soft edges and as PNG files."
+            )
+        proposal.guesses.append(f"of {len(pixels):,} values, the {len(kept)} frequent ones are classes; the rest, void")
+        options["unknown"] = "void"
+        pixels = Counter(kept)
+    values = sorted(pixels)
+    if not in_colors and values != [0, IGNORE] and IGNORE in values:
+        values.remove(IGNORE)
+        proposal.guesses.append("255 is void")
+    if len(values) < 2:
+        raise DataError(f"{files[0].parent}: all masks show one class. Segmentation needs two, such as background.")
+    if names is not None and len(names) != len(values):
+        raise ConfigError(f"--names: {len(names)} names, but masks hold {len(values)} values. Name {values}.")
+    given = names or [name_of(value, values) for value in values]
+    colors = values if in_colors else distinct_colors(len(values))
+    options["classes"] = [
+        {"name": name, **({} if in_colors else {"value": value}), "color": list(color)}
+        for name, value, color in zip(given, values, colors, strict=True)
+    ]
+    kind = "colors" if in_colors else "0 and 255" if values == [0, IGNORE] else "indices"
+    proposal.guesses.append(f"masks hold {kind}: {len(values)} classes, {', '.join(given)}")
+    return options
+
+
+def is_in_colors(path: Path) -> bool:
+    """Whether a mask shows classes by color rather than by value."""
+    try:
+        read_label_values(path)
+    except DataError as error:
+        if "holds colors" not in str(error):
+            raise
+        return True
+    return False
+
+
+def count_values(path: Path) -> dict[int, int]:
+    """Pixels of each value of a mask."""
+    values, counts = np.unique(read_label_values(path), return_counts=True)
+    if values.max() > IGNORE:
+        raise DataError(f"{path}: label value {values.max()}. Labels are 8-bit here: use values from 0 to 255.")
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def count_colors(path: Path) -> dict[tuple[int, int, int], int]:
+    """Pixels of each color of a mask."""
+    colors = read_label_colors(path).astype(np.uint32)
+    packed = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+    codes, counts = np.unique(packed, return_counts=True)
+    return {
+        (int(code) >> 16, int(code) >> 8 & 255, int(code) & 255): int(count)
+        for code, count in zip(codes, counts, strict=True)
+    }
+
+
+def name_of(value: Any, values: Sequence[Any]) -> str:
+    """A name for a class that has none."""
+    if value in (0, (0, 0, 0)):
+        return "background"
+    if values == [0, IGNORE]:
+        return "foreground"
+    return f"class_{value}" if isinstance(value, int) else "color_{:02x}{:02x}{:02x}".format(*value)
+
+
+def typed_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `Folder` as its constructor takes them."""
+    from utils.schema import check_arguments
+
+    problems: list[str] = []
+    typed = check_arguments(Folder, {**options, "data_dir": ".", "split": "all"}, where="", problems=problems)
+    assert not problems, problems
+    return {name: value for name, value in typed.items() if name not in ("data_dir", "split")}
+
+
+def write(
+    root: Path,
+    splits: Sequence[str],
+    options: dict[str, Any],
+    train: doctor.Examined,
+    proposal: Proposal,
+    gpus: int,
+) -> str:
+    """The config's text."""
+    sizes = [record.size for record in train.records.values() if record.size]
+    numbers = train.normalization()
+    if len(sizes) < 4 or numbers is None:
+        raise DataError(f"{root}: {len(sizes)} images with masks can be used. Label at least 4.")
+    held_out = splits == ("all",)
+    count = len(train.records) - (round(0.2 * len(train.records)) if held_out else 0)
+    height, width = (int(side) for side in np.median(np.array(sizes), axis=0))
+    crop = [max(32, min(CROP, side) // 32 * 32) for side in (height, width)]
+    batch = min(BATCH, count - count % 2)
+    epochs = min(200, max(20, -(-STEPS // (count // batch))))
+    pixels, _ = train.pixels()
+    rarest = pixels.min() / pixels.sum()
+    proposal.guesses += [
+        f"{len(sizes)} images, median size {height}x{width}: crops of {crop[0]}x{crop[1]}, {batch} in a batch",
+        f"{epochs} epochs of {count // batch} steps",
+        f"the rarest class has {rarest:.2%} of the pixels: "
+        + ("classes are weighted" if rarest < RARE else "no weights"),
+    ]
+    proposal.guesses += ["every fifth image is held out for validation"] if held_out else []
+    loss = (
+        {"type": "CrossEntropyLoss2d", "args": {"class_weights": "sqrt_inv"}} if rarest < RARE else "CrossEntropyLoss2d"
+    )
+    data = {"data_dir": str(root), **options}
+    training = {
+        "batch_size": batch,
+        "augment": True,
+        "crop_size": crop,
+        "scale": {"range": [0.75, 1.5]},
+        "flip": True,
+        "color_jitter": True,
+        "num_workers": 2,
+    }
+    mean, std = (json.loads(doctor.as_list(values)) for values in numbers)
+    validation = f"""
+  "val_loader": {{"type": "Folder", "args": {{
+    {_lines({**data, "split": splits[-1], "batch_size": 1, "num_workers": 2})}
+  }}}},
+"""
+    said = "\n".join(f"// {one_line(line)}" for line in proposal.guesses)
+    return f"""// Made by `prepare.py init`. What it found and guessed:
+{said}
+{{
+  "name": {json.dumps(run_name(root))},
+  "n_gpu": {gpus},
+
+  // "pretrained": true starts from ImageNet instead of random numbers: better with few images, and downloads weights.
+  "arch": {{"type": "DeepLab", "args": {{"backbone": "resnet18", "output_stride": 16, "pretrained": false}}}},
+
+  "train_loader": {{"type": "Folder", "args": {{
+    {_lines({**data, "split": splits[0], **({"val_split": 0.2} if held_out else {}), **training})}
+  }}}},
+{"" if held_out else validation}
+  // Measured on the training images.
+  "normalization": {json.dumps({"mean": mean, "std": std})},
+  "optimizer": {{"type": "SGD", "args": {{"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}}}},
+  "loss": {json.dumps(loss)},
+  "lr_scheduler": {{"type": "Poly", "args": {{"warmup_epochs": 1}}}},
+  "trainer": {{"epochs": {epochs}, "val_per_epochs": {max(1, epochs // 10)}, "monitor": "max Mean_IoU"}}
+}}
+"""
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """Keys and values, a line each; a list of objects takes a line for each of them."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, list) and isinstance(value[0], dict):
+            shown = "[\n      " + ",\n      ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n    ]"
+        else:
+            shown = json.dumps(value, ensure_ascii=False)
+        lines.append(f'"{key}": {shown}')
+    return ",\n    ".join(lines)
+
+
+def run_name(root: Path) -> str:
+    """A name for runs on the data in `root`."""
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in root.resolve().name).strip("_")
+    return plain if plain and plain != "runs" else "own_data"

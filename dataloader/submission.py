@@ -1,0 +1,64 @@
+"""Predictions as the Cityscapes benchmark takes them: a zip of raw ids."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataloader.cityscapes import CityScapes, frame_of
+from utils.errors import DataError, Stopped
+from utils.images import read_label
+
+SIZE = (1024, 2048)
+EXPECTED = 1525  # images of the test split
+
+
+def write_submission(predictions: Path, output: Path) -> int:
+    """Put the predictions below a folder into a zip, each a PNG of raw ids; returns how many there are.
+
+    Args:
+        predictions: Folder of ``inference.py --save index``: PNGs of training ids, named like the images.
+        output: File to write; it is complete or not there.
+
+    Raises:
+        DataError: A file is no such prediction.
+        Stopped: The zip cannot be written.
+    """
+    files = {frame_of(path): path for path in sorted(predictions.rglob("*_leftImg8bit*.png"))}
+    if not files:
+        raise DataError(
+            f"--predictions {predictions}: holds no *_leftImg8bit*.png. "
+            f"`python inference.py -m CKPT -i data/cityscapes/leftImg8bit/test --save index` makes them."
+        )
+    raw_ids = np.array([ids[0] for ids in CityScapes.class_table().raw_ids], np.uint8)
+    unfinished = output.with_name(f"{output.name}.tmp{os.getpid()}")
+    try:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+            for key, path in tqdm(files.items(), unit="image", leave=False, disable=None):
+                archive.writestr(f"{key}.png", _encode(path, raw_ids))
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise Stopped(f"{output}: cannot be written ({error.strerror}). Free some space or name another file") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+    return len(files)
+
+
+def _encode(path: Path, raw_ids: np.ndarray) -> bytes:
+    """A prediction of training ids as a PNG of raw ids."""
+    label = read_label(path)
+    if label.shape != SIZE:
+        raise DataError(f"{path}: {label.shape[1]}x{label.shape[0]} pixels. The benchmark takes 2048x1024 only.")
+    if label.max() >= len(raw_ids):
+        raise DataError(f"{path}: holds {label.max()}, which is no class of 19. Predict with --save index.")
+    data = io.BytesIO()
+    Image.fromarray(raw_ids[label]).save(data, "PNG")
+    return data.getvalue()

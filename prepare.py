@@ -1,0 +1,264 @@
+"""Look after datasets: ``python prepare.py check --config config.json``, ``stats``, ``init``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.config import load_config
+from utils.errors import ArgumentParser, DataError, UserError, one_line, run
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dataloader.doctor import Examined
+    from utils.schema import Component
+
+RULES = ("median_freq", "enet", "sqrt_inv")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="prepare.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {
+        "check": "read every file and say what is wrong, and which line of a config mends it (status 3 if anything is)",
+        "stats": "mean and std of the images, shares of the classes, class weights",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        add = command.add_argument
+        add("-c", "--config", type=Path, metavar="FILE", help="config whose loaders to look at")
+        add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+        add("--dataset", metavar="NAME", help="instead of a config: type of the dataset")
+        add("--data-dir", type=Path, metavar="DIR", help="with --dataset: its folder")
+        add("--split", action="append", metavar="NAME", help="with --dataset: part of it (default: all there are)")
+        add("--args", default="{}", metavar="JSON", help="with --dataset: its other arguments")
+        add("--labels-only", action="store_true", help="do not read images")
+        add("--no-cache", action="store_true", help="read files again that have not changed since the last time")
+    text = "fetch and unpack a dataset; called again, it goes on where it broke off"
+    command = commands.add_parser("download", help=text, description=text)
+    command.add_argument("name", metavar="NAME", help="VOC, VOCAug (with SBD's annotations), ADE20K, COCO, CityScapes")
+    command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)")
+    text = "write a config for a folder of images and one of masks"
+    add = commands.add_parser("init", help=text, description=text).add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    add("--masks", type=Path, required=True, metavar="DIR", help="folder of masks, named like the images")
+    add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
+    add("-o", "--output", type=Path, default=Path("config.json"), metavar="FILE", help="config to write")
+    add("--force", action="store_true", help="replace the file if there is one")
+    text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
+    add = commands.add_parser("submission", help=text, description=text).add_argument
+    add("--predictions", type=Path, required=True, metavar="DIR", help="what `inference.py --save index` wrote")
+    add("-o", "--output", type=Path, default=Path("submission.zip"), metavar="FILE", help="zip to write")
+    for command in commands.choices.values():
+        add = command.add_argument
+        add("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes that read")
+        add(
+            "--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components"
+        )
+        add("--debug", action="store_true", help="show tracebacks of user errors too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    others = {"download": download, "init": init, "submission": submission}
+    if args.command in others:
+        return others[args.command](args)
+    if (args.config is None) == (args.dataset is None):
+        raise UserError("command line: --config and --dataset. Give one of the two.")
+    if args.dataset is not None and args.data_dir is None:
+        raise UserError("command line: --data-dir is missing. Say where the dataset is.")
+    raw = load_config(args.config, args.set) if args.config else {}
+
+    from assemble import import_modules
+    from utils.log import log_to
+
+    log_to()
+    import_modules(args.modules)
+    splits = from_config(args, raw) if args.config else from_dataset(args)
+    return (check if args.command == "check" else stats)(splits)
+
+
+def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
+    """The loaders of a config, examined."""
+    from dataloader.transforms import ChainOptions
+    from run_config import check_config, options_of
+
+    config = check_config(raw)
+    examined = []
+    for where, section in (("train_loader", config.train_loader), ("val_loader", config.val_loader)):
+        if section is None:
+            continue
+        chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+        plain = chain.augment and chain.base_size is None and chain.resize is None
+        training = where == "train_loader"
+        found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
+        found.crop = chain.crop if plain else None
+        found.batch_size = section.args["batch_size"] if training else None
+        examined.append(found)
+    return examined
+
+
+def from_dataset(args: argparse.Namespace) -> list[Examined]:
+    """The splits of a dataset, examined; those that are not there are passed over unless they were asked for."""
+    from run_config import check_loader, dataset_class
+    from utils.config import parse_json
+    from utils.registry import DATASETS
+    from utils.schema import did_you_mean
+
+    if args.dataset not in DATASETS:
+        raise UserError(f"--dataset {args.dataset}: no such dataset. {did_you_mean(args.dataset, DATASETS)}")
+    try:
+        given = parse_json(args.args)
+    except (json.JSONDecodeError, ValueError) as error:
+        raise UserError(f'--args: no JSON ({error}). Write it like --args \'{{"mode": "coarse"}}\'.') from None
+    examined: list[Examined] = []
+    absent: list[tuple[str, UserError]] = []
+    for split in args.split or dataset_class(args.dataset).splits:
+        flat = {**given, "data_dir": str(args.data_dir), "split": split, "batch_size": 1}
+        problems: list[str] = []
+        section = check_loader({"type": args.dataset, "args": flat}, where="--dataset", problems=problems)
+        try:
+            if problems:
+                raise UserError(*problems)
+            examined.append(examine(args, section, split, training=split.startswith(("train", "all"))))
+        except UserError as error:
+            if args.split:
+                raise
+            absent.append((split, error))
+    if not examined:
+        raise absent[0][1]
+    for split, reason in absent:
+        print(f"{split}: passed over ({reason.problems[0].rstrip('.')})")
+    return examined
+
+
+def examine(
+    args: argparse.Namespace, section: Component, where: str, *, training: bool, seed: int = 0, ignore_index: int = 255
+) -> Examined:
+    """Read all files of a split.
+
+    Raises:
+        UserError: It is not there, or its arguments are wrong.
+    """
+    from assemble import build_dataset
+    from dataloader import doctor
+    from dataloader.files import forgiving
+
+    with forgiving() as unpaired:
+        try:
+            dataset = build_dataset(section, where=where, seed=seed, ignore_index=ignore_index)
+        except DataError as error:
+            raise DataError(*unpaired, *error.problems) from None
+    cache = None if args.no_cache else doctor.default_cache()
+    options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
+    records = doctor.examine(dataset, name=where, cache=cache, **options)
+    return doctor.Examined(where, dataset, records, unpaired, training)
+
+
+def summary(splits: Sequence[Examined]) -> str:
+    """How many images of which sizes there are, and how often the classes occur."""
+    from dataloader.doctor import shares
+
+    lines = []
+    for examined in splits:
+        sizes = sorted(tuple(record.size) for record in examined.records.values() if record.size)
+        shown = f", {_size(sizes[0])} to {_size(sizes[-1])} (height x width)" if sizes else ""
+        lines.append(f"{examined.split}: {len(examined.records)} images{shown}")
+    return "\n".join([*lines, "", *shares(splits), ""])
+
+
+def _size(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def check(splits: Sequence[Examined]) -> int:
+    """Print what is wrong."""
+    from dataloader.doctor import diagnose
+
+    print(summary(splits))
+    findings = diagnose(splits)
+    for finding in findings:
+        print("\n".join(map(one_line, finding.lines())))
+    print(f"{len(findings)} findings" if findings else "nothing found that is wrong")
+    return 3 if findings else 0
+
+
+def stats(splits: Sequence[Examined]) -> int:
+    """Print figures to put into a config: those of the first split, which is what one trains on."""
+    from dataloader.doctor import as_list
+    from utils.losses import resolve_weights
+
+    print(summary(splits))
+    first = splits[0]
+    if (numbers := first.normalization()) is not None:
+        mean, std = map(as_list, numbers)
+        print(f'"normalization": {{"mean": {mean}, "std": {std}}}')
+    pixels, _ = first.pixels()
+    if pixels.any():
+        for rule in RULES:
+            weights = resolve_weights(rule, class_pixels=pixels.tolist())  # type: ignore[arg-type]
+            assert weights is not None
+            print(f'"class_weights": "{rule}"  // {as_list(weights.tolist(), 4)}')
+    return 0
+
+
+def init(args: argparse.Namespace) -> int:
+    """Write a config for images and masks of one's own."""
+    if args.output.exists() and not args.force:
+        raise UserError(f"--output {args.output}: is there already. Name another file, or add --force.")
+
+    import torch
+
+    from assemble import import_modules
+    from dataloader.own_data import propose
+    from run_config import check_config
+    from utils.checkpoint import write_text
+    from utils.config import parse_json
+
+    import_modules(args.modules)
+    names = [name.strip() for name in args.names.split(",")] if args.names else None
+    gpus = min(1, torch.cuda.device_count())
+    proposal = propose(args.images, args.masks, names=names, num_workers=args.workers, gpus=gpus)
+    check_config(parse_json(proposal.text))
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: cannot be written ({error.strerror}). Name another file.") from None
+    write_text(args.output, proposal.text)
+    print("\n".join(map(one_line, proposal.guesses)))
+    print(f"written to {args.output}; `python train.py -c {args.output}` trains")
+    return 0
+
+
+def download(args: argparse.Namespace) -> int:
+    """Fetch and unpack a dataset."""
+    from dataloader.download import BY_HAND, SOURCES
+    from dataloader.download import download as fetch
+    from utils.schema import did_you_mean
+
+    known = {name.lower(): name for name in (*SOURCES, *BY_HAND)}
+    if args.name.lower() not in known:
+        raise UserError(f"download {args.name}: no such dataset. {did_you_mean(args.name, known.values())}")
+    for line in fetch(known[args.name.lower()], args.data_dir):
+        print(line)
+    return 0
+
+
+def submission(args: argparse.Namespace) -> int:
+    """Write the zip for Cityscapes' benchmark; fewer images than it wants are a finding."""
+    from dataloader.submission import EXPECTED, write_submission
+
+    count = write_submission(args.predictions, args.output)
+    print(f"{count} predictions written to {args.output}")
+    if count != EXPECTED:
+        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of leftImg8bit/test.")
+    return 0 if count == EXPECTED else 3
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

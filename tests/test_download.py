@@ -1,0 +1,265 @@
+"""Downloads go on where they broke off, are checked, and unpack nothing outside their folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare
+from dataloader import download as module
+from dataloader.download import Archive, augmented_split, build_augmented, download, fetch, unpack
+from dataloader.voc import VOC
+from tests.conftest import Answer, call
+from utils.errors import DataError, Stopped
+
+DATA = np.random.default_rng(0).bytes(300_000)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves one file; breaks off once if told to, and knows ranges unless told not to."""
+
+    ranges, break_after = True, 0
+    asked: list[str | None]
+    data = DATA
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        wanted = self.headers.get("Range")
+        cls.asked.append(wanted)
+        if self.path.endswith("nothing"):
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and cls.ranges else 0
+        if start >= len(cls.data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        body = cls.data[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if cls.break_after:
+            body, cls.break_after = body[: cls.break_after], 0
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[type[Handler], str]]:
+    handler = type("OneFile", (Handler,), {"asked": []})
+    with HTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=functools.partial(http.serve_forever, poll_interval=0.01), daemon=True)
+        thread.start()
+        yield handler, f"http://127.0.0.1:{http.server_port}/file.tar"
+        http.shutdown()
+        thread.join()
+
+
+def tar_of(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            archive.addfile(entry)
+    return data.getvalue()
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_goes_on_where_it_broke_off(server: tuple[type[Handler], str], tmp_path: Path, ranges: bool) -> None:
+    handler, url = server
+    handler.ranges, handler.break_after = ranges, 100_000
+    path = tmp_path / "file.tar"
+    with pytest.raises((OSError, ConnectionError)):
+        fetch(url, path)
+    assert not path.exists()
+    assert (tmp_path / "file.tar.part").stat().st_size == 100_000
+    fetch(url, path)
+    assert path.read_bytes() == DATA
+    assert handler.asked == [None, "bytes=100000-"]
+    fetch(url, path)
+    assert len(handler.asked) == 2  # what is whole is not asked for
+
+
+def test_a_part_that_is_whole_needs_only_its_name(server: tuple[type[Handler], str], tmp_path: Path) -> None:
+    (tmp_path / "file.tar.part").write_bytes(DATA)  # killed before it was renamed
+    fetch(server[1], tmp_path / "file.tar")
+    assert (tmp_path / "file.tar").read_bytes() == DATA
+
+
+def test_what_the_server_does_not_have_is_named(server: tuple[type[Handler], str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the server answers 404"):
+        fetch(server[1] + "/nothing", tmp_path / "x")
+
+
+def sources(monkeypatch: pytest.MonkeyPatch, *archives: Archive) -> None:
+    monkeypatch.setattr(module, "SOURCES", {"VOC": archives})
+
+
+def test_a_wrong_checksum_removes_the_file(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources(monkeypatch, Archive(server[1], "md5:00"))
+    with pytest.raises(DataError, match="not 00; it was removed"):
+        list(download("VOC", tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_published_checksum_the_first_download_decides(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, url = server
+    handler.data = tar_of({"A/x.txt": b"1"})
+    sources(monkeypatch, Archive(url))
+    lines = list(download("VOC", tmp_path))
+    assert any(hashlib.sha256(handler.data).hexdigest() in line for line in lines)
+    assert (tmp_path / "A" / "x.txt").read_bytes() == b"1"
+    (tmp_path / ".file.tar.done").unlink()
+    (tmp_path / "file.tar").write_bytes(tar_of({"A/x.txt": b"2"}))
+    with pytest.raises(DataError, match="sha256"):
+        list(download("VOC", tmp_path))
+
+
+def test_a_dataset_is_fetched_checked_and_unpacked_once(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, url = server
+    handler.data = zip_of({"train2017/a.png": b"1", "val2017/b.png": b"2"})
+    sources(monkeypatch, Archive(url, f"md5:{hashlib.md5(handler.data).hexdigest()}", "annotations"))
+    answer = call(prepare, "download", "voc", "--data-dir", tmp_path / "data")
+    assert answer.status == 0, answer.err
+    assert "md5 is right" in answer.out
+    assert (tmp_path / "data" / "annotations" / "val2017" / "b.png").read_bytes() == b"2"
+    assert "was unpacked before" in call(prepare, "download", "VOC", "--data-dir", tmp_path / "data").out
+    assert len(handler.asked) == 1
+    wrong = call(prepare, "download", "VOK", "--data-dir", tmp_path)
+    assert (wrong.status, "Did you mean 'VOC'?" in wrong.err) == (2, True)
+
+
+def test_a_broken_network_ends_with_status_4(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server[0].break_after = 100
+    sources(monkeypatch, Archive(server[1]))
+    answer: Answer = call(prepare, "download", "VOC", "--data-dir", tmp_path)
+    assert answer.status == 4
+    assert "the same command goes on" in answer.err
+    sources(monkeypatch, Archive("http://127.0.0.1:9/file.tar"))
+    with pytest.raises(Stopped):
+        list(download("VOC", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tar_of({"../out.txt": b""}),
+        tar_of({"A/../../out.txt": b""}),
+        tar_of({"/tmp/out.txt": b""}),
+        tar_of({"A/x": b""}, links={"A/l": "../../out.txt"}),
+        zip_of({"../out.txt": b""}),
+        zip_of({"C:\\out.txt": b""}),
+        tar_of({"A/x": b"1" * 5000})[:3000],
+        zip_of({"A/x": b"1" * 5000})[:3000],
+        b"no archive",
+    ],
+)
+def test_what_points_outside_or_is_damaged_leaves_nothing(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        unpack(path, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name not in ("file", "data")] == []
+
+
+def test_unpacking_that_was_interrupted_leaves_no_half_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, place = tmp_path / "file", tmp_path / "data"
+    path.write_bytes(tar_of({"V/2007/x": b"1", "V/2012/y": b"2", "V/2012/z": b"3"}))
+    (place / "V" / "2007").mkdir(parents=True)
+    real = module.shutil.copyfileobj
+    calls: list[int] = []
+
+    def copy(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.shutil, "copyfileobj", copy)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(path, place)
+    assert not (place / "V" / "2012").exists()
+    unpack(path, place)
+    assert {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()} == {
+        "V/2007/x",
+        "V/2012/y",
+        "V/2012/z",
+    }
+
+
+def test_cityscapes_says_what_to_fetch_by_hand_and_unpacks_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip .*cityscapes"):
+        list(download("CityScapes", tmp_path))
+    for name in ("leftImg8bit", "gtFine"):
+        data = zip_of({f"{name}/train/ulm/x.png": b"1", "README": b"", "license.txt": b""})
+        (tmp_path / f"{name}_trainvaltest.zip").write_bytes(data)
+    assert len(list(download("CityScapes", tmp_path))) == 2
+    assert (tmp_path / "gtFine" / "train" / "ulm" / "x.png").exists()
+    assert not list(download("CityScapes", tmp_path))
+
+
+def test_train_aug_is_all_that_is_annotated_less_what_is_validated_on() -> None:
+    assert augmented_split(["a", "b", "v"], ["b", "c"], ["v", "w"]) == ["a", "b", "c"]
+
+
+def test_the_aug_splits_are_made_from_sbd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
+    for folder in (home / "JPEGImages", home / "SegmentationClass", home / "ImageSets" / "Segmentation", sbd / "cls"):
+        folder.mkdir(parents=True)
+    for name in "abcv":
+        Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(home / "JPEGImages" / f"{name}.jpg")
+    for name in "cv":
+        Image.fromarray(np.full((5, 7), 3, np.uint8)).save(home / "SegmentationClass" / f"{name}.png")
+    (home / "ImageSets" / "Segmentation" / "train.txt").write_text("c\n")
+    (home / "ImageSets" / "Segmentation" / "val.txt").write_text("v\n")
+    (sbd / "train.txt").write_text("a\nv\n")
+    (sbd / "val.txt").write_text("b\nc\n")
+    read: list[str] = []
+
+    def read_mat(path: Path, *names: str) -> np.ndarray:
+        assert names == ("GTcls", "Segmentation")
+        read.append(path.name)
+        return np.full((5, 7), 9, np.uint8)
+
+    monkeypatch.setattr(module, "read_mat", read_mat)
+    assert list(build_augmented(tmp_path)) == ["train_aug: 3 images", "val_aug: 1 images", "trainval_aug: 4 images"]
+    data = VOC(data_dir=tmp_path, split="train_aug")
+    assert [int(data.read(index).label[0, 0]) for index in range(3)] == [9, 9, 3]
+    assert len(VOC(data_dir=tmp_path, split="trainval_aug")) == 4
+    list(build_augmented(tmp_path))
+    assert read == ["a.mat", "b.mat"]  # the second time, nothing was left to do
+    assert not list(home.rglob(".*"))

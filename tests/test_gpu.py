@@ -1,0 +1,122 @@
+"""What only a GPU can show: devices of sums and states, mixed precision, files that any machine can read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import tiny_config
+from utils.losses import Loss
+from utils.metrics import ConfusionMatrix
+from utils.registry import LOSSES
+from utils.upsampled_loss import predicted_labels
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a checkpoint."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
+
+
+def trained(folder: Path, train_command: Any, *flags: str, **trainer: Any) -> Any:
+    """What train.py answers to a tiny config for runs in `folder`."""
+    config = tiny_config(folder / "saved")
+    config["arch"]["args"]["head"]["args"]["dropout"] = 0.0  # drawn from the device's own generator
+    config["trainer"] |= trainer
+    (folder / "c.json").write_text(json.dumps(config))
+    return train_command("-c", folder / "c.json", "--import", "tests.tiny", *flags)
+
+
+def lines_of(folder: Path, train_command: Any, *flags: str, **trainer: Any) -> list[dict[str, Any]]:
+    """metrics.jsonl of the only run below `folder`, after training it."""
+    answer = trained(folder, train_command, *flags, **trainer)
+    assert answer.status == 0, answer.err
+    (run_dir,) = (folder / "saved" / "tiny").iterdir()
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16", "ema": 0.9},
+        {"precision": "fp16", "clip_grad_norm": 1.0},
+        {"precision": "auto", "accumulate": 2, "channels_last": False},
+        {"compile": True},
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_a_run_on_a_gpu_saves_what_any_machine_can_read_and_goes_on(
+    tmp_path: Path, train_command: Any, options: dict[str, Any]
+) -> None:
+    lines_of(tmp_path, train_command, "-d", "cuda", epochs=1, **options)
+    lines = lines_of(tmp_path, train_command, "-d", "cuda", "--resume", "auto", epochs=2, **options)
+    assert [line["step"] for line in lines] == [5, 10]
+    assert all(math.isfinite(line["train/loss"]) and 0 <= line["val/Mean_IoU"] <= 1 for line in lines)
+    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    state = torch.load(run_dir / "last.pth", weights_only=True)  # without a map_location
+    assert {tensor.device.type for tensor in tensors(state)} == {"cpu"}
+
+
+def test_deterministic_training_is_the_same_twice_or_refused_by_its_key(tmp_path: Path, train_command: Any) -> None:
+    try:
+        answers = []
+        for number in "12":
+            (tmp_path / number).mkdir()
+            answers.append(trained(tmp_path / number, train_command, "-d", "cuda", deterministic=True, epochs=1))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    if answers[0].status:
+        assert (answers[0].status, answers[0].errors[0].partition(":")[0]) == (2, "trainer.deterministic")
+        return
+    first, second = (path.read_bytes() for path in sorted(tmp_path.glob("*/saved/tiny/*/metrics.jsonl")))
+    assert first == second
+
+
+def test_a_gpu_computes_what_a_cpu_does(tmp_path: Path, train_command: Any) -> None:
+    lines = {}
+    for device in ("cpu", "cuda"):
+        (tmp_path / device).mkdir()
+        (lines[device],) = lines_of(tmp_path / device, train_command, "-d", device, epochs=None, max_steps=1)
+    for key in ("train/loss", "val/loss"):
+        assert lines["cuda"][key] == pytest.approx(lines["cpu"][key], rel=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_loss_is_the_same_on_a_gpu(name: str) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 17, 25), torch.randint(5, (2, 65, 97), dtype=torch.uint8)
+    labels[:, :9] = 255
+    loss: Loss = LOSSES.build(name, where="loss", num_classes=5, class_names=tuple("abcde"))
+    found = []
+    for device in ("cpu", "cuda"):
+        x = logits.to(device).requires_grad_()
+        value = loss.to(device)(x, labels.to(device))
+        value.backward()
+        assert x.grad is not None
+        found.append((value.item(), x.grad.cpu()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-6)
+
+
+def test_pixels_are_counted_alike_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 17, 25, dtype=torch.float64), torch.randint(7, (2, 65, 97), dtype=torch.uint8)
+    matrices = []
+    for device in ("cpu", "cuda"):
+        matrix = ConfusionMatrix(5, "abcde")
+        matrix.update(predicted_labels(logits.to(device), (65, 97)), labels.to(device))
+        matrices.append(matrix.counts.cpu())
+    assert torch.equal(*matrices)

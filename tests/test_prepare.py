@@ -1,0 +1,422 @@
+"""The doctor finds what is wrong and says which line mends it; `init` turns a folder into a config that trains."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare
+from dataloader import doctor
+from dataloader.cityscapes import CityScapes
+from dataloader.folder import Folder
+from tests.conftest import ROOT, Answer, call
+from utils.config import load_config, parse_json
+
+SIZE = (65, 97)
+NAMES = ("road", "tree", "sky")
+CLASSES = json.dumps({"classes": NAMES})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEGWRIGHT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def prepare_command() -> Callable[..., Answer]:
+    return lambda *arguments: call(prepare, *arguments, "--workers", "0")
+
+
+def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its label, different for each number."""
+    rng = np.random.default_rng(number)
+    label = np.zeros(SIZE, np.uint8)
+    label[: SIZE[0] // 3] = 2
+    row, column = rng.integers(10, 40), rng.integers(10, 70)
+    label[row : row + 20, column : column + 20] = 1
+    image = label[..., None] * np.array([60, 40, 20], np.uint8) + rng.integers(40, 90, (*SIZE, 3)).astype(np.uint8)
+    return image.astype(np.uint8), label
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def clean(root: Path, train: int = 8, val: int = 3) -> Path:
+    """A dataset of `Folder` with nothing wrong."""
+    for split, numbers in (("train", range(train)), ("val", range(100, 100 + val))):
+        for number in numbers:
+            image, label = scene(number)
+            save(root / "images" / split / f"{number:03d}.png", image)
+            save(root / "masks" / split / f"{number:03d}.png", label)
+    return root
+
+
+def check(command: Callable[..., Answer], root: Path, *more: str) -> Answer:
+    return command("check", "--dataset", "Folder", "--data-dir", root, "--args", CLASSES, *more)
+
+
+def kinds(answer: Answer) -> set[tuple[str, str]]:
+    """Where and what the findings of an answer are."""
+    found = re.findall(r"^(\w[\w ]*): ([\w ]+): .*\n    mend: .+", answer.out, re.MULTILINE)
+    return {(where, kind) for where, kind in found}
+
+
+def test_nothing_is_found_in_a_clean_folder(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    answer = check(prepare_command, clean(tmp_path / "data"))
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
+    assert "train: 8 images, 65x97 to 65x97" in answer.out
+    assert "all: passed over" in answer.out
+    assert "nothing found that is wrong" in answer.out
+    share = np.mean([(scene(number)[1] == 2).mean() for number in range(8)])
+    assert f"{share:.3%}" in answer.out
+
+
+# What to plant in images/train and masks/train, and what the doctor is to call it.
+Plant = Callable[[Path, Path], object]
+
+
+def _over(folder: Path, number: int = 0) -> Path:
+    return folder / f"{number:03d}.png"
+
+
+def _turned(images: Path, masks: Path) -> None:
+    image, _ = scene(0)
+    exif = Image.Exif()
+    exif[274] = 6
+    _over(images).unlink()
+    save(images / "000.jpg", image, exif=exif)
+
+
+def _blurred(images: Path, masks: Path) -> None:
+    # Values of a label drawn as 0, 100, 200 and resized like a photograph.
+    for number in range(8):
+        label = cv2.resize(scene(number)[1] * 100, SIZE[::-1], interpolation=cv2.INTER_NEAREST)
+        soft = cv2.GaussianBlur(label, (5, 5), 1.0)
+        save(_over(masks, number), np.where(soft == label, label // 100, soft).astype(np.uint8))
+
+
+PLANTS: dict[str, Plant] = {
+    "image alone": lambda images, masks: _over(masks).unlink(),
+    "label alone": lambda images, masks: _over(images).unlink(),
+    "empty file": lambda images, masks: _over(images).write_bytes(b""),
+    "damaged file": lambda images, masks: _over(images).write_bytes(_over(images).read_bytes()[:-900]),
+    "web page": lambda images, masks: _over(images).write_bytes(b"<!DOCTYPE html><p>404"),
+    "Git LFS pointer": lambda i, m: _over(i).write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+    "no image": lambda images, masks: _over(images).write_bytes(b"once upon a time"),
+    "colors": lambda images, masks: save(_over(masks), scene(0)[0]),
+    "lossy labels": lambda i, m: _over(m).write_bytes(cv2.imencode(".jpg", scene(0)[1])[1].tobytes()),
+    "wide labels": lambda i, m: save(_over(m), scene(0)[1].astype(np.uint16) * 300),
+    "turned image": _turned,
+    "different sizes": lambda images, masks: save(_over(masks), scene(0)[1][:-1]),
+    "unknown value": lambda images, masks: save(_over(masks), np.where(scene(0)[1] == 1, 7, 0).astype(np.uint8)),
+    "0 and 255": lambda i, m: [save(_over(m, k), (scene(k)[1] == 1).astype(np.uint8) * 255) for k in range(8)],
+    "shifted labels": lambda images, masks: [save(_over(masks, k), scene(k)[1] + 1) for k in range(8)],
+    "blurred labels": _blurred,
+    "all void": lambda images, masks: save(_over(masks), np.full(SIZE, 255, np.uint8)),
+    "absent class": lambda i, m: [save(_over(m, k), np.minimum(scene(k)[1], 1)) for k in range(8)],
+    "one class": lambda images, masks: [save(_over(masks, k), np.zeros(SIZE, np.uint8)) for k in range(8)],
+    "blank image": lambda images, masks: save(_over(images), np.zeros((*SIZE, 3), np.uint8)),
+    "duplicate": lambda images, masks: ([save(_over(f, 50), scene(0)[k]) for k, f in enumerate((images, masks))]),
+    "two labels": lambda i, m: [save(_over(i, 50), scene(0)[0]), save(_over(m, 50), scene(1)[1])],
+    "image in two splits": lambda i, m: (
+        [save(_over(f.parent / "val", 50), scene(0)[k]) for k, f in enumerate((i, m))]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+def test_the_doctor_finds(kind: str, tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    PLANTS[kind](root / "images" / "train", root / "masks" / "train")
+    answer = check(prepare_command, root, "--no-cache")
+    assert answer.status == 3, answer.out + answer.err
+    assert kind in {found for _, found in kinds(answer)}, answer.out
+    also = {"duplicate"} if kind == "two labels" else set()
+    assert {found for _, found in kinds(answer)} == {kind} | also, answer.out
+    assert "Traceback" not in answer.err
+
+
+def test_all_plants_are_found_at_once_by_several_processes(tmp_path: Path) -> None:
+    root = clean(tmp_path / "data", train=30)
+    images, masks = root / "images" / "train", root / "masks" / "train"
+    files = {
+        "empty file": (images, b""),
+        "web page": (images, b"<html>"),
+        "no image": (images, b"once"),
+        "Git LFS pointer": (images, b"version https://git-lfs.github.com/spec/v1\n"),
+        "damaged file": (masks, (masks / "004.png").read_bytes()[:-30]),
+    }
+    for number, (folder, data) in enumerate(files.values()):
+        _over(folder, number).write_bytes(data)
+    save(_over(masks, 5), scene(5)[0])
+    save(_over(masks, 6), scene(6)[1][:-1])
+    answer = call(
+        prepare, "check", "--dataset", "Folder", "--data-dir", root, "--args", CLASSES, "--workers", "2", "--no-cache"
+    )
+    assert answer.status == 3
+    assert {kind for _, kind in kinds(answer)} == {*files, "colors", "different sizes"}
+    assert re.search(r'damaged file: 1 files; .*004\.png.*\n    mend: "on_bad_sample": "skip"', answer.out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("0 and 255", '"label_map": {"255": 1}'),
+        ("shifted labels", '"label_map": {"1": 0, "2": 1, "3": 2}'),
+        ("unknown value", '"label_map": {"7": null}'),
+    ],
+)
+def test_a_mending_line_mends(kind: str, line: str, tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    PLANTS[kind](root / "images" / "train", root / "masks" / "train")
+    answer = check(prepare_command, root, "--split", "train")
+    assert f"mend: {line}" in answer.out
+    options = {"classes": NAMES, **parse_json("{" + line + "}")}
+    if kind == "0 and 255":
+        options["classes"] = NAMES[:2]
+    mended = prepare_command(
+        *("check", "--dataset", "Folder", "--data-dir", root, "--split", "train", "--args", json.dumps(options))
+    )
+    assert mended.status == 0, mended.out
+
+
+def test_a_list_that_names_what_is_not_there(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    rows = [f"images/train/{name}.png\tmasks/train/{name}.png" for name in ("000", "001", "nobody")]
+    (root / "train.txt").write_text("\n".join(rows))
+    options = {"classes": NAMES, "list_file": "{split}.txt"}
+    answer = prepare_command("check", "--dataset", "Folder", "--data-dir", root, "--args", json.dumps(options))
+    assert answer.status == 3
+    assert kinds(answer) == {("train", "missing files")}
+    assert "train: 2 images" in answer.out
+
+
+def test_masks_in_colors_are_counted_and_their_unknown_colors_found(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    palette = np.array([[128, 64, 128], [0, 90, 0], [70, 130, 180], [1, 2, 3]], np.uint8)
+    for split in ("train", "val"):
+        for path in (root / "masks" / split).iterdir():
+            label = np.asarray(Image.open(path))
+            save(path, palette[label])
+    rows = [{"name": name, "color": color} for name, color in zip(NAMES, palette.tolist(), strict=False)]
+
+    def command(**more: object) -> Answer:
+        options = json.dumps({"classes": rows, "masks": "color", **more})
+        return prepare_command("check", "--dataset", "Folder", "--data-dir", root, "--args", options)
+
+    assert command().status == 0
+    label = scene(0)[1]
+    label[0, :5] = 3
+    save(root / "masks" / "train" / "000.png", palette[label])
+    assert kinds(command()) == {("train", "unknown color")}
+    answer = command(unknown="void")
+    assert kinds(answer) == {("train", "unknown color")}
+    assert "5 pixels of 1 files" in answer.out
+    assert command(void=[[1, 2, 3]]).status == 0
+
+
+def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    config = load_config(ROOT / "config.json")
+    args = {"data_dir": str(root), "classes": NAMES}
+    config["train_loader"] = {
+        "type": "Folder",
+        "args": {**args, "split": "train", "batch_size": 9, "augment": True, "crop_size": 128},
+    }
+    config["val_loader"] = {"type": "Folder", "args": {**args, "split": "val", "batch_size": 1}}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    answer = prepare_command("check", "-c", path)
+    assert kinds(answer) == {("train_loader", "batch too large"), ("train_loader", "crop too large")}
+    assert '"crop_size": [65, 97]' in answer.out
+    sets = ["-s", "train_loader.args.crop_size=[65,97]", "-s", "train_loader.args.batch_size=8"]
+    assert prepare_command("check", "-c", path, *sets).status == 0
+
+
+def test_files_that_did_not_change_are_not_read_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = clean(tmp_path / "data")
+    read: list[int] = []
+    real = doctor.look
+    monkeypatch.setattr(
+        doctor, "look", lambda dataset, index, **more: read.append(index) or real(dataset, index, **more)
+    )
+
+    def examine() -> dict[str, doctor.Record]:
+        read.clear()
+        return doctor.examine(Folder(data_dir=root, split="train", classes=NAMES), cache=cache)
+
+    first = examine()
+    assert len(read) == 8
+    assert examine() == first
+    assert not read
+    save(root / "masks" / "train" / "003.png", np.zeros(SIZE, np.uint8))
+    again = examine()
+    assert read == [3]
+    assert again["003"].values == {"0": SIZE[0] * SIZE[1]}
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:50])  # a cache that was cut short is no reason to stop
+    assert examine() == again
+    assert len(read) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "COMMAND"),
+        (["check"], "--config and --dataset. Give one of the two"),
+        (["check", "--dataset", "Folder"], "--data-dir is missing"),
+        (["check", "--dataset", "Foldr", "--data-dir", "x"], "Did you mean 'Folder'?"),
+        (["check", "--dataset", "CamVid", "--data-dir", "nowhere"], "data_dir: there is no folder nowhere"),
+        (["check", "--dataset", "Folder", "--data-dir", ".", "--args", "{"], "--args: no JSON"),
+        (["check", "--dataset", "Folder", "--data-dir", ".", "--args", '{"klasses": []}'], "unknown key"),
+        (["check", "--dataset", "Synthetic", "--data-dir", "."], "Synthetic: is generated"),
+        (["check", "-c", str(ROOT / "config.json")], "Synthetic: is generated and has no files"),
+        (["check", "-c", "nothing.json"], "no such file"),
+        (["init", "--images", "nowhere", "--masks", "."], "--images nowhere: is no folder"),
+        (["init", "--images", ".", "--masks", "."], "is the folder of the images"),
+    ],
+)
+def test_mistakes_have_their_line(
+    arguments: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = call(prepare, *arguments)
+    assert answer.status == 2, answer.out + answer.err
+    assert text in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_stats_are_those_of_numpy(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    answer = prepare_command("stats", "--dataset", "Folder", "--data-dir", root, "--args", CLASSES)
+    assert answer.status == 0
+    pixels = np.concatenate([scene(number)[0].reshape(-1, 3) for number in range(8)]) / 255
+    numbers = parse_json("{" + re.search(r'"normalization".*', answer.out).group() + "}")["normalization"]  # type: ignore[union-attr]
+    np.testing.assert_allclose(numbers["mean"], pixels.mean(0), atol=1e-5)
+    np.testing.assert_allclose(numbers["std"], pixels.std(0), atol=1e-5)
+    share = np.mean([(scene(n)[1][..., None] == [0, 1, 2]).mean((0, 1)) for n in range(8)], axis=0)
+    weights = json.loads(re.search(r'"median_freq"  // (.*)', answer.out).group(1))  # type: ignore[union-attr]
+    np.testing.assert_allclose(weights, np.median(share) / share, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- init
+
+
+def index_masks(label: np.ndarray) -> np.ndarray:
+    label = label.copy()
+    label[:3] = 255
+    return label
+
+
+def color_masks(label: np.ndarray) -> np.ndarray:
+    return np.array([[0, 0, 0], [200, 10, 10], [10, 10, 200]], np.uint8)[label]
+
+
+def binary_masks(label: np.ndarray) -> np.ndarray:
+    return ((label == 1) * 255).astype(np.uint8)
+
+
+FOLDERS = {
+    "index": (index_masks, "_mask", ["background", "class_1", "class_2"]),
+    "color": (color_masks, "", ["background", "color_0a0ac8", "color_c80a0a"]),
+    "binary": (binary_masks, "-seg", ["background", "foreground"]),
+}
+
+
+@pytest.fixture(params=FOLDERS)
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
+    draw, suffix, names = FOLDERS[request.param]
+    split = request.param == "color"
+    for number in range(12):
+        image, label = scene(number)
+        part = ("val" if number > 8 else "train") if split else "."
+        save(tmp_path / "data of mine" / "photos" / part / f"{number}.jpg", image)
+        save(tmp_path / "data of mine" / "truth" / part / f"{number}{suffix}.png", draw(label))
+    return tmp_path / "data of mine", names
+
+
+def test_init_gives_a_config_that_trains_unchanged(
+    own: tuple[Path, list[str]],
+    tmp_path: Path,
+    prepare_command: Callable[..., Answer],
+    train_command: Callable[..., Answer],
+) -> None:
+    root, names = own
+    path = tmp_path / "mine.json"
+    arguments = ("init", "--images", root / "photos", "--masks", root / "truth", "-o", path)
+    answer = prepare_command(*arguments)
+    assert answer.status == 0, answer.err
+    assert f"{len(names)} classes, {', '.join(names)}" in answer.out
+    again = prepare_command(*arguments)
+    assert (again.status, "is there already" in again.err) == (2, True)
+    config = load_config(path)
+    assert [row["name"] for row in config["train_loader"]["args"]["classes"]] == names
+    assert config["arch"]["args"]["pretrained"] is False
+    shorter = ["trainer.max_steps=2", "trainer.tensorboard=false", f"trainer.save_dir={tmp_path / 'saved'}"]
+    shorter += ["train_loader.args.num_workers=0"]
+    trained = train_command("-c", path, "-d", "cpu", *[word for text in shorter for word in ("-s", text)])
+    assert trained.status == 0, trained.err
+    assert prepare_command("check", "-c", path).status == 0
+
+
+def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for number in range(6):
+        image, label = scene(number)
+        save(tmp_path / "a" / f"{number}.png", image)
+        save(tmp_path / "b" / f"{number}.png", label)
+    arguments = ("init", "--images", tmp_path / "a", "--masks", tmp_path / "b", "-o", tmp_path / "c.json")
+    wrong = prepare_command(*arguments, "--names", "x,y")
+    assert (wrong.status, "--names: 2 names, but masks hold 3 values" in wrong.err) == (2, True)
+    assert prepare_command(*arguments, "--names", "x, y,z").status == 0
+    text = (tmp_path / "c.json").read_text()
+    assert '{"name": "y", "value": 1' in text
+    assert text.startswith("// Made by")
+    for number in range(6):
+        save(tmp_path / "b" / f"{number}.png", scene(number)[0])
+    answer = prepare_command(*arguments, "--force")
+    assert (answer.status, "too many for classes" in answer.err) == (2, True)
+    assert (tmp_path / "c.json").read_text() == text
+    for path in (tmp_path / "b").iterdir():
+        path.rename(path.with_name(f"other{path.name}"))
+    assert "no mask is named like an image" in prepare_command(*arguments, "--force").err
+
+
+def test_a_submission_holds_raw_ids(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    label = np.resize(np.arange(19, dtype=np.uint8), (1024, 2048))
+    for city in ("berlin", "bonn"):
+        save(tmp_path / "outputs" / city / f"{city}_000001_000019_leftImg8bit.png", label)
+    arguments = ("submission", "--predictions", tmp_path / "outputs", "-o", tmp_path / "s.zip")
+    answer = prepare_command(*arguments)
+    assert (answer.status, "wants 1525 images" in answer.out) == (3, True)
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert archive.namelist() == ["berlin_000001_000019.png", "bonn_000001_000019.png"]
+        raw = np.asarray(Image.open(archive.open("bonn_000001_000019.png")))
+    np.testing.assert_array_equal(CityScapes.class_table().train_ids(raw), label)
+    (tmp_path / "s.zip").unlink()
+    save(tmp_path / "outputs" / "bonn" / "bonn_000001_000019_leftImg8bit.png", label + 1)
+    assert "holds 19, which is no class" in prepare_command(*arguments).err
+    assert not list(tmp_path.glob("s.zip*"))
+    assert "holds no *_leftImg8bit" in prepare_command(*arguments[:2], tmp_path / "cache", *arguments[3:]).err
+
+
+def test_help_is_there_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("check", "stats", "init", "submission"):
+        with pytest.raises(SystemExit):
+            prepare.parse([command, "--help"])
+        assert "--workers" in capsys.readouterr().out
