@@ -27,13 +27,14 @@ from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
 from utils.predict import Predictor
 from utils.schema import show
-from utils.visualize import comparison, legend, png_palette
+from utils.visualize import comparison, curves, legend, png_palette
 from utils.writers import open_tensorboard
 
 logger = logging.getLogger("segwright")
 
 EXAMPLES = 8  # predictions that a finished run leaves on disk
 ROWS = 4  # of them in predictions.png
+CURVES = ("train/loss", "val/loss", "train/Mean_IoU", "val/Mean_IoU")
 FILES = 65536  # open at once are more than any number of workers needs
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
@@ -283,11 +284,13 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     }
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
-        try:
+    try:
+        write_picture(run_dir / "curves.png", history_curves(trainer.history))
+        if val_loader is not None:
             write_predictions(trainer, used, val_loader)
-        except OSError as error:
-            what = f"predictions cannot be written ({error})"
-            raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
+    except OSError as error:
+        what = f"pictures cannot be written ({error})"
+        raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
     run_folder.write_json(run_dir / "results.json", results)
     report(results, config, run_dir)
 
@@ -319,6 +322,12 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
         logger.info("predictions: %s", run_dir / "predictions")
     if config.trainer.tensorboard:
         logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
+
+
+def history_curves(history: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Losses and mean IoU by epoch, (H, W, 3) uint8, as far as `history` has them."""
+    lines = {key: [(r["epoch"], r[key]) for r in history if key in r] for key in CURVES}
+    return curves({key: line for key, line in lines.items() if line}, x_label="epochs")
 
 
 def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
