@@ -1,0 +1,77 @@
+"""Draw the pictures of predictions in the README: ``python -m docs.pictures CHECKPOINT``.
+
+The checkpoint is one of `make train`; the scenes are generated ones that it has not seen, larger than its training's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataloader.synthetic import Synthetic
+from inference import load
+from utils.images import write_picture
+from utils.look import SCALES
+from utils.predict import Predictor
+from utils.visualize import GAP, colorize, legend, overlay
+
+IMAGES = Path(__file__).parent / "images"
+SCENES = (2, 7)  # with near and far things
+LOOKS = {
+    "single": {"mode": "single"},
+    "sliding": {"mode": "sliding", "window": (160, 224)},
+    "multiscale": {"mode": "multiscale", "scales": SCALES},
+    "multiscale, flip": {"mode": "multiscale", "scales": SCALES, "flip": True},
+}
+
+
+def row(parts: dict[str, np.ndarray], width: int = 1200) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 side by side, each under its name; (h, width, 3) uint8."""
+    w = width // len(parts) - GAP
+    shown = []
+    for name, part in parts.items():
+        h = round(w * part.shape[0] / part.shape[1])
+        title = np.full((26, w, 3), 255, np.uint8)
+        cv2.putText(title, name, (2, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+        picture = np.concatenate([title, cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA)])
+        shown.append(np.pad(picture, ((0, 0), (0, GAP), (0, 0)), constant_values=255))
+    return np.concatenate(shown, axis=1)
+
+
+def kinds(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What `--save` can show of one image."""
+    labels, classes = predictor.predict_image(image), predictor.classes
+    sure = np.rint(255 * predictor.probabilities(image).max(axis=0)).astype(np.uint8)
+    return {
+        "image": image,
+        "--save color": colorize(labels, classes),
+        "--save overlay": overlay(image, labels, classes),
+        "--save probability": np.repeat(sure[..., None], 3, axis=2),
+    }
+
+
+def looks(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
+    """The prediction of one image in every mode."""
+    found = {}
+    for name, options in LOOKS.items():
+        predictor.look = replace(predictor.look, **options)
+        found[f"--mode {name.replace(', ', ' --')}"] = colorize(predictor.predict_image(image), predictor.classes)
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    predictor = load(argv[0])
+    scenes = Synthetic(split="val", length=16, size=(240, 336), seed=1)
+    first, second = (scenes.read(index).image for index in SCENES)
+    picture = [row(kinds(predictor, first)), row(looks(predictor, second)), legend(predictor.classes)]
+    write_picture(IMAGES / "inference.png", np.concatenate(picture))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
