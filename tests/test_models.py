@@ -238,18 +238,20 @@ def test_mobilenet_is_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("fcn_resnet50", {"head": "FCNHead"}),
-        (
-            "deeplabv3_resnet50",
-            {"necks": ["ASPP"], "head": {"type": "FCNHead", "args": {"channels": 256, "dropout": 0}}},
-        ),
+        (f"{kind}_resnet{depth}", args)
+        for depth in (50, 101)
+        for kind, args in (
+            ("fcn", {"head": "FCNHead"}),
+            ("deeplabv3", {"necks": ["ASPP"], "head": {"type": "FCNHead", "args": {"channels": 256, "dropout": 0}}}),
+        )
     ],
 )
 def test_our_bricks_make_torchvisions_segmentation_networks(name: str, args: dict[str, Any]) -> None:
     make = getattr(torchvision.models.segmentation, name)
     theirs = randomised(make(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True))
     aux = {"type": "FCNHead", "args": {"level": 4}}
-    ours = build("EncoderDecoder", {"backbone": "resnet50", "output_stride": 8, "aux_heads": [aux], **args}).eval()
+    backbone = {"backbone": name.partition("_")[2], "output_stride": 8}
+    ours = build("EncoderDecoder", {**backbone, "aux_heads": [aux], **args}).eval()
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     images = torch.randn(1, 3, 65, 97)
     with torch.no_grad():
