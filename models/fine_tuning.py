@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def read_start(path: Path, *, where: str) -> Start:
         state = from_torchvision(download(published.url, where=where, instead="the path of a checkpoint, or null"))
         return Start(str(path), state, tuple(published.meta["categories"]))
     state = checkpoint.load(path)
-    classes = state.get("classes")
+    classes: Any = state.get("classes")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     return Start(str(path), checkpoint.judged_weights_of(state, path), tuple(classes) if named else None)
 
@@ -146,7 +147,8 @@ def transfer_by_class_name(
         theirs = ", ".join(start.classes[:6]) + (", ..." if len(start.classes) > 6 else "")
         raise ConfigError(f"{where}: no class of {start.source} ({theirs}) has the name of one here. Set it to false.")
     own = model.state_dict()
-    fitting, mapped = {}, {}
+    fitting: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, value in start.weights.items():
         if name not in own:
             continue
