@@ -5,7 +5,7 @@ CONFIG ?= config.json
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: train test test-slow check lint types schema clean help
+.PHONY: train test test-slow check lint types schema catalogue clean help
 
 train: .venv/.installed  ## train on generated street scenes (or CONFIG=...), then show where the results are
 	$(BIN)/python train.py --config $(CONFIG)
@@ -27,6 +27,9 @@ types: .venv/.installed-dev
 
 schema: .venv/.installed  ## write config.schema.json anew, after a signature changed
 	$(BIN)/python -m run_config > config.schema.json.new && mv config.schema.json.new config.schema.json
+
+catalogue: .venv/.installed  ## write docs/catalogue.md anew, after a model or its arguments changed
+	$(BIN)/python -m models.catalogue > docs/catalogue.md.new && mv docs/catalogue.md.new docs/catalogue.md
 
 clean:  ## remove what was installed and cached; runs in saved/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -20,7 +20,9 @@ from base.base_model import BaseModel
 from base.base_trainer import Monitor
 from dataloader.transforms import ChainOptions, build_chain
 from models.build import build_model
+from models.fine_tuning import Transfer, class_axes, public_name, read_start, transfer, transfer_by_class_name
 from run_config import (
+    InitFrom,
     RunConfig,
     normalization_of,
     options_of,
@@ -219,8 +221,8 @@ def build_trainer(
     torch.manual_seed(int(stream(seed, "init").integers(2**63)))
     model = build_network(config, load_weights=load_weights)
     check_parts(config, model)
-    if load_weights and config.init_from is not None:
-        logger.info(initialise_from(config.init_from, model))
+    if load_weights and config.start is not None:
+        logger.info("init_from %s", initialise_from(config.start, config, model))
     if trainer.deterministic:
         make_deterministic(model, device)
     model.to(device)
@@ -250,23 +252,34 @@ def build_trainer(
     )
 
 
-def initialise_from(path: Path, model: torch.nn.Module) -> str:
-    """Copy the weights of a checkpoint whose names and shapes agree; says what was copied.
+def initialise_from(start: InitFrom, config: RunConfig, model: BaseModel) -> Transfer:
+    """Copy the weights of another network as far as they fit, and say what became of them.
 
     Raises:
-        CheckpointError: None agree, or one that does is not finite.
+        UserError: There are none, or none fit.
     """
-    weights, own = checkpoint.judged_weights_of(checkpoint.load(path), path), model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise CheckpointError(f"{path}: none of its {len(weights)} weights fits the model. Name another init_from.")
-    if broken := [name for name, value in fitting.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path}: '{broken[0]}' is not finite. Name another init_from.")
-    model.load_state_dict(fitting, strict=False)
-    left = [name for name in own if name not in fitting]
-    shown = f"; fresh: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}" if left else ""
-    unused = f"; not used: {len(weights) - len(fitting)} of the file" if len(fitting) < len(weights) else ""
-    return f"init_from {path}: {len(fitting)} of {len(own)} weights loaded{shown}{unused}"
+    found = read_start(start.path, where="init_from")
+    if not start.by_class_name:
+        return transfer(model, found)
+    names = config.classes.names
+    with torch.device("meta"):
+        larger = build_model(config.arch, num_classes=len(names) + 1, load_weights=False)
+    axes = class_axes(model, larger, len(names))
+    return transfer_by_class_name(model, found, names, axes, where="init_from.by_class_name")
+
+
+def check_weights(config: RunConfig) -> None:
+    """See to it that the files of weights that a config names can be used; nothing is downloaded.
+
+    Raises:
+        UserError: They cannot.
+    """
+    paths = [config.arch.args["pretrained"]]
+    if config.start is not None and public_name(config.start.path, where="init_from") is None:
+        paths.append(config.start.path)
+    for path in paths:
+        if isinstance(path, Path):
+            checkpoint.weights_of(checkpoint.load(path), path)
 
 
 def make_deterministic(model: BaseModel, device: torch.device) -> None:

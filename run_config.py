@@ -184,6 +184,20 @@ class Normalization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """Weights to start a whole network from.
+
+    Args:
+        path: A checkpoint, a bare state dict, or `torchvision/` and one of deeplabv3_resnet50, deeplabv3_resnet101,
+            fcn_resnet50, fcn_resnet101.
+        by_class_name: Copy the rows of the classifiers class by class, for classes that have the same name.
+    """
+
+    path: Path
+    by_class_name: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole config.
 
@@ -199,7 +213,8 @@ class RunConfig:
         ignore_index: 255 or -1: void pixels only are left out. The index of a class: that class too.
         lr_scheduler: Course of the learning rate.
         normalization: The dataset's mean and std, ImageNet's, or numbers.
-        init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning.
+        init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning; or the name of
+            torchvision's, such as `torchvision/deeplabv3_resnet50`; an object says whether classes go by their names.
         n_gpu: GPUs to use; 0 for the CPU.
         use_synch_bn: Batch norm over all processes; needs more than one on GPUs.
         seed: Decides everything random.
@@ -216,7 +231,7 @@ class RunConfig:
     ignore_index: Annotated[int, Between(-1, IGNORE)] = IGNORE
     lr_scheduler: Annotated[Any, SCHEDULER] = "Poly"
     normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"
-    init_from: Path | None = None
+    init_from: Path | InitFrom | None = None
     n_gpu: Annotated[int, Between(0, 1024)] = 1
     use_synch_bn: bool = False
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0
@@ -224,6 +239,11 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """The resolved config: loaded alone, it repeats the run."""
         return to_json(self)
+
+    @property
+    def start(self) -> InitFrom | None:
+        """`init_from` in full."""
+        return InitFrom(path=self.init_from) if isinstance(self.init_from, Path) else self.init_from
 
     @property
     def meaning(self) -> str:

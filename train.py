@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.resume == "auto":
         resume, state = session.find_run(config)
     if state is None:
-        check_weights(config)
+        assemble.check_weights(config)
     session.train(config, device, modules=modules, resume=resume, state=state)
     return 0
 
@@ -83,7 +83,7 @@ def check(config: RunConfig, everything: bool = False) -> int:
     from base.data_check import check_samples
 
     dry = assemble.dry_run(config)
-    check_weights(config)
+    assemble.check_weights(config)
     print(f"config      right; {config.arch.type}, {len(config.classes)} classes")
     print(f"parameters  {dry.parameters / 1e6:.2f} M, {dry.trainable / 1e6:.2f} M of them trained")
     print(f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}")
@@ -95,15 +95,6 @@ def check(config: RunConfig, everything: bool = False) -> int:
             found = check_samples(loader.view, everything=everything)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
     return 0
-
-
-def check_weights(config: RunConfig) -> None:
-    """See to it that the files of weights that a config names can be used, before a run's folder is made."""
-    from utils import checkpoint
-
-    for path in (config.init_from, config.arch.args["pretrained"]):
-        if isinstance(path, Path):
-            checkpoint.weights_of(checkpoint.load(path), path)
 
 
 def gib(size: int) -> str:

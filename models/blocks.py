@@ -51,7 +51,7 @@ def resize_like(x: Tensor, reference: Tensor) -> Tensor:
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution that keeps the size (at stride 1), batch norm, activation.
+    """Convolution that keeps the size (at stride 1), batch norm, activation; a bias where there is no batch norm.
 
     Args:
         in_channels: Channels of the input.
@@ -61,6 +61,7 @@ class ConvNormAct(nn.Sequential):
         dilation: Of the convolution.
         groups: Of the convolution; `in_channels` makes it depthwise.
         act: Class of the activation, or None for none.
+        norm: Have the batch norm.
     """
 
     def __init__(
@@ -73,22 +74,25 @@ class ConvNormAct(nn.Sequential):
         dilation: int = 1,
         groups: int = 1,
         act: type[nn.Module] | None = nn.ReLU,
+        norm: bool = True,
     ) -> None:
         padding = dilation * (kernel_size - 1) // 2
         layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False),
-            nn.BatchNorm2d(out_channels),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=not norm)
         ]
+        layers += [nn.BatchNorm2d(out_channels)] if norm else []
         super().__init__(*layers, *([act(inplace=True)] if act else []))
 
 
 class SeparableConvNormAct(nn.Sequential):
     """Depthwise, then pointwise `ConvNormAct`: the same reach for about a ninth of the parameters."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, dilation: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, dilation: int = 1, norm: bool = True
+    ) -> None:
         super().__init__(
-            ConvNormAct(in_channels, in_channels, kernel_size, dilation=dilation, groups=in_channels),
-            ConvNormAct(in_channels, out_channels, 1),
+            ConvNormAct(in_channels, in_channels, kernel_size, dilation=dilation, groups=in_channels, norm=norm),
+            ConvNormAct(in_channels, out_channels, 1, norm=norm),
         )
 
 

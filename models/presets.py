@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from torch import nn
+
 from models.blocks import OutputStride, Positive, Width
 from models.encoder_decoder import EncoderDecoder, Placed, compose, with_argument
+from utils.errors import ConfigError
 from utils.registry import BACKBONES, MODELS
-from utils.schema import Component, parameters_of
+from utils.schema import Between, Component, parameters_of
 
 
 def _brick(where: str, kind: str, **args: Any) -> Placed:
     """A brick that the preset chose; what cannot be built from it is the fault of the backbone chosen."""
     return Placed(f"{where}.backbone", Component(kind, args))
+
+
+Part = Literal["aspp", "decoder"]
+Momentum = Annotated[float, Between(0, 1)]
 
 
 @MODELS.register("DeepLab")
@@ -25,8 +32,12 @@ def deeplab(
     output_stride: Literal[16, 8] = 16,
     decoder: bool = True,
     channels: Positive = 256,
+    aspp_depth: Positive | None = None,
     rates: tuple[Positive, ...] | None = None,
-    separable: bool = False,
+    separable: bool | Part = False,
+    batch_norm: bool | Part = True,
+    bn_momentum: Momentum | None = None,
+    bn_eps: Width | None = None,
 ) -> EncoderDecoder:
     """DeepLabV3+: ASPP and a decoder that sharpens its result with the level-2 map.
 
@@ -40,22 +51,88 @@ def deeplab(
         output_stride: Input pixels per pixel of the backbone's coarsest map.
         decoder: Have the decoder; without it, the result of ASPP is classified.
         channels: Width of ASPP and of the decoder.
+        aspp_depth: Width of ASPP alone, where it is to be another.
         rates: Dilations of ASPP; null is 6, 12, 18 at stride 16 and 12, 24, 36 at stride 8.
-        separable: Use depthwise-separable 3x3 convolutions in both.
+        separable: Use depthwise-separable 3x3 convolutions in both, or in one of them.
+        batch_norm: Have batch norms in both, or in one of them; `freeze_bn` says whether they are trained.
+        bn_momentum: Share of a batch in the running statistics of all batch norms; null is 0.1. The authors' 0.0003
+            takes ten thousand steps to forget where it started.
+        bn_eps: Added to the variance in all batch norms; null is what the bricks have, 0.001 in an Xception.
     """
+    parts = [
+        {"separable": separable in (True, part), "batch_norm": batch_norm in (True, part)}
+        for part in ("aspp", "decoder")
+    ]
     head = (
-        _brick(where, "DeepLabV3PlusHead", channels=channels, separable=separable)
+        _brick(where, "DeepLabV3PlusHead", channels=channels, **parts[1])
         if decoder
         else _brick(where, "FCNHead", convs=0, dropout=0.0)
     )
-    return compose(
+    model = compose(
         num_classes,
         in_channels,
         where,
         backbone=Placed(f"{where}.backbone", backbone),
-        necks=[_brick(where, "ASPP", channels=channels, rates=rates, separable=separable)],
+        necks=[_brick(where, "ASPP", channels=aspp_depth or channels, rates=rates, **parts[0])],
         head=head,
         output_stride=output_stride,
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = module.momentum if bn_momentum is None else bn_momentum
+            module.eps = module.eps if bn_eps is None else bn_eps
+    return model
+
+
+@MODELS.register("DeepLab_Xception")
+def deeplab_xception(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("xception65"),  # noqa: B008
+    output_stride: Literal[16, 8] = 16,
+    decoder: bool = True,
+    aspp_depth: Positive = 256,
+    rates: tuple[Positive, ...] | None = None,
+    separable: bool | Part = True,
+    batch_norm: bool | Part = True,
+    bn_momentum: Momentum | None = None,
+    bn_eps: Width | None = 1e-3,
+) -> EncoderDecoder:
+    """`DeepLab` as its authors trained it: an Xception, and separable convolutions behind it.
+
+    Source: Chen et al. 2018, https://arxiv.org/abs/1802.02611, section 4.3. What their program calls
+    `fine_tune_batch_norm: false` is `freeze_bn: true` here.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        decoder: Have the decoder; without it, the result of ASPP is classified.
+        aspp_depth: Width of ASPP and of the decoder.
+        rates: Dilations of ASPP; null is 6, 12, 18 at stride 16 and 12, 24, 36 at stride 8.
+        separable: Use depthwise-separable 3x3 convolutions in both, or in one of them.
+        batch_norm: Have batch norms in both, or in one of them; `freeze_bn` says whether they are trained.
+        bn_momentum: Share of a batch in the running statistics of all batch norms; null is 0.1. The authors' 0.0003
+            takes ten thousand steps to forget where it started.
+        bn_eps: Added to the variance in all batch norms; null is what the bricks have.
+    """
+    return deeplab(
+        num_classes,
+        in_channels,
+        where,
+        backbone=backbone,
+        output_stride=output_stride,
+        decoder=decoder,
+        channels=aspp_depth,
+        rates=rates,
+        separable=separable,
+        batch_norm=batch_norm,
+        bn_momentum=bn_momentum,
+        bn_eps=bn_eps,
     )
 
 
@@ -329,6 +406,7 @@ def gcn(
     output_stride: OutputStride | None = None,
     num_filters: Positive = 11,
     use_deconv: bool = False,
+    use_resnet_gcn: bool = False,
 ) -> EncoderDecoder:
     """Global convolutional network: large kernels on every level.
 
@@ -342,12 +420,53 @@ def gcn(
         output_stride: Input pixels per pixel of the backbone's coarsest map; null is 32.
         num_filters: Size k of the kernels; odd.
         use_deconv: Enlarge scores by learned transposed convolutions.
+        use_resnet_gcn: Have large kernels inside a ResNet of bottlenecks too: resnet50 becomes resnet50_gcn.
     """
+    if use_resnet_gcn:
+        variants = {name.removesuffix("_gcn"): name for name in BACKBONES if name.endswith("_gcn")}
+        if backbone.type not in {*variants, *variants.values()}:
+            raise ConfigError(
+                f"{where}.use_resnet_gcn: '{backbone.type}' has no such variant. "
+                f"Set it to false, or take one of {', '.join(variants)} as the backbone."
+            )
+        backbone = Component(variants.get(backbone.type, backbone.type), backbone.args)
     return compose(
         num_classes,
         in_channels,
         where,
         backbone=Placed(f"{where}.backbone", backbone),
         head=_brick(where, "LargeKernelHead", kernel_size=num_filters, use_deconv=use_deconv),
+        output_stride=output_stride,
+    )
+
+
+@MODELS.register("LRASPP")
+def lr_aspp(
+    num_classes: int,
+    in_channels: int,
+    where: str = "arch.args",
+    *,
+    backbone: Annotated[Component, BACKBONES] = Component("mobilenet_v2"),  # noqa: B008
+    output_stride: OutputStride = 16,
+    channels: Positive = 128,
+) -> EncoderDecoder:
+    """Lite R-ASPP, the smallest head that sees the whole image; the authors' backbone is one of timm's MobileNetV3.
+
+    Source: Howard et al. 2019, https://arxiv.org/abs/1905.02244, section 6.4.
+
+    Args:
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+        where: Place in the config, for errors.
+        backbone: Makes the feature maps; `timm/mobilenetv3_large_100` is the one of the paper.
+        output_stride: Input pixels per pixel of the backbone's coarsest map.
+        channels: Width of the coarsest map before it is classified.
+    """
+    return compose(
+        num_classes,
+        in_channels,
+        where,
+        backbone=Placed(f"{where}.backbone", backbone),
+        head=_brick(where, "LRASPPHead", channels=channels),
         output_stride=output_stride,
     )

@@ -194,10 +194,24 @@ def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tenso
     # The first release, where there are two: the second's recipe gains on ImageNet, not in dense prediction, and
     # torchvision's own segmentation networks start from the first.
     url = getattr(enum, "IMAGENET1K_V1", enum.DEFAULT).url
+    return url, download(url, where=where, instead="the path of a state dict, or false")
+
+
+def download(url: str, *, where: str, instead: str) -> dict[str, Tensor]:
+    """The state dict at `url`, from torch's cache if it is there.
+
+    Args:
+        url: Ends in the file's name, which holds the beginning of its SHA-256, as torchvision's do.
+        where: Place in the config of what asked for it, for errors.
+        instead: What else that could say, for errors.
+
+    Raises:
+        ConfigError: It cannot be had; the message names the file and where to put it.
+    """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     cached = file.exists()
     try:
-        return url, torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # network, disk, hash and unpickling all fail in ways of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if cached:
@@ -205,8 +219,7 @@ def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tenso
                 f"{where}: {file} cannot be read ({reason}). Delete it, or replace it by {url}"
             ) from error
         raise ConfigError(
-            f"{where}: {url} cannot be downloaded ({reason}). Put that file at {file}, "
-            f"give the path of a state dict, or false."
+            f"{where}: {url} cannot be downloaded ({reason}). Put that file at {file}, give {instead}."
         ) from error
 
 

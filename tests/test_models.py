@@ -37,6 +37,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "output_stride": 16,
     },
     "DeepLab": {"backbone": NARROW, "channels": 16},
+    "DeepLab_Xception": {"backbone": narrow("xception41"), "aspp_depth": 16},
+    "LRASPP": {"backbone": {"type": "mobilenet_v2", "args": {"width_mult": 0.25}}, "channels": 16},
     "DeepLabV3": {"backbone": NARROW},
     "DeepLabV3_MobileNetV2": {"width_mult": 0.25, "channels": 16},
     "PSPNet": {"backbone": NARROW_50},
@@ -60,6 +62,12 @@ VARIANTS = [
     ),
     ("DeepLab", {"backbone": NARROW, "channels": 16, "output_stride": 8, "separable": True}),
     ("DeepLab", {"backbone": NARROW, "channels": 16, "decoder": False}),
+    ("DeepLab", {"backbone": NARROW, "channels": 16, "aspp_depth": 8, "separable": "aspp", "batch_norm": "decoder"}),
+    (
+        "DeepLab_Xception",
+        {"backbone": narrow("xception71", multi_grid=[1, 2, 4]), "aspp_depth": 8, "batch_norm": False},
+    ),
+    ("LRASPP", {"backbone": NARROW}),
     ("DeepLab", {"backbone": narrow("xception41", bounded=True), "channels": 16}),
     ("DeepLab_DUC_HDC", {"backbone": NARROW, "output_stride": 4, "hdc": "bigger"}),
     ("DeepLab_DUC_HDC", {"backbone": narrow("mobilenet_v2")}),
@@ -74,6 +82,7 @@ VARIANTS = [
     ("UNetResnet", {"backbone": NARROW_50, "output_stride": 8, "deep_stem": True}),
     ("UperNet", {"backbone": {"type": "mobilenet_v2", "args": {"width_mult": 0.25}}, "fpn_out": 8}),
     ("GCN", {"backbone": NARROW_50, "use_deconv": True, "output_stride": 16}),
+    ("GCN", {"backbone": NARROW_50, "use_resnet_gcn": True}),
     ("PSPNet", {"backbone": NARROW, "use_aux": False, "deep_stem": True, "output_stride": 16}),
     (
         "resnet18+aspp_plus+deeplabv3_plus_decoder",
@@ -129,6 +138,7 @@ def test_a_backbone_delivers_the_shapes_it_announces(name: str, stride: int) -> 
         ("vgg16", {}),
         ("xception71", {}),
         ("densenet121", {}),
+        ("resnet50_gcn", {}),
     ],
 )
 def test_a_dilated_backbone_computes_the_strided_features_at_more_places(
@@ -238,18 +248,20 @@ def test_mobilenet_is_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("fcn_resnet50", {"head": "FCNHead"}),
-        (
-            "deeplabv3_resnet50",
-            {"necks": ["ASPP"], "head": {"type": "FCNHead", "args": {"channels": 256, "dropout": 0}}},
-        ),
+        (f"{kind}_resnet{depth}", args)
+        for depth in (50, 101)
+        for kind, args in (
+            ("fcn", {"head": "FCNHead"}),
+            ("deeplabv3", {"necks": ["ASPP"], "head": {"type": "FCNHead", "args": {"channels": 256, "dropout": 0}}}),
+        )
     ],
 )
 def test_our_bricks_make_torchvisions_segmentation_networks(name: str, args: dict[str, Any]) -> None:
     make = getattr(torchvision.models.segmentation, name)
     theirs = randomised(make(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True))
     aux = {"type": "FCNHead", "args": {"level": 4}}
-    ours = build("EncoderDecoder", {"backbone": "resnet50", "output_stride": 8, "aux_heads": [aux], **args}).eval()
+    backbone = {"backbone": name.partition("_")[2], "output_stride": 8}
+    ours = build("EncoderDecoder", {**backbone, "aux_heads": [aux], **args}).eval()
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     images = torch.randn(1, 3, 65, 97)
     with torch.no_grad():
@@ -259,6 +271,36 @@ def test_our_bricks_make_torchvisions_segmentation_networks(name: str, args: dic
         torch.testing.assert_close(
             F.interpolate(ours_aux, (65, 97), mode="bilinear", align_corners=False), expected["aux"]
         )
+
+
+def test_our_lr_aspp_is_torchvisions() -> None:
+    theirs = randomised(torchvision.models.segmentation.lraspp.LRASPPHead(6, 10, CLASSES, 8))
+    shapes = (FeatureShape(6, 8, 3), FeatureShape(10, 16, 5))
+    ours = HEADS.build(Component("LRASPPHead", {"channels": 8}), where="", shapes=shapes, num_classes=CLASSES).eval()
+    names = {"cbr": "reduce", "scale": "weigh", "low_classifier": "classify_fine", "high_classifier": "classify"}
+    state = theirs.state_dict()
+    ours.load_state_dict({names[k.partition(".")[0]] + k[k.index(".") :]: v for k, v in state.items()})
+    low, high = torch.randn(2, 6, 17, 23), torch.randn(2, 10, 9, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(ours([low, high]), theirs({"low": low, "high": high}))
+
+
+def test_the_mlp_head_looks_at_each_place_of_the_image_alone() -> None:
+    torch.manual_seed(0)
+    shapes = tuple(FeatureShape(4 * level, 2**level, level) for level in (2, 3, 4, 5))
+    head = HEADS.build(Component("MLPHead", {"channels": 8}), where="", shapes=shapes, num_classes=CLASSES).eval()
+    maps = [torch.randn(1, shape.channels, 64 // shape.stride, 96 // shape.stride) for shape in shapes]
+    flat = [x.flatten(2).transpose(1, 2) for x in maps]  # the paper's layers are linear, on (N, pixels, C)
+    projected = [
+        F.linear(x, layer.weight.flatten(1), layer.bias).transpose(1, 2).unflatten(2, full.shape[-2:])
+        for x, layer, full in zip(flat, head.project, maps, strict=True)
+    ]
+    enlarged = [F.interpolate(x, (16, 24), mode="bilinear", align_corners=False) for x in projected]
+    conv, norm, *_ = head.mix[0]
+    mixed = F.linear(torch.cat(enlarged, 1).movedim(1, -1), conv.weight.flatten(1)) / (1 + norm.eps) ** 0.5
+    expected = F.linear(mixed.relu(), head.classify.weight.flatten(1), head.classify.bias).movedim(-1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(head(maps), expected)
 
 
 # Whole models
@@ -450,6 +492,62 @@ def test_each_initialisation_gives_its_own_spread(init: Any) -> None:
     }
     assert conv.weight.std().item() == pytest.approx(expected[init], rel=0.02)
     assert not conv.bias.any()
+
+
+# Options of presets
+
+
+def convs_of(module: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize("choice", [True, False, "aspp", "decoder"])
+@pytest.mark.parametrize("option", ["separable", "batch_norm"])
+def test_deeplabs_options_reach_both_parts_or_one(option: str, choice: bool | str) -> None:
+    model = build("DeepLab", {"backbone": NARROW, "channels": 16, "aspp_depth": 24, option: choice})
+    for name, part in (("aspp", model.get_submodule("necks.0")), ("decoder", model.get_submodule("head"))):
+        if option == "separable":
+            found = any(conv.groups > 1 for conv in convs_of(part))
+        else:
+            found = any(isinstance(m, nn.BatchNorm2d) for m in part.modules())
+            biased = [conv for conv in convs_of(part) if conv.bias is not None and conv.out_channels != CLASSES]
+            assert bool(biased) != found
+        assert found == (choice in (True, name))
+    widths = [convs_of(model.get_submodule(name))[-1].out_channels for name in ("necks.0.project", "head.refine")]
+    assert widths == [24, 16]
+
+
+def test_batch_norms_take_their_numbers_from_the_preset() -> None:
+    args = SMALL["DeepLab_Xception"]
+    for given, expected in (({}, (0.1, 1e-3)), ({"bn_momentum": 3e-4, "bn_eps": 1e-5}, (3e-4, 1e-5))):
+        norms = [m for m in build("DeepLab_Xception", {**args, **given}).modules() if isinstance(m, nn.BatchNorm2d)]
+        assert {(norm.momentum, norm.eps) for norm in norms} == {expected}
+    plain = build("DeepLab", {"backbone": narrow("xception41"), "channels": 16})
+    assert {m.eps for m in plain.get_submodule("backbone").modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
+
+
+def test_multi_grid_multiplies_the_dilations_of_xceptions_last_convolutions() -> None:
+    backbone = narrow_backbone("xception41", output_stride=16, multi_grid=[1, 2, 4])
+    assert dilations(backbone.blocks[-1]) == [2, 4, 8]
+
+
+def test_large_kernels_replace_two_stages_of_a_resnet() -> None:
+    backbone = BACKBONES.build("resnet50_gcn", where="", in_channels=3)
+    for stage, depth, kernel, inner in ((backbone.layer3, 6, 5, 85), (backbone.layer4, 3, 7, 128)):
+        assert len(stage) == depth
+        inside = [c for c in convs_of(stage) if c.kernel_size != (1, 1)]
+        assert [c.kernel_size for c in inside] == [(kernel, 1), (1, kernel), (1, kernel), (kernel, 1)] * depth
+        assert {c.out_channels for c in inside} == {inner}
+    plain = BACKBONES.build("resnet50", where="", in_channels=3)
+    assert {type(b) for b in backbone.layer1} == {type(b) for b in plain.layer1}
+    for name in ("layer3.1", "layer4.1"):  # table 6 was made to cost about the same
+        sizes = [sum(p.numel() for p in net.get_submodule(name).parameters()) for net in (backbone, plain)]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.08)
+
+
+def test_large_kernels_need_a_resnet_of_bottlenecks() -> None:
+    with pytest.raises(ConfigError, match=r"^arch.args.use_resnet_gcn: 'resnet18' has no such variant"):
+        build("GCN", {"backbone": "resnet18", "use_resnet_gcn": True})
 
 
 # Parameters at 21 classes, as counted in the seed systems

@@ -86,6 +86,16 @@ def test_layers_without_pretrained_weights_are_initialised(file: Path) -> None:
     assert model.head.classify.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_weights_of_a_resnet_fill_the_first_stages_of_its_variant_with_large_kernels() -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.resnet50().state_dict()
+    backbone = BACKBONES.build("resnet50_gcn", where="", in_channels=3)
+    assert backbone.weights == "resnet50"
+    report = load_backbone(backbone, state, source="here", where="pretrained")
+    assert torch.equal(backbone.layer2[3].conv2.weight, state["layer2.3.conv2.weight"])
+    assert {key.rpartition(".")[0].split(".")[0] for key in report.missing} == {"layer3", "layer4"}
+
+
 def test_multi_grid_blocks_start_from_the_last_published_one() -> None:
     torch.manual_seed(0)
     state = torchvision.models.mobilenet_v2().state_dict()

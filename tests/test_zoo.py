@@ -312,6 +312,8 @@ def test_a_timm_network_is_composed_in_one_string() -> None:
     model = build("timm/test_convnext+ASPP+DeepLabV3PlusHead", {"timm/test_convnext": {"output_stride": 16}})
     assert model.eval()(torch.zeros(1, 3, 65, 97)).logits.shape[-2:] == (16, 24)
     assert build("UNetResnet", {"backbone": "timm/test_convnext"})(torch.zeros(2, 3, 64, 64)).logits.shape[-1] == 16
+    transformer = build("timm/pvt_v2_b0+MLPHead", {"MLPHead": {"channels": 8}}).eval()
+    assert transformer(torch.zeros(1, 3, 65, 97)).logits.shape[-2:] == (17, 25)
     assert build("EncoderDecoder", with_timm("test_resnet"), in_channels=5)(torch.zeros(2, 5, 64, 64)).logits.numel()
 
 

@@ -71,8 +71,8 @@ class Registry(Mapping[str, Callable]):
 
         Stack it to give one class several names::
 
-            @BACKBONES.register("resnet18", block=BasicBlock, depths=(2, 2, 2, 2))
-            @BACKBONES.register("resnet50", block=Bottleneck, depths=(3, 4, 6, 3))
+            @BACKBONES.register("resnet18", blocks=(BasicBlock,) * 4, depths=(2, 2, 2, 2))
+            @BACKBONES.register("resnet50", blocks=(Bottleneck,) * 4, depths=(3, 4, 6, 3))
             class ResNet(Backbone): ...
 
         Raises:

@@ -112,22 +112,99 @@ class Bottleneck(_Block):
         return self.bn3(self.conv3(x))
 
 
-@BACKBONES.register("resnet18", variant="resnet18", block=BasicBlock, depths=(2, 2, 2, 2))
-@BACKBONES.register("resnet34", variant="resnet34", block=BasicBlock, depths=(3, 4, 6, 3))
-@BACKBONES.register("resnet50", variant="resnet50", block=Bottleneck, depths=(3, 4, 6, 3))
-@BACKBONES.register("resnet101", variant="resnet101", block=Bottleneck, depths=(3, 4, 23, 3))
-@BACKBONES.register("resnet152", variant="resnet152", block=Bottleneck, depths=(3, 8, 36, 3))
+class LargeKernelBottleneck(_Block):
+    """A k x k convolution in two separable ways, added, then 1x1; costs about what `Bottleneck` does.
+
+    Each of the four convolutions is followed by batch norm and ReLU, and strided along its own axis.
+
+    Source: Peng et al. 2017, https://arxiv.org/abs/1703.02719, figure 5 B and table 6.
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels of the 3x3 convolution that it stands for; the output has four times as many.
+        stride: Of the branch.
+        dilations: Only the first is used.
+        project: Let the shortcut go through a 1x1 convolution.
+        se: Gate before the addition.
+    """
+
+    expansion = 4
+    kernel_size: int
+    reduction: int  # of `width` inside
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int,
+        dilations: tuple[int, int],
+        project: bool,
+        se: SE | None,
+    ) -> None:
+        super().__init__(in_channels, width, stride=stride, project=project, se=se)
+        inner = max(1, width // self.reduction)
+
+        def along(axis: int, channels: int) -> nn.Sequential:
+            def pair(value: int, otherwise: int) -> tuple[int, int]:
+                return (value, otherwise) if axis == 0 else (otherwise, value)
+
+            size, spread = self.kernel_size, dilations[0]
+            conv = nn.Conv2d(
+                channels,
+                inner,
+                pair(size, 1),
+                pair(stride, 1),
+                pair(spread * (size // 2), 0),
+                pair(spread, 1),
+                bias=False,
+            )
+            return nn.Sequential(conv, nn.BatchNorm2d(inner), nn.ReLU(inplace=True))
+
+        self.left = nn.Sequential(along(0, in_channels), along(1, inner))
+        self.right = nn.Sequential(along(1, in_channels), along(0, inner))
+        self.expand = ConvNormAct(inner, width * self.expansion, 1, act=None)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.expand(self.left(x) + self.right(x))
+
+
+class LargeKernelBottleneck5(LargeKernelBottleneck):
+    """Of 5x5, for stage 4: 85 channels inside for the published width of 256."""
+
+    kernel_size, reduction = 5, 3
+
+
+class LargeKernelBottleneck7(LargeKernelBottleneck):
+    """Of 7x7, for stage 5: 128 channels inside for the published width of 512."""
+
+    kernel_size, reduction = 7, 4
+
+
+_GLOBAL = (Bottleneck, Bottleneck, LargeKernelBottleneck5, LargeKernelBottleneck7)
+
+
+@BACKBONES.register("resnet18", variant="resnet18", blocks=(BasicBlock,) * 4, depths=(2, 2, 2, 2))
+@BACKBONES.register("resnet34", variant="resnet34", blocks=(BasicBlock,) * 4, depths=(3, 4, 6, 3))
+@BACKBONES.register("resnet50", variant="resnet50", blocks=(Bottleneck,) * 4, depths=(3, 4, 6, 3))
+@BACKBONES.register("resnet101", variant="resnet101", blocks=(Bottleneck,) * 4, depths=(3, 4, 23, 3))
+@BACKBONES.register("resnet152", variant="resnet152", blocks=(Bottleneck,) * 4, depths=(3, 8, 36, 3))
+@BACKBONES.register("resnet50_gcn", variant="resnet50", blocks=_GLOBAL, depths=(3, 4, 6, 3))
+@BACKBONES.register("resnet101_gcn", variant="resnet101", blocks=_GLOBAL, depths=(3, 4, 23, 3))
+@BACKBONES.register("resnet152_gcn", variant="resnet152", blocks=_GLOBAL, depths=(3, 8, 36, 3))
 class ResNet(Backbone):
     """Residual network whose strides beyond `output_stride` are replaced by dilation.
 
     The first convolution of a stage that lost its stride keeps the dilation of the stage before, so that the
     dilated network computes the strided one's features, only at more places.
 
-    Source: He et al. 2015, https://arxiv.org/abs/1512.03385, table 1; parameters are named as in torchvision.
+    Source: He et al. 2015, https://arxiv.org/abs/1512.03385, table 1; parameters are named as in torchvision. The
+    ones called `_gcn` have blocks of large kernels in stages 4 and 5 (https://arxiv.org/abs/1703.02719, section 4.3);
+    public weights fill their first stages only.
 
     Args:
         variant: Whose public weights fit.
-        block: Kind of residual block.
+        blocks: Kind of residual block of stages 2 to 5.
         depths: Blocks of stages 2 to 5.
         in_channels: Channels of the images.
         output_stride: Input pixels per pixel of the coarsest map; null is what the model says, or else 32.
@@ -141,7 +218,7 @@ class ResNet(Backbone):
         se: Squeeze-and-excitation gate in every block: of channels, of pixels, or both.
     """
 
-    unpublished = (".gate.",)
+    unpublished: tuple[str, ...] = (".gate.", ".left.", ".right.", ".expand.")
     layer1: nn.Sequential
     layer2: nn.Sequential
     layer3: nn.Sequential
@@ -150,7 +227,7 @@ class ResNet(Backbone):
     def __init__(
         self,
         variant: str,
-        block: type[BasicBlock] | type[Bottleneck],
+        blocks: tuple[type[BasicBlock] | type[Bottleneck] | type[LargeKernelBottleneck], ...],
         depths: tuple[int, ...],
         in_channels: int,
         *,
@@ -165,7 +242,7 @@ class ResNet(Backbone):
         super().__init__()
         if width_mult == 1 and not deep_stem:
             self.weights = variant
-        elif width_mult == 1 and block is Bottleneck:
+        elif width_mult == 1 and all(block.expansion == 4 for block in blocks):
             self.weights = f"timm/{variant}s"
         stages = strides_and_dilations(output_stride or 32)
         stem, wide, *_ = widths = [scaled(width, width_mult) for width in (64, 128, 256, 512)]
@@ -185,7 +262,7 @@ class ResNet(Backbone):
         stride = stages[0][0]
         shapes = [FeatureShape(channels, stride, 1)]
         lists = _dilation_lists(depths, [dilation for _, dilation in stages[1:]], hdc, multi_grid)
-        for level, width, depth, explicit in zip(range(2, 6), widths, depths, lists, strict=True):
+        for level, block, width, depth, explicit in zip(range(2, 6), blocks, widths, depths, lists, strict=True):
             step, dilation = stages[level - 1]
             previous = stages[level - 2][1]
             stride *= step
@@ -196,11 +273,11 @@ class ResNet(Backbone):
                 dilations = [(previous, dilation)] + [(dilation, dilation)] * (depth - 1)
             else:
                 dilations = [(d, d) for d in explicit]
-            blocks: list[nn.Module] = []
+            stage: list[nn.Module] = []
             for pair in dilations:
-                blocks.append(block(channels, width, stride=step, dilations=pair, project=project, se=se))
+                stage.append(block(channels, width, stride=step, dilations=pair, project=project, se=se))
                 channels, step, project = width * block.expansion, 1, False
-            self.add_module(f"layer{level - 1}", nn.Sequential(*blocks))
+            self.add_module(f"layer{level - 1}", nn.Sequential(*stage))
             shapes.append(FeatureShape(channels, stride, level))
         self.shapes = tuple(shapes)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
-from models.blocks import OutputStride, Width, scaled, strides_and_dilations
+from models.blocks import OutputStride, Positive, Width, scaled, strides_and_dilations
 from utils.registry import BACKBONES
 
 EPS = 1e-3  # of the published networks' batch norms
@@ -97,6 +97,8 @@ class Xception(Backbone):
         output_stride: Input pixels per pixel of the coarsest map; null is what the model says, or else 32.
         width_mult: Share of the published channels.
         bounded: Use ReLU6, as quantisation likes it, in place of ReLU.
+        multi_grid: Rates that multiply the dilation of each of the last three convolutions, such as [1, 2, 4]
+            (https://arxiv.org/abs/1706.05587, section 3.1).
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Xception(Backbone):
         output_stride: OutputStride | None = None,
         width_mult: Width = 1.0,
         bounded: bool = False,
+        multi_grid: tuple[Positive, Positive, Positive] | None = None,
     ) -> None:
         super().__init__()
         if width_mult == 1:
@@ -136,8 +139,11 @@ class Xception(Backbone):
             channels, dilation = widths[-1], following
         wide, last = scaled(1536, width_mult), scaled(2048, width_mult)
         # The last block has no shortcut, and activations inside.
-        exit_flow = [(channels, wide), (wide, wide), (wide, last)]
-        stack = {f"conv{i}": _separable(*pair, dilation=dilation, act=act) for i, pair in enumerate(exit_flow, start=1)}
+        exit_flow = zip(((channels, wide), (wide, wide), (wide, last)), multi_grid or (1, 1, 1), strict=True)
+        stack = {
+            f"conv{i}": _separable(*pair, dilation=dilation * rate, act=act)
+            for i, (pair, rate) in enumerate(exit_flow, start=1)
+        }
         blocks.append(nn.Sequential(OrderedDict(stack=nn.Sequential(OrderedDict(stack)))))
         self.blocks = nn.ModuleList(blocks)
         self.shapes = (*shapes, FeatureShape(last, stride, 5))

@@ -27,6 +27,7 @@ class DeepLabV3PlusHead(Head):
         channels: Width of the two refining convolutions.
         low_level_channels: Width to which the level-2 map is reduced, so that it does not drown the other.
         separable: Make the refining convolutions depthwise-separable.
+        batch_norm: Have batch norms, and biases where there are none.
         dropout: Share of values dropped before the classifier in training.
     """
 
@@ -38,14 +39,17 @@ class DeepLabV3PlusHead(Head):
         channels: Positive = 256,
         low_level_channels: Positive = 48,
         separable: bool = False,
+        batch_norm: bool = True,
         dropout: Annotated[float, Between(0, 1)] = 0.1,
     ) -> None:
         super().__init__()
         self.fine = at_level(shapes, 2)
         conv = SeparableConvNormAct if separable else ConvNormAct
-        self.reduce = ConvNormAct(shapes[self.fine].channels, low_level_channels, 1)
+        self.reduce = ConvNormAct(shapes[self.fine].channels, low_level_channels, 1, norm=batch_norm)
         self.refine = nn.Sequential(
-            conv(shapes[-1].channels + low_level_channels, channels), conv(channels, channels), nn.Dropout(dropout)
+            conv(shapes[-1].channels + low_level_channels, channels, norm=batch_norm),
+            conv(channels, channels, norm=batch_norm),
+            nn.Dropout(dropout),
         )
         self.classify = Classifier(channels, num_classes)
 

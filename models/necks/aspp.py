@@ -26,6 +26,7 @@ class ASPP(Neck):
             that they reach as far in the image.
         channels: Width of every branch and of the result.
         separable: Make the 3x3 convolutions depthwise-separable.
+        batch_norm: Have batch norms, and biases where there are none.
         image_pooling: Have a branch that sees the mean over the whole map.
         dropout: Share of the result that is dropped in training.
     """
@@ -37,6 +38,7 @@ class ASPP(Neck):
         rates: tuple[Positive, ...] | None = None,
         channels: Positive = 256,
         separable: bool = False,
+        batch_norm: bool = True,
         image_pooling: bool = True,
         dropout: Annotated[float, Between(0, 1)] = 0.5,
     ) -> None:
@@ -45,13 +47,16 @@ class ASPP(Neck):
         if rates is None:
             rates = tuple(max(1, rate * 16 // coarsest.stride) for rate in (6, 12, 18))
         conv = SeparableConvNormAct if separable else ConvNormAct
-        branches: list[nn.Module] = [ConvNormAct(coarsest.channels, channels, 1)]
-        branches += [conv(coarsest.channels, channels, dilation=rate) for rate in rates]
+        wide = coarsest.channels
+        branches: list[nn.Module] = [ConvNormAct(wide, channels, 1, norm=batch_norm)]
+        branches += [conv(wide, channels, dilation=rate, norm=batch_norm) for rate in rates]
         if image_pooling:
-            branches.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), *ConvNormAct(coarsest.channels, channels, 1)))
+            whole = ConvNormAct(wide, channels, 1, norm=batch_norm)
+            branches.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), *whole))
         self.convs = nn.ModuleList(branches)
-        self.project = nn.Sequential(*ConvNormAct(channels * len(branches), channels, 1), nn.Dropout(dropout))
-        self.needs_batch = image_pooling
+        fuse = ConvNormAct(channels * len(branches), channels, 1, norm=batch_norm)
+        self.project = nn.Sequential(*fuse, nn.Dropout(dropout))
+        self.needs_batch = image_pooling and batch_norm
         self.shapes = (*others, coarsest._replace(channels=channels))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:

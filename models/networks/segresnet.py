@@ -69,7 +69,7 @@ class SegResNet(BaseModel):
 
     def __init__(self, num_classes: int, in_channels: int = 3, *, width_mult: Width = 1.0) -> None:
         super().__init__(in_channels)
-        self.encoder = ResNet("resnet50", Bottleneck, DEPTHS, in_channels, width_mult=width_mult)
+        self.encoder = ResNet("resnet50", (Bottleneck,) * 4, DEPTHS, in_channels, width_mult=width_mult)
         stem, *widths = [shape.channels for shape in self.encoder.shapes]
         stages: list[nn.Module] = []
         for width, finer, depth in reversed(list(zip(widths, [None, *widths], DEPTHS, strict=False))):
