@@ -127,7 +127,7 @@ class Trainer(BaseTrainer):
             seed_part(self.seed, step, part)
             with self.autocast:
                 output = self.network(piece.images)
-            losses = self.criterion(output, piece.labels, norms)
+            losses = self.criterion(output, piece.labels, norms, step)
             self.scaler.scale(losses["loss"]).backward()
             total += losses["loss"].detach()
             self.output = output.logits.detach()

@@ -5,7 +5,7 @@ banded matrices. Each strip of logits is made, used and dropped; what it teaches
 matrices at once. So value and gradient of a loss come out of one forward pass over strips that fit into the cache,
 and backward only scales the gradient. Inside, all is float32 (float64 for float64 logits), autocast or not.
 
-The losses are written in terms of the four public functions; each has a plain twin, made of ordinary operations,
+The losses are written in terms of the public functions below; each has a plain twin, made of ordinary operations,
 which gives second derivatives and is what tests compare with.
 """
 
@@ -53,6 +53,18 @@ def pixel_sum(
         spread: (C,) factors of the log-probabilities of all classes, for label smoothing.
     """
     return _PixelSum.apply(logits, labels, pixel, class_weights, spread)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each pixel, (N, H, W) in float32 (float64 for float64 logits); 0 at void pixels.
+
+    For losses that choose among pixels: the gradient of the result says how much each pixel counts.
+
+    Args:
+        logits: (N, C, h, w).
+        labels: (N, H, W), uint8 or int64.
+    """
+    return _CrossEntropies.apply(logits, labels)
 
 
 def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,10 +204,10 @@ class Resizing:
         tall.index_add_(1, self._take, pieces.transpose(0, 1).reshape(channels * rows, -1))
         target += torch.matmul(self._row_weights(strip).t(), tall.view(channels, rows, -1))
 
-    def tiled(self, labels: Tensor) -> Tensor:
-        """Labels (N, H, W) as (N, blocks, H, width), void beyond the image."""
+    def tiled(self, pixels: Tensor, beyond: float = IGNORE) -> Tensor:
+        """Labels or other `pixels` (N, H, W) as (N, blocks, H, width), void beyond the image."""
         missing = self.blocks * self.block_width - self.out_width
-        padded = F.pad(labels, (0, missing), value=IGNORE) if missing else labels
+        padded = F.pad(pixels, (0, missing), value=beyond) if missing else pixels
         return padded.unflatten(2, (self.blocks, self.block_width)).transpose(1, 2)
 
     def rows_of(self, tiles: Tensor) -> Tensor:
@@ -318,6 +330,41 @@ def _strip_pixel_sum(
             exponentials -= spread * (~void)[:, None]
         resizing.add_reduced(gradient[image], exponentials, strip)
     return total, gradient
+
+
+class _CrossEntropies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, labels)
+        precise = _precise(logits)
+        resizing = Resizing.of(precise, labels.shape[1:])
+        tiled = resizing.tiled(labels)
+        losses = torch.empty(labels.shape, dtype=precise.dtype, device=labels.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip in resizing.strips(*logits.shape[:2]):
+                truth, void = _truth(tiled[image], strip)
+                tiles = resizing.enlarge(precise[image], strip)
+                own = tiles.gather(1, truth[:, None])[:, 0]
+                rows = resizing.rows_of((tiles.logsumexp(1) - own).masked_fill_(void, 0))
+                losses[image, strip.top : strip.bottom] = rows
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, shares: Tensor) -> tuple[Tensor, None]:
+        logits, labels = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _again(lambda z: plain_cross_entropies(z, labels), logits, [shares]), None
+        precise = _precise(logits)
+        gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
+        shares = shares.to(precise.dtype).masked_fill(labels == IGNORE, 0)
+        tiled = Resizing.of(precise, labels.shape[1:]).tiled(shares, beyond=0)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip, p, truth, resizing in _probabilities(precise, labels):
+                share = tiled[image, :, None, strip.top : strip.bottom]
+                p *= share
+                p.scatter_add_(1, truth[:, None], -share)
+                resizing.add_reduced(gradient[image], p, strip)
+        return gradient.to(logits.dtype), None
 
 
 class _ClassSums(torch.autograd.Function):
@@ -482,6 +529,11 @@ def plain_pixel_sum(
     if spread is not None:
         losses = losses - (log_p * spread.to(log_p.dtype)[:, None, None]).sum(1).masked_fill(void, 0)
     return losses.sum(dtype=wide(logits.device))
+
+
+def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """`cross_entropies` in ordinary operations."""
+    return F.cross_entropy(_enlarged(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
 
 
 def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
