@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import losses, upsampled_loss
+from utils import losses, lovasz, upsampled_loss
 from utils.classes import IGNORE
 from utils.criterion import LossTerm, build_criterion, check_loss, needs_class_pixels
 from utils.errors import ConfigError
@@ -45,7 +45,7 @@ VARIANTS = {
         {"thresh": 0.1, "min_kept": 9, "per_image": True},
         {"thresh": 0.3, "min_kept": 1, "class_weights": [0.5, 1, 2, 0.0, 3]},
     ],
-    "LovaszSoftmax": [{}, {"per_image": True}, {"classes": "all"}, {"classes": [1, 3]}],
+    "LovaszSoftmax": [{}, {"per_image": True}, {"classes": "all"}, {"classes": [1, 3]}, {"bins": 64}],
 }
 CHOOSY = ("LovaszSoftmax", "TopKCrossEntropyLoss", "OHEMCrossEntropyLoss")  # which pixel counts how, depends on others
 LOSS_VARIANTS = [(name, args) for name in LOSSES for args in VARIANTS.get(name, [{}])]
@@ -508,7 +508,7 @@ PLAIN = {
     "pixel_sum": upsampled_loss.plain_pixel_sum,
     "class_sums": upsampled_loss.plain_class_sums,
     "cross_entropies": upsampled_loss.plain_cross_entropies,
-    "lovasz": upsampled_loss.plain_lovasz,
+    "lovasz": lovasz.plain_lovasz,
 }
 
 
@@ -538,11 +538,58 @@ def test_strips_in_float32_equal_the_plain_computation_in_float64(name, args, se
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_errors_are_sorted_exactly(dtype):
-    errors = torch.cat([torch.rand(100_000, dtype=dtype) ** 8, torch.tensor([0, 1, 1e-40, 0.5, 0.5], dtype=dtype)])
-    found = errors[upsampled_loss._descending(errors)]
-    assert (found[1:] <= found[:-1]).all()
-    torch.testing.assert_close(found, errors.sort(descending=True).values, rtol=0, atol=0)
+def test_errors_are_ranked_exactly(dtype):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(100_000, dtype=dtype, generator=generator) ** 8
+    p = torch.cat([p, torch.tensor([0, 1, 1e-40, 0.5, 0.5, 1 + 1e-7, 0, 1], dtype=dtype)])
+    own = torch.rand(p.shape, generator=generator) < 0.1
+    voids = torch.zeros(1000, dtype=dtype)
+    slopes = lovasz._slopes(torch.cat([p, voids]), torch.cat([own, voids > 0]), len(voids), None)[: len(p)].double()
+    errors = (own.to(dtype) - p).abs().double().numpy()
+    order = np.argsort(-errors, kind="stable")
+    found, size = np.cumsum(own.numpy()[order]), own.sum().item()
+    jaccard = 1 - (size - found) / (size + np.arange(1, len(p) + 1) - found)
+    expected = errors[order] @ np.diff(jaccard, prepend=0)
+    assert ((p - own.to(dtype)).double() @ slopes).item() == pytest.approx(expected, rel=1e-5)
+    assert (slopes[own] < 0).all()
+    assert (slopes[~own] >= 0).all()
+
+
+@pytest.mark.parametrize("bins", [16, 256, 4096, 65536])
+@pytest.mark.parametrize("classes", ["present", "all"])
+def test_lovasz_by_bins_is_off_by_less_than_the_width_of_a_bin(bins, classes):
+    logits, labels = example(low=(9, 13), full=(65, 97))
+    labels[labels == 3] = 2
+    value, gradient = value_and_gradient(LovaszSoftmax(classes=classes, bins=bins), logits, labels)
+    expected, expected_gradient = value_and_gradient(LovaszSoftmax(classes=classes), logits, labels)
+    assert abs(value - expected) < 1 / bins
+    if bins >= 4096:
+        assert abs(value - expected) < 1e-6
+        assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0) > 0.9999
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    others=st.lists(st.integers(0, 3), min_size=3, max_size=3), own=st.lists(st.integers(0, 3), min_size=3, max_size=3)
+)
+def test_a_bin_teaches_the_mean_of_both_orders_within_it(others, own):
+    """And all bins together add up to the loss of giving up every pixel, which is 1."""
+    steps = lovasz.binned_steps(torch.tensor([others, own])).tolist()
+
+    def given_up(found, wrong):
+        return 1 - (sum(own) - found) / (sum(own) + wrong) if sum(own) + wrong else 0.0
+
+    found = wrong = 0
+    for a, b in zip(reversed(range(3)), range(3), strict=True):  # bins of other classes, and of own pixels
+        found_then, wrong_then = found + own[b], wrong + others[a]
+        start, end = given_up(found, wrong), given_up(found_then, wrong_then)
+        own_first, others_first = given_up(found_then, wrong), given_up(found, wrong_then)
+        assert -steps[1][b] * own[b] == pytest.approx((own_first - start + end - others_first) / 2, abs=1e-12)
+        assert steps[0][a] * others[a] == pytest.approx((end - own_first + others_first - start) / 2, abs=1e-12)
+        found, wrong = found_then, wrong_then
+    if sum(own) + sum(others):
+        total = sum(n * s for n, s in zip(others, steps[0], strict=True))
+        assert total - sum(n * s for n, s in zip(own, steps[1], strict=True)) == pytest.approx(1)
 
 
 def test_lovasz_in_float32_is_as_near_as_rounding_allows():

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from utils.classes import IGNORE
 from utils.errors import ConfigError
+from utils.lovasz import lovasz
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between, Range, did_you_mean, join
-from utils.upsampled_loss import class_sums, cross_entropies, label_counts, lovasz, pixel_sum, wide
+from utils.upsampled_loss import class_sums, cross_entropies, label_counts, pixel_sum, wide
 
 Weight = Annotated[float, AtLeast(0)]
 ClassWeights = list[Weight] | dict[str, Weight] | Literal["median_freq", "enet", "sqrt_inv"] | None
@@ -259,8 +260,8 @@ class TopKCrossEntropyLoss(_HardPixels):
     Hardest are those with the largest loss, class weights included; pixels as hard as the last one count in part.
     Over a batch it is not additive; image by image it is. Validation always takes the final share.
 
-    Source: Wu et al. 2016, https://arxiv.org/abs/1605.06885, section 2.2, without its threshold; the course in the
-    first steps is that of DeepLab's code, https://github.com/tensorflow/models/tree/master/research/deeplab.
+    Source: Wu et al. 2016, https://arxiv.org/abs/1605.06885, "online bootstrapping", without its threshold; the
+    course in the first steps is that of DeepLab, https://github.com/tensorflow/models/tree/master/research/deeplab.
 
     Args:
         top_k_percent: Share of the labelled pixels that counts, 0.25 for a quarter.
@@ -306,8 +307,8 @@ class OHEMCrossEntropyLoss(_HardPixels):
 
     "Online hard example mining". Over a batch it is not additive; image by image it is.
 
-    Source: Shrivastava et al. 2016, https://arxiv.org/abs/1604.03540, for objects; for pixels, by a threshold, Wu et
-    al. 2016, https://arxiv.org/abs/1605.06885, section 2.2.
+    Source: Shrivastava et al. 2016, https://arxiv.org/abs/1604.03540, for objects; for pixels, with a threshold, Wu
+    et al. 2016, https://arxiv.org/abs/1605.06885, "online bootstrapping".
 
     Args:
         thresh: Probability of its class below which a pixel counts.
@@ -483,6 +484,8 @@ class LovaszSoftmax(Loss):
     Args:
         classes: Which classes to average over: those with a labelled pixel, all, or these (by index or name).
         per_image: Compute each image by itself and average over the images that have labelled pixels.
+        bins: Rank errors by so many bins instead of exactly: several times as fast, and the loss is off by 1 / bins at
+            most; 4096 are plenty.
     """
 
     def __init__(
@@ -490,12 +493,14 @@ class LovaszSoftmax(Loss):
         *,
         classes: Literal["present", "all"] | list[int | str] = "present",
         per_image: bool = False,
+        bins: Annotated[int, Between(2, 2**16)] | None = None,
         num_classes: int | None = None,
         class_names: Sequence[str] = (),
         where: str = "",
     ) -> None:
         super().__init__()
         self.per_image = self.additive = per_image
+        self.bins = bins
         self.classes: str | list[int] = (
             classes if isinstance(classes, str) else _indices(classes, num_classes, class_names, join(where, "classes"))
         )
@@ -512,7 +517,7 @@ class LovaszSoftmax(Loss):
         total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
         for group in groups:
             part = slice(None) if group is None else slice(group, group + 1)
-            total = total + lovasz(logits[part], labels[part], self.classes)
+            total = total + lovasz(logits[part], labels[part], self.classes, self.bins)
         return self.divide(total, norm, logits)
 
 

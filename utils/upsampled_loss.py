@@ -80,26 +80,13 @@ def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _ClassSums.apply(logits, labels)
 
 
-def lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int]) -> Tensor:
-    """Mean over classes of the Lovász extension of 1 - intersection over union, shape (); 0 without labelled pixels.
-
-    Exact: errors are sorted, not binned. Holds a few numbers per pixel, but of one class at a time.
-
-    Args:
-        logits: (N, C, h, w).
-        labels: (N, H, W), uint8 or int64; all images together are one set of pixels.
-        classes: "present", "all", or indices.
-    """
-    return _Lovasz.apply(logits, labels, classes)
-
-
 @torch.no_grad()
 def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (N, H, W) uint8 of logits (N, C, h, w) resized to `size`; of equal logits the first class wins.
 
     Each image is computed by itself, so that the result does not depend on the batch.
     """
-    logits = _precise(logits)
+    logits = as_precise(logits)
     num_classes = logits.shape[1]
     resizing = Resizing.of(logits, size)
     labels = torch.empty(len(logits), *size, dtype=torch.uint8, device=logits.device)
@@ -244,7 +231,8 @@ def _banded(matrix: Tensor, blocks: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.arange(start, start + most) for start in starts]), torch.stack(weights).contiguous()
 
 
-def _precise(logits: Tensor) -> Tensor:
+def as_precise(logits: Tensor) -> Tensor:
+    """`logits`, detached, in the type in which losses are computed: float64 for float64, float32 for all else."""
     logits = logits.detach()
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -256,7 +244,7 @@ def _truth(tiled: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
     return labels.masked_fill(void, 0).long(), void
 
 
-def _again(plain: Callable[..., Any], logits: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+def plain_gradient(plain: Callable[..., Any], logits: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """The gradient of ``plain(logits)`` as a differentiable function of both arguments, for second derivatives."""
     values = plain(logits)
     values = values if isinstance(values, tuple) else (values,)
@@ -277,7 +265,7 @@ class _PixelSum(torch.autograd.Function):
         ctx.plain = lambda z: plain_pixel_sum(z, labels, pixel, class_weights, spread)
         with torch.autocast(logits.device.type, enabled=False):
             total, ctx.gradient = _strip_pixel_sum(
-                _precise(logits), labels, pixel, class_weights, spread, ctx.needs_input_grad[0]
+                as_precise(logits), labels, pixel, class_weights, spread, ctx.needs_input_grad[0]
             )
         return total
 
@@ -285,7 +273,7 @@ class _PixelSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx.plain, logits, [gradient]), None, None, None, None
+            return plain_gradient(ctx.plain, logits, [gradient]), None, None, None, None
         return (ctx.gradient * gradient).to(logits.dtype), None, None, None, None
 
 
@@ -336,7 +324,7 @@ class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         ctx.save_for_backward(logits, labels)
-        precise = _precise(logits)
+        precise = as_precise(logits)
         resizing = Resizing.of(precise, labels.shape[1:])
         tiled = resizing.tiled(labels)
         losses = torch.empty(labels.shape, dtype=precise.dtype, device=labels.device)
@@ -353,8 +341,8 @@ class _CrossEntropies(torch.autograd.Function):
     def backward(ctx: Any, shares: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(lambda z: plain_cross_entropies(z, labels), logits, [shares]), None
-        precise = _precise(logits)
+            return plain_gradient(lambda z: plain_cross_entropies(z, labels), logits, [shares]), None
+        precise = as_precise(logits)
         gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
         shares = shares.to(precise.dtype).masked_fill(labels == IGNORE, 0)
         tiled = Resizing.of(precise, labels.shape[1:]).tiled(shares, beyond=0)
@@ -371,7 +359,7 @@ class _ClassSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits, labels)
-        precise = _precise(logits)
+        precise = as_precise(logits)
         hits = torch.zeros(logits.shape[:2], dtype=wide(logits.device), device=logits.device)
         sums = torch.zeros_like(hits)
         with torch.autocast(logits.device.type, enabled=False):
@@ -385,8 +373,8 @@ class _ClassSums(torch.autograd.Function):
     def backward(ctx: Any, hits_gradient: Tensor, sums_gradient: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(lambda z: plain_class_sums(z, labels), logits, [hits_gradient, sums_gradient]), None
-        precise = _precise(logits)
+            return plain_gradient(lambda z: plain_class_sums(z, labels), logits, [hits_gradient, sums_gradient]), None
+        precise = as_precise(logits)
         hits_gradient, sums_gradient = hits_gradient.to(precise.dtype), sums_gradient.to(precise.dtype)
         gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
         with torch.autocast(logits.device.type, enabled=False):
@@ -413,101 +401,8 @@ def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip,
         yield image, strip, tiles, truth, resizing
 
 
-class _Lovasz(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, classes: str | Sequence[int]) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.plain = lambda z: plain_lovasz(z, labels, classes)
-        with torch.autocast(logits.device.type, enabled=False):
-            value, ctx.gradient = _frugal_lovasz(_precise(logits), labels, classes, ctx.needs_input_grad[0])
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (logits,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _again(ctx.plain, logits, [gradient]), None, None
-        return (ctx.gradient * gradient).to(logits.dtype), None, None
-
-
-def _frugal_lovasz(
-    logits: Tensor, labels: Tensor, classes: str | Sequence[int], needs_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    images, num_classes = logits.shape[:2]
-    resizing = Resizing.of(logits, labels.shape[1:])
-    truth = resizing.tiled(labels).transpose(0, 1).contiguous()  # (blocks, N, H, width), as all that follows
-    log_mass = torch.empty(truth.shape, dtype=logits.dtype, device=logits.device)
-    for image, strip in resizing.strips(images, num_classes):
-        log_mass[:, image, strip.top : strip.bottom] = resizing.enlarge(logits[image], strip).logsumexp(1)
-
-    labelled = (truth != IGNORE).flatten()
-    kept = None if labelled.all() else labelled.nonzero()[:, 0]
-    truth = truth.flatten() if kept is None else truth.flatten()[kept]
-    chosen = _chosen(truth, classes, num_classes)
-    total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
-    if not len(truth) or not len(chosen):
-        return total, gradient
-
-    whole = resizing.strip(0, labels.shape[1])
-    mean = torch.zeros_like(log_mass)
-    for index in chosen:
-        p = resizing.enlarge(logits[:, index], whole).sub_(log_mass).exp_()
-        p_kept = p.flatten() if kept is None else p.flatten()[kept]
-        own = truth == index
-        errors = (own.to(p.dtype) - p_kept).abs_()
-        order = _descending(errors)
-        steps = torch.empty_like(errors).scatter_(0, order, jaccard_steps(own[order], errors.dtype))
-        total += errors.mul_(steps).sum(dtype=total.dtype)
-        if gradient is None:
-            continue
-        steps = torch.where(own, -steps, steps).mul_(p_kept)
-        if kept is None:
-            p = steps.view_as(p)
-        else:
-            p.zero_().view(-1).index_copy_(0, kept, steps)
-        mean += p
-        resizing.add_reduced(gradient[:, index], p, whole)
-    if gradient is not None:
-        for image, strip in resizing.strips(images, num_classes):
-            rows = slice(strip.top, strip.bottom)
-            p = resizing.enlarge(logits[image], strip).sub_(log_mass[:, image, None, rows]).exp_()
-            resizing.add_reduced(gradient[image], p.mul_(mean[:, image, None, rows]).neg_(), strip)
-        gradient /= len(chosen)
-    return total / len(chosen), gradient
-
-
-def _descending(errors: Tensor) -> Tensor:
-    """Order of `errors` (P,) in [0, 1], the largest first."""
-    if errors.dtype != torch.float32:
-        return errors.argsort(descending=True)
-    # Floats from 0 on are ordered as the integers with the same bits, and those torch sorts by radix: 5 times as fast.
-    return (torch.tensor(1.0).view(torch.int32).item() - errors.clamp(0, 1).view(torch.int32)).sort().indices
-
-
-def jaccard_steps(own: Tensor, dtype: torch.dtype) -> Tensor:
-    """Growth of the Jaccard loss as pixels are given up one by one: algorithm 1 of Berman et al. 2018.
-
-    Written as steps, not as differences of the loss, which would cancel; the order of equal errors does not matter.
-
-    Args:
-        own: (P,) bool, which pixels are of the class, those with the largest error first.
-    """
-    size = own.sum()
-    kept = size - own.cumsum(0, dtype=torch.int32)
-    union = (kept + torch.arange(1, len(own) + 1, dtype=torch.int32, device=own.device)).to(dtype)
-    steps = torch.where(own, 1 / union, kept / (union * (union - 1)).clamp_(min=1))
-    steps[0] = torch.where(size > 0, steps[0], 1)
-    return steps
-
-
-def _chosen(truth: Tensor, classes: str | Sequence[int], num_classes: int) -> Sequence[int]:
-    if classes == "present":
-        return torch.bincount(truth.flatten(), minlength=num_classes)[:num_classes].nonzero()[:, 0].tolist()
-    return range(num_classes) if isinstance(classes, str) else classes
-
-
-def _enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+def enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+    """`logits` resized to `labels` in ordinary operations, for the plain twins."""
     with torch.autocast(logits.device.type, enabled=False):
         precise = logits if logits.dtype == torch.float64 else logits.float()
         return resize(precise, (labels.shape[-2], labels.shape[-1]))
@@ -521,7 +416,7 @@ def plain_pixel_sum(
     spread: Tensor | None = None,
 ) -> Tensor:
     """`pixel_sum` in ordinary operations."""
-    log_p = F.log_softmax(_enlarged(logits, labels), dim=1)
+    log_p = F.log_softmax(enlarged(logits, labels), dim=1)
     void = labels == IGNORE
     index = labels.masked_fill(void, 0).long()
     weight = 1.0 if class_weights is None else class_weights.to(log_p.dtype)[index]
@@ -533,27 +428,14 @@ def plain_pixel_sum(
 
 def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     """`cross_entropies` in ordinary operations."""
-    return F.cross_entropy(_enlarged(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(enlarged(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
 
 
 def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`class_sums` in ordinary operations."""
     void = labels == IGNORE
-    p = F.softmax(_enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(wide(logits.device))
+    p = F.softmax(enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(wide(logits.device))
     index = labels.masked_fill(void, 0).long()
     own = p.gather(1, index[:, None]).flatten(1)
     hits = torch.zeros(p.shape[:2], dtype=p.dtype, device=p.device).scatter_add(1, index.flatten(1), own)
     return hits, p.sum((2, 3))
-
-
-def plain_lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int]) -> Tensor:
-    """`lovasz` in ordinary operations."""
-    labelled = labels != IGNORE
-    p, truth = F.softmax(_enlarged(logits, labels), dim=1).movedim(1, -1)[labelled], labels[labelled]
-    total = p.sum(dtype=wide(logits.device)) * 0
-    chosen = _chosen(truth, classes, logits.shape[1])
-    for index in chosen if len(truth) else ():
-        own = truth == index
-        errors, order = torch.sort((own.to(p.dtype) - p[:, index]).abs(), descending=True)
-        total = total + (errors * jaccard_steps(own[order], p.dtype)).sum(dtype=total.dtype)
-    return total / max(len(chosen), 1)
