@@ -103,6 +103,19 @@ def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return labels
 
 
+@torch.no_grad()
+def winning_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Largest class probability (N, H, W) of logits (N, C, h, w) resized to `size`, in the type of `as_precise`."""
+    logits = as_precise(logits)
+    resizing = Resizing.of(logits, size)
+    largest = torch.empty(len(logits), *size, dtype=logits.dtype, device=logits.device)
+    for index, strip in resizing.strips(*logits.shape[:2]):
+        tiles = resizing.enlarge(logits[index], strip)
+        tiles -= tiles.amax(1, keepdim=True)
+        largest[index, strip.top : strip.bottom] = resizing.rows_of(tiles.exp_().sum(1).reciprocal_())
+    return largest
+
+
 def label_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Pixels of each class in each image of `labels` (N, H, W): (N, C) in a wide type, without a host sync."""
     flat = labels.flatten(1).long()
