@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import load_config
 from utils.devices import choose_device, choose_precision, restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, run
+from utils.errors import ArgumentParser, ConfigError, UserError, run
 from utils.look import add_flags, add_model_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
 
     from base.base_dataloader import Loader
-    from utils.metrics import ConfusionMatrix
+    from utils.metrics import Metrics
     from utils.predict import Predictor
 
 
@@ -27,6 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
     add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default="single")
+    add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
     return parser.parse_args(argv)
 
@@ -52,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = described or check_config(predictor.about["config"])
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
+    extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
     loader = assemble.build_evaluation_loader(config, section)
-    matrix = measure(predictor, loader)
+    matrix = measure(predictor, loader, extra)
     look = predictor.look.protocol()
     if crop:
         del look["mode"]  # how training cropped is told by the section
@@ -88,16 +90,35 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"--output {path}: cannot be written ({reason}). Name another file.")
 
 
-def measure(predictor: Predictor, loader: Loader) -> ConfusionMatrix:
-    """Predict every image of `loader` and count."""
+def check_metrics(names: Sequence[str]) -> Sequence[str]:
+    """The names given to --metrics.
+
+    Raises:
+        UserError: There is no such figure.
+    """
+    from utils.metrics import EXTRA_METRICS, PIXEL_METRICS
+    from utils.schema import did_you_mean
+
+    known = [*EXTRA_METRICS, *PIXEL_METRICS]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(*(f"--metrics {name}: no such figure. {did_you_mean(name, known)}" for name in unknown))
+    return names
+
+
+def measure(predictor: Predictor, loader: Loader, extra: Sequence[str] = ()) -> Metrics:
+    """Predict every image of `loader` and count.
+
+    Args:
+        extra: Figures to report besides.
+    """
     from tqdm import tqdm
 
-    from utils.metrics import ConfusionMatrix
+    from utils.metrics import Metrics
 
     classes = predictor.classes
-    matrix = ConfusionMatrix(len(classes), classes.names, classes.left_out)
+    matrix = Metrics(len(classes), classes.names, classes.left_out, extra)
     for batch in tqdm(loader.batches(), total=len(loader), unit="batch", disable=None):
-        matrix.update(predictor.predict_batch(batch.images), batch.labels.to(predictor.device))
+        matrix.add(predictor.logits(batch.images), batch.labels.to(predictor.device))
     return matrix
 
 

@@ -25,7 +25,7 @@ from utils.config import fingerprint
 from utils.criterion import LossTerm, check_loss, term_name
 from utils.errors import ConfigError, UserError
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
-from utils.metrics import ConfusionMatrix
+from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
 from utils.registry import (
     BACKBONES,
@@ -301,6 +301,8 @@ def cross_check(config: RunConfig) -> list[str]:
         Monitor.parse(trainer.monitor, result_keys(config))
     except UserError as error:
         problems += error.problems
+    if trainer.metrics and not trainer.val:
+        problems.append("trainer.metrics: has no effect with trainer.val false. Remove it, or validate.")
     if trainer.early_stop and trainer.monitor.strip() == "off":
         problems.append("trainer.early_stop: has no effect with monitor 'off'. Set it to 0, or give a monitor.")
     if 0 < trainer.early_stop < trainer.val_per_epochs:
@@ -354,7 +356,7 @@ def result_keys(config: RunConfig) -> list[str]:
         return training
     classes, loss = config.classes, config.loss
     terms = [term_name(loss, index) for index in range(len(loss))] if len(loss) > 1 else []
-    figures = ConfusionMatrix(len(classes), classes.names, classes.left_out).keys()
+    figures = Metrics(len(classes), classes.names, classes.left_out, config.trainer.metrics).keys()
     return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 

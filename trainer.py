@@ -25,7 +25,7 @@ from utils.criterion import Criterion
 from utils.devices import choose_precision
 from utils.errors import CheckpointError, Stopped
 from utils.lr_scheduler import Schedule
-from utils.metrics import ConfusionMatrix, predicted_labels
+from utils.metrics import ConfusionMatrix, Metrics, predicted_labels
 from utils.reproducibility import seed_part
 from utils.visualize import comparison
 
@@ -91,7 +91,7 @@ class Trainer(BaseTrainer):
         precision = PRECISIONS[choose_precision(config.precision, self.device)]
         self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-        self.matrix = ConfusionMatrix(len(classes), classes.names, classes.left_out)
+        self.matrix = Metrics(len(classes), classes.names, classes.left_out, config.metrics)
         self.start_epoch()
 
     # ---------------------------------------------------------------------------------------------- training
@@ -127,7 +127,7 @@ class Trainer(BaseTrainer):
             seed_part(self.seed, step, part)
             with self.autocast:
                 output = self.network(piece.images)
-            losses = self.criterion(output, piece.labels, norms)
+            losses = self.criterion(output, piece.labels, norms, step)
             self.scaler.scale(losses["loss"]).backward()
             total += losses["loss"].detach()
             self.output = output.logits.detach()
@@ -244,8 +244,7 @@ class Trainer(BaseTrainer):
             self.check_signal()
             batch = batch.to(self.device)
             output = model(batch.images)
-            labels = predicted_labels(output.logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
-            self.matrix.update(labels, batch.labels)
+            labels = self.matrix.add(output.logits, batch.labels)
             sums = self.criterion.evaluation_sums(output, batch.labels)
             numerators, norms = numerators + sums[0].cpu().double(), norms + sums[1].cpu().double()
             if self.writers and len(pictures) < PICTURES:

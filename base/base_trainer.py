@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, Interrupted, Stopped, failure_of_machine
+from utils.metrics import ExtraMetric
 from utils.schema import Above, AtLeast, Between, did_you_mean
 
 logger = logging.getLogger("segwright")
@@ -48,6 +49,7 @@ class TrainerConfig:
         log_per_iter: Optimiser steps between two readings of loss, accuracy and mIoU on the training batch.
         val: Validate at all.
         val_per_epochs: Epochs between validations; the last epoch is always validated.
+        metrics: Figures that validation reports besides pixel accuracy and IoU.
         precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
         channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA.
@@ -72,6 +74,7 @@ class TrainerConfig:
     log_per_iter: Annotated[int, AtLeast(1)] = 20
     val: bool = True
     val_per_epochs: Annotated[int, AtLeast(1)] = 1
+    metrics: tuple[ExtraMetric, ...] = ()
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     channels_last: bool | Literal["auto"] = "auto"
@@ -96,6 +99,7 @@ MAY_CHANGE = (
     *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),
     *("trainer.log_per_iter",),  # of the figures, it changes those of training batches, which are samples
+    *("trainer.metrics",),
 )
 
 

@@ -1,44 +1,72 @@
-"""Time and peak memory of losses and predictions, beside the same mathematics on full-size logits.
+"""Time and peak memory of losses and of confusion matrices, beside what others would use instead.
 
-    python benchmarks/losses.py [--classes 21 150] [--repeats 5] [--only CE Dice] [--peers]
+    python benchmarks/losses.py [--classes 21 150 171] [--only CE Dice] [--yassouali DIR] [--no-memory]
+    python benchmarks/losses.py --metrics [--yassouali DIR]
 
-Forward and backward from 64 x 64 logits to 512 x 512 labels, 4 images, one thread. Cases take turns and only ratios
-within a row mean anything; times are medians. Memory is what a fresh process adds to its peak resident size.
-`--peers` adds segmentation_models_pytorch, where it is installed.
+Losses: forward and backward from 64 x 64 logits to 512 x 512 labels, 4 images. With --metrics: confusion matrices of
+one 2048 x 1024 label map, and of full-size logits. One thread; times are medians of its processor time, so that other
+processes matter less, and cases take turns: only ratios within a row mean anything. Memory is what a fresh process
+adds to its peak resident size (Linux only).
+
+Beside the same mathematics in ordinary operations of torch stand, where they are installed,
+segmentation_models_pytorch and torchmetrics, and, with --yassouali, the losses of a checkout of
+https://github.com/yassouali/pytorch-segmentation.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from utils.classes import IGNORE
-from utils.losses import CrossEntropyDiceLoss, CrossEntropyLoss2d, DiceLoss, FocalLoss, LovaszSoftmax
+from utils.losses import (
+    CrossEntropyDiceLoss,
+    CrossEntropyLoss2d,
+    DiceLoss,
+    FocalLoss,
+    LovaszSoftmax,
+    TopKCrossEntropyLoss,
+)
 from utils.metrics import ConfusionMatrix
 from utils.upsampled_loss import predicted_labels
 
 IMAGES, LOW, FULL = 4, 64, 512
-Case = Callable[[Tensor, Tensor], Tensor]
+SECONDS = 60  # after which a row is not repeated any more
+Case = Callable[[Tensor, Tensor], Any]
 
 
 def full(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
 
 
+# ------------------------------------------------------------------------------------------- in ordinary operations
+
+
 def plain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(full(logits, labels), labels.long(), ignore_index=IGNORE)
+
+
+def plain_top_k(logits: Tensor, labels: Tensor) -> Tensor:
+    each = F.cross_entropy(full(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
+    return each.flatten().topk(int((labels != IGNORE).sum()) // 4).values.mean()
 
 
 def plain_focal(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,44 +99,102 @@ def plain_lovasz(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def plain_confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    predictions, kept = full(logits, labels).argmax(1), labels != IGNORE
-    pairs = labels[kept].long() * logits.shape[1] + predictions[kept]
-    return torch.bincount(pairs, minlength=logits.shape[1] ** 2)
-
-
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    matrix = ConfusionMatrix(logits.shape[1], [str(index) for index in range(logits.shape[1])])
-    matrix.update(predicted_labels(logits, (labels.shape[1], labels.shape[2])), labels)
-    return matrix.counts
-
-
-CASES: dict[str, tuple[Case, Case]] = {
-    "CE": (CrossEntropyLoss2d(), plain_cross_entropy),
-    "Focal": (FocalLoss(), plain_focal),
-    "Dice": (DiceLoss(), functools.partial(plain_dice, per_class=True)),
-    "Dice-global": (DiceLoss(per_class=False), functools.partial(plain_dice, per_class=False)),
-    "CE+Dice-global": (CrossEntropyDiceLoss(per_class=False), plain_both),
-    "Lovasz": (LovaszSoftmax(), plain_lovasz),
-    "Argmax+confusion": (confusion, plain_confusion),
+PLAIN: dict[str, Case] = {
+    "CE": plain_cross_entropy,
+    "Top-k": plain_top_k,
+    "Focal": plain_focal,
+    "Dice": functools.partial(plain_dice, per_class=True),
+    "Dice-global": functools.partial(plain_dice, per_class=False),
+    "CE+Dice-global": plain_both,
+    "Lovasz": plain_lovasz,
+    "Lovasz-histogram": plain_lovasz,
+}
+OURS: dict[str, Case] = {
+    "CE": CrossEntropyLoss2d(),
+    "Top-k": TopKCrossEntropyLoss(),
+    "Focal": FocalLoss(),
+    "Dice": DiceLoss(),
+    "Dice-global": DiceLoss(per_class=False),
+    "CE+Dice-global": CrossEntropyDiceLoss(per_class=False),
+    "Lovasz": LovaszSoftmax(),
+    "Lovasz-histogram": LovaszSoftmax(bins=4096),
 }
 
 
-def peers() -> dict[str, Case]:
-    """Losses of other packages by our name for them; empty where they are not installed."""
+# --------------------------------------------------------------------------------------------------- other packages
+
+
+def smp() -> dict[str, Case]:
+    """Losses of segmentation_models_pytorch by our names; none where it is not installed."""
     try:
-        from segmentation_models_pytorch import losses as smp
+        from segmentation_models_pytorch import losses
     except ImportError:
-        print("segmentation_models_pytorch is not installed: no peers.\n")
         return {}
-    made = {"Dice": smp.DiceLoss("multiclass", ignore_index=IGNORE, smooth=1.0)}
-    made["Lovasz"] = smp.LovaszLoss("multiclass", ignore_index=IGNORE)
-    made["CE"] = smp.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORE)
+    made = {
+        "CE": losses.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORE),  # divides by void pixels too
+        "Dice": losses.DiceLoss("multiclass", ignore_index=IGNORE, smooth=1.0),
+        "Lovasz": losses.LovaszLoss("multiclass", ignore_index=IGNORE),
+        "Lovasz-histogram": losses.LovaszLoss("multiclass", ignore_index=IGNORE),
+    }
     return {name: lambda z, t, loss=loss: loss(full(z, t), t.long()) for name, loss in made.items()}
 
 
+def yassouali(folder: Path | None) -> dict[str, Case]:
+    """Losses of a checkout of pytorch-segmentation by our names, and "confusion"; none without a checkout."""
+    if folder is None:
+        return {}
+    losses, metrics = (foreign(folder, f"utils.{name}") for name in ("losses", "metrics"))
+    made = {
+        "CE": losses.CrossEntropyLoss2d(),
+        "Focal": losses.FocalLoss(),
+        "Dice-global": losses.DiceLoss(),
+        "CE+Dice-global": losses.CE_DiceLoss(),
+        "Lovasz": losses.LovaszSoftmax(),
+        "Lovasz-histogram": losses.LovaszSoftmax(),
+    }
+
+    def case(name: str) -> Case:
+        def run(logits: Tensor, labels: Tensor) -> Tensor:
+            labels = labels.long()  # a copy: its Dice writes into the labels
+            if name == "CE+Dice-global":  # and so its backward pass refuses labels with void pixels
+                labels = labels.masked_fill_(labels == IGNORE, 0)
+            return made[name](full(logits, labels), labels)
+
+        return run
+
+    confusion = {"confusion": lambda z, t: metrics.eval_metrics(z, t.long(), z.shape[1])}
+    return {name: case(name) for name in made} | confusion
+
+
+def foreign(folder: Path, name: str) -> Any:
+    """The module `name` of another project, whose packages are called as ours are."""
+    ours = {key: sys.modules.pop(key) for key in list(sys.modules) if key.partition(".")[0] == "utils"}
+    sklearn = {"sklearn": types.ModuleType("sklearn"), "sklearn.utils": types.ModuleType("sklearn.utils")}
+    sklearn["sklearn.utils"].class_weight = None  # type: ignore[attr-defined]  # imported there, and not used
+    missing = {key: module for key, module in sklearn.items() if key not in sys.modules}
+    sys.modules.update(missing)
+    sys.path.insert(0, str(folder))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+        for key in [*missing, *(key for key in sys.modules if key.partition(".")[0] == "utils")]:
+            del sys.modules[key]
+        sys.modules.update(ours)
+
+
+def columns(folder: Path | None) -> dict[str, Mapping[str, Case]]:
+    """All losses there are, by who wrote them; ours first."""
+    found = {"ours": OURS, "plain torch": PLAIN, "smp": smp(), "yassouali": yassouali(folder)}
+    return {who: cases for who, cases in found.items() if cases}
+
+
+# -------------------------------------------------------------------------------------------------------- measuring
+
+
 def inputs(num_classes: int, scale: int = 1) -> tuple[Tensor, Tensor]:
-    """Logits without ties, and labels in patches: about a third of the classes present, some void."""
+    """Logits without ties, and labels in patches: a third or half of the classes present, some void."""
     torch.manual_seed(0)
     low, size = LOW // scale, FULL // scale
     logits = 3 * torch.randn(IMAGES, num_classes, low, low)
@@ -120,25 +206,31 @@ def inputs(num_classes: int, scale: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def once(case: Case, logits: Tensor, labels: Tensor) -> float:
-    """Milliseconds of forward and, where there is a gradient, backward."""
-    logits = logits.detach().requires_grad_(case not in (confusion, plain_confusion))
-    start = time.perf_counter()
-    value = case(logits, labels)
-    if value.requires_grad:
-        value.backward()
-    return 1e3 * (time.perf_counter() - start)
+    """Milliseconds of processor time of forward and backward."""
+    logits = logits.detach().requires_grad_()
+    start = time.process_time()
+    case(logits, labels).backward()
+    return 1e3 * (time.process_time() - start)
 
 
-def peak(name: str, which: int, num_classes: int) -> None:
-    """Print by how many MB a case raises the peak of this process; small inputs first, to load what it needs."""
-    case = CASES[name][which]
+def medians(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median of each case's milliseconds, taking turns; slow rows are repeated less often, but never just once."""
+    start, times = time.process_time(), {who: [case()] for who, case in cases.items()}
+    while len(times["ours"]) < repeats and (time.process_time() - start < SECONDS or len(times["ours"]) < 2):
+        for who, case in cases.items():
+            times[who].append(case())
+    return {who: statistics.median(column) for who, column in times.items()}
+
+
+def peak(case: Case, num_classes: int) -> float:
+    """By how many MB a case raises the peak of this process; small inputs first, to load what it needs."""
     once(case, *inputs(num_classes, scale=8))
     logits, labels = inputs(num_classes)
-    # Not getrusage, whose peak is inherited from the process that started this one. Linux only.
+    # Not getrusage, whose peak is inherited from the process that started this one.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_peak()
     once(case, logits, labels)
-    print(resident_peak() - before)
+    return resident_peak() - before
 
 
 def resident_peak() -> float:
@@ -146,41 +238,138 @@ def resident_peak() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def peak_elsewhere(name: str, which: int, num_classes: int) -> float:
-    command = [sys.executable, __file__, "--peak", name, str(which), str(num_classes)]
+def peak_elsewhere(*arguments: Any, yassouali: Path | None) -> float:
+    command = [sys.executable, __file__, "--peak", *map(str, arguments)]
+    command += ["--yassouali", str(yassouali)] if yassouali else []
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def losses_table(arguments: argparse.Namespace) -> None:
+    """Print a row for each loss and number of classes: milliseconds, and how many times as long the others take."""
+    columns_ = columns(arguments.yassouali)
+    others = list(columns_)[1:]
+    heads = ["", "classes", "ms", *(f"{who}: x" for who in others)]
+    heads += [] if arguments.no_memory else ["MB", *(f"{who}: MB" for who in others)]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    for num_classes in arguments.classes:
+        logits, labels = inputs(num_classes)
+        for name in arguments.only or OURS:
+            cases = {who: losses[name] for who, losses in columns_.items() if name in losses}
+            turns = {who: functools.partial(once, case, logits, labels) for who, case in cases.items()}
+            found = medians(turns, arguments.repeats)
+            row = [f"{found['ours']:.0f}", *(ratio(found, who) for who in others)]
+            if not arguments.no_memory:
+                row += [
+                    f"{peak_elsewhere(who, name, num_classes, yassouali=arguments.yassouali):.0f}"
+                    if who in cases
+                    else ""
+                    for who in columns_
+                ]
+            print(f"| {name} | {num_classes} | {' | '.join(row)} |", flush=True)
+
+
+def ratio(found: Mapping[str, float], who: str) -> str:
+    return f"{found[who] / found['ours']:.1f}" if who in found else ""
+
+
+def metrics_table(arguments: argparse.Namespace) -> None:
+    """Print milliseconds for confusion matrices, and how many times as long the others take."""
+    for kind, make in (("label maps", from_labels), ("logits", from_logits)):
+        for num_classes in arguments.classes:
+            cases = make(num_classes, arguments.yassouali)
+            results = [case() for who, case in cases.items() if who not in ("yassouali",)]
+            assert all(np.array_equal(result, results[0]) for result in results), "somebody counts wrongly"
+            found = medians({who: functools.partial(milliseconds, case) for who, case in cases.items()}, 15)
+            shown = ", ".join(f"{who} {found[who]:.1f} ms ({ratio(found, who)}x)" for who in cases if who != "ours")
+            print(f"- from {kind}, {num_classes} classes: ours {found['ours']:.1f} ms; {shown}", flush=True)
+
+
+def milliseconds(case: Callable[[], Any]) -> float:
+    start = time.process_time()
+    case()
+    return 1e3 * (time.process_time() - start)
+
+
+def from_labels(num_classes: int, _: Path | None) -> dict[str, Callable[[], Any]]:
+    """Confusion matrices of a uint8 label map in patches; a tenth of the predictions is wrong, a twentieth void."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(num_classes, size=(32, 64), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
+    wrong = rng.integers(num_classes, size=truth.shape, dtype=np.uint8)
+    predicted = torch.from_numpy(np.where(rng.random(truth.shape) < 0.1, wrong, truth))
+    truth[: len(truth) // 20] = IGNORE
+    labels = torch.from_numpy(truth)
+
+    def numpy_bincount() -> Any:
+        t, p = labels.numpy(), predicted.numpy()
+        kept = t != IGNORE
+        counts = np.bincount(t[kept].astype(np.int64) * num_classes + p[kept], minlength=num_classes**2)
+        return counts.reshape(num_classes, num_classes)
+
+    cases: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours_counts(predicted, labels, num_classes),
+        "torch.bincount": lambda: torch_bincount(predicted, labels, num_classes),
+        "np.bincount": numpy_bincount,
+    }
+    try:
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+    except ImportError:
+        return cases
+    options: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORE}
+    for name, validate in (("torchmetrics", True), ("torchmetrics unchecked", False)):
+        cases[name] = functools.partial(
+            multiclass_confusion_matrix, predicted[None], labels[None].long(), validate_args=validate, **options
+        )
+    return cases
+
+
+def from_logits(num_classes: int, folder: Path | None) -> dict[str, Callable[[], Any]]:
+    """Confusion matrices of the logits of one image at full size."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, num_classes, 1024, 2048)
+    labels = torch.randint(num_classes, (1, 1024, 2048), dtype=torch.uint8)
+    cases = {
+        "ours": lambda: ours_counts(predicted_labels(logits, (1024, 2048)), labels, num_classes),
+        "argmax and torch.bincount": lambda: torch_bincount(logits.argmax(1), labels, num_classes),
+    }
+    theirs = yassouali(folder).get("confusion")
+    return cases | ({"yassouali": lambda: theirs(logits, labels)} if theirs else {})
+
+
+def ours_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    matrix = ConfusionMatrix(num_classes, [str(index) for index in range(num_classes)])
+    matrix.update(predicted, labels)
+    return matrix.counts
+
+
+def torch_bincount(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    kept = labels != IGNORE
+    pairs = labels[kept].long() * num_classes + predicted[kept]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and peak memory of losses.")
-    parser.add_argument("--classes", type=int, nargs="+", default=[21, 150])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--peers", action="store_true")
+    parser = argparse.ArgumentParser(description="Time and peak memory of losses and confusion matrices.")
+    parser.add_argument("--classes", type=int, nargs="+", default=[21, 150, 171])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=OURS)
+    parser.add_argument("--yassouali", type=Path, metavar="DIR", help="a checkout of pytorch-segmentation")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--metrics", action="store_true", help="measure confusion matrices instead")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", "size_average", UserWarning)
     if arguments.peak:
-        name, which, num_classes = arguments.peak
-        peak(name, int(which), int(num_classes))
-        return
-
-    others = peers() if arguments.peers else {}
-    heads = ("", "classes", "ms", "plain ms", "times as fast", "MB", "plain MB", "peer: times as fast")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for num_classes in arguments.classes:
-        logits, labels = inputs(num_classes)
-        for name in arguments.only:
-            cases = [*CASES[name], *([others[name]] if name in others else [])]
-            times = [[once(case, logits, labels) for case in cases] for _ in range(arguments.repeats)]
-            ours, plain, *peer = (statistics.median(column) for column in zip(*times, strict=True))
-            memory = [peak_elsewhere(name, which, num_classes) for which in (0, 1)]
-            than_peer = f"{peer[0] / ours:.1f}" if peer else ""
-            print(
-                f"| {name} | {num_classes} | {ours:.0f} | {plain:.0f} | {plain / ours:.1f} "
-                f"| {memory[0]:.0f} | {memory[1]:.0f} | {than_peer} |",
-                flush=True,
-            )
+        who, name, num_classes = arguments.peak
+        print(peak(columns(arguments.yassouali)[who][name], int(num_classes)))
+    elif arguments.metrics:
+        metrics_table(arguments)
+    else:
+        losses_table(arguments)
 
 
 if __name__ == "__main__":

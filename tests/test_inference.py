@@ -233,7 +233,7 @@ def test_memory_that_runs_out_in_evaluation_ends_it_with_status_4(file_run, eval
     def fail(self, images):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr(Predictor, "predict_batch", fail)
+    monkeypatch.setattr(Predictor, "logits", fail)
     answer = evaluate_command("-m", file_run[0] / "last.pth")
     assert answer.status == 4
     (line,) = answer.errors

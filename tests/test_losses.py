@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import losses, upsampled_loss
+from utils import losses, lovasz, upsampled_loss
 from utils.classes import IGNORE
 from utils.criterion import LossTerm, build_criterion, check_loss, needs_class_pixels
 from utils.errors import ConfigError
-from utils.losses import CrossEntropyLoss2d, DiceLoss, FocalLoss, LovaszSoftmax, resolve_weights
+from utils.losses import (
+    CrossEntropyLoss2d,
+    DiceLoss,
+    FocalLoss,
+    LovaszSoftmax,
+    OHEMCrossEntropyLoss,
+    TopKCrossEntropyLoss,
+    resolve_weights,
+)
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
 from utils.upsampled_loss import predicted_labels
@@ -31,8 +39,15 @@ VARIANTS = {
         {"per_class": False},
         {"per_class": False, "class_weights": [1, 2, 3, 4, 5], "label_smoothing": 0.2},
     ],
-    "LovaszSoftmax": [{}, {"per_image": True}, {"classes": "all"}, {"classes": [1, 3]}],
+    "TopKCrossEntropyLoss": [{}, {"per_image": True}, {"top_k_percent": 1}, {"class_weights": [0.5, 1, 2, 0.0, 3]}],
+    "OHEMCrossEntropyLoss": [
+        {"min_kept": 5},
+        {"thresh": 0.1, "min_kept": 9, "per_image": True},
+        {"thresh": 0.3, "min_kept": 1, "class_weights": [0.5, 1, 2, 0.0, 3]},
+    ],
+    "LovaszSoftmax": [{}, {"per_image": True}, {"classes": "all"}, {"classes": [1, 3]}, {"bins": 64}],
 }
+CHOOSY = ("LovaszSoftmax", "TopKCrossEntropyLoss", "OHEMCrossEntropyLoss")  # which pixel counts how, depends on others
 LOSS_VARIANTS = [(name, args) for name in LOSSES for args in VARIANTS.get(name, [{}])]
 each_loss = pytest.mark.parametrize(("name", "args"), LOSS_VARIANTS, ids=lambda value: str(value))
 
@@ -213,6 +228,88 @@ def test_focal_loss_is_the_papers_formula_averaged_over_labelled_pixels():
     torch.testing.assert_close(FocalLoss(class_weights=[0.25, 1, 2, 3, 4])(logits, labels), expected)
 
 
+def chosen_by_hand(logits, labels, choose, weights, per_image):
+    """Average over the pixels that `choose` takes of lists of (weighted loss, weight, probability), the worst first."""
+    losses = []
+    for group in ([i] for i in range(len(labels))) if per_image else (range(len(labels)),):
+        pixels = []
+        for p, truth in (
+            (p, t) for i in group for p, t in zip(logits[i].flatten(1).T, labels[i].flatten(), strict=True)
+        ):
+            if truth != IGNORE:
+                probability, weight = F.softmax(p, 0)[truth.long()].item(), weights[truth]
+                pixels.append((-weight * np.log(probability), weight, probability))
+        if pixels:
+            kept = choose(sorted(pixels, reverse=True))
+            losses.append(sum(loss for loss, _, _ in kept) / sum(weight for _, weight, _ in kept))
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 0.5, 3.0]])
+@pytest.mark.parametrize("share", [0.25, 0.1, 1.0])
+def test_top_k_averages_over_the_hardest_share_of_the_labelled_pixels(share, weights, per_image):
+    logits, labels = example(images=3)
+    labels[1] = IGNORE
+    loss = TopKCrossEntropyLoss(top_k_percent=share, class_weights=weights, per_image=per_image)
+    expected = chosen_by_hand(logits, labels, lambda p: p[: round(share * len(p))], weights or [1] * C, per_image)
+    assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-9)
+    assert loss(logits.float(), labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 0.5, 3.0]])
+@pytest.mark.parametrize(("thresh", "least"), [(0.7, 1), (0.001, 20), (0.05, 30), (0.5, 10**6)])
+def test_ohem_averages_over_unlikely_pixels_and_over_enough_of_them(thresh, least, weights, per_image):
+    logits, labels = example(images=3)
+
+    def choose(pixels):
+        pixels.sort(key=lambda pixel: pixel[2])
+        unlikely = sum(probability < thresh for _, _, probability in pixels)
+        return pixels[: max(unlikely, least * (1 if per_image else len(labels)))]
+
+    loss = OHEMCrossEntropyLoss(thresh=thresh, min_kept=least, class_weights=weights, per_image=per_image)
+    expected = chosen_by_hand(logits, labels, choose, weights or [1] * C, per_image)
+    assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_all_pixels_count_at_first_and_the_share_falls_along_a_line():
+    logits, labels = example(full=(33, 50))
+    loss = TopKCrossEntropyLoss(top_k_percent=0.2, hard_example_mining_step=100)
+    values = []
+    for loss.step in (0, 1, 50, 99, 100, 10**6, None):
+        values.append(loss(logits, labels).item())
+        wanted = 0.2 if loss.step is None else max(1 - 0.8 * loss.step / 100, 0.2)
+        assert values[-1] == pytest.approx(TopKCrossEntropyLoss(top_k_percent=wanted)(logits, labels).item(), rel=1e-3)
+    assert values[0] == pytest.approx(CrossEntropyLoss2d()(logits, labels).item(), rel=1e-12)
+    assert values == sorted(values)
+    assert values[-1] == values[-2] == values[-3]
+
+
+@pytest.mark.parametrize("weights", [None, [0.0, 1.0, 2.0, 0.5, 3.0]])
+def test_pixels_as_hard_as_the_last_one_share_what_is_left(weights):
+    logits = torch.zeros(1, C, 4, 6)  # all equally hard, if weights are
+    labels = torch.randint(1, C, (1, 4, 6), dtype=torch.uint8)
+    loss = TopKCrossEntropyLoss(top_k_percent=0.3, class_weights=weights)
+    value, gradient = value_and_gradient(loss, logits, labels)
+    assert value.item() == pytest.approx(np.log(C))
+    if weights is None:
+        expected = (1 / C - F.one_hot(labels.long(), C).movedim(-1, 1)) / labels.numel()
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("name", ["TopKCrossEntropyLoss", "OHEMCrossEntropyLoss"])
+def test_hard_pixels_in_float32_are_those_of_float64(name):
+    """Where pixels at the edge differ by more than rounding."""
+    logits, labels = example(low=(9, 13), full=(33, 50))
+    logits[0, 0] += torch.linspace(0, 8, 9, dtype=torch.float64)[:, None]
+    loss = build(name, {} if name.startswith("Top") else {"min_kept": 10, "thresh": 0.31})
+    value, gradient = value_and_gradient(loss, logits.float(), labels)
+    expected, expected_gradient = value_and_gradient(loss, logits.float().double(), labels)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (gradient - expected_gradient).abs().max() <= 1e-6 * expected_gradient.abs().max()
+
+
 @pytest.mark.parametrize("per_image", [True, False])
 @pytest.mark.parametrize("per_class", [True, False])
 def test_dice_is_one_minus_twice_the_overlap_over_the_sum(per_class, per_image):
@@ -298,6 +395,13 @@ def test_class_weights_follow_their_formulas():
         (
             {"type": "CrossEntropyLoss2d", "args": {"class_weights": {"rod": 2}}},
             ["loss.args.class_weights.rod: no class has this name. Did you mean 'road'?"],
+        ),
+        (
+            {"type": "TopKCrossEntropyLoss", "args": {"top_k_percent": 1, "hard_example_mining_step": 9}},
+            [
+                "loss.args.hard_example_mining_step: has no effect with top_k_percent 1. "
+                "Remove it, or lower top_k_percent."
+            ],
         ),
         (
             {"type": "LovaszSoftmax", "args": {"classes": [7]}},
@@ -395,15 +499,16 @@ def test_full_size_logits_are_never_made(name, args, monkeypatch):
         value_and_gradient(build(name, args), logits, labels)
         predicted_labels(logits, (65, 97))
     full_size = labels.numel() * C
-    # Lovász sorts the pixels of one class at a time.
-    assert largest.numel <= max(full_size // C + 1000 if name == "LovaszSoftmax" else 8192, logits.numel())
+    # Lovász sorts the pixels of one class at a time; hard pixels are chosen among all.
+    assert largest.numel <= max(full_size // C + 1000 if name in CHOOSY else 8192, logits.numel())
     assert largest.numel < full_size // 3
 
 
 PLAIN = {
     "pixel_sum": upsampled_loss.plain_pixel_sum,
     "class_sums": upsampled_loss.plain_class_sums,
-    "lovasz": upsampled_loss.plain_lovasz,
+    "cross_entropies": upsampled_loss.plain_cross_entropies,
+    "lovasz": lovasz.plain_lovasz,
 }
 
 
@@ -419,7 +524,7 @@ def test_strips_in_float32_equal_the_plain_computation_in_float64(name, args, se
     loss, (logits, labels) = build(name, args), example(seed, low=low, full=full, dtype=torch.float32)
     logits /= 3  # where every pixel is right beyond doubt, the largest gradient itself is lost in rounding
     tolerance = 1e-6
-    if name == "LovaszSoftmax":  # where errors differ by rounding only, their order is arbitrary, and so the gradient
+    if name in CHOOSY:  # where errors differ by rounding only, their order is arbitrary, and so the gradient
         logits, tolerance = logits.double(), 1e-10
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upsampled_loss, "CPU_STRIP", strip)
@@ -433,11 +538,58 @@ def test_strips_in_float32_equal_the_plain_computation_in_float64(name, args, se
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_errors_are_sorted_exactly(dtype):
-    errors = torch.cat([torch.rand(100_000, dtype=dtype) ** 8, torch.tensor([0, 1, 1e-40, 0.5, 0.5], dtype=dtype)])
-    found = errors[upsampled_loss._descending(errors)]
-    assert (found[1:] <= found[:-1]).all()
-    torch.testing.assert_close(found, errors.sort(descending=True).values, rtol=0, atol=0)
+def test_errors_are_ranked_exactly(dtype):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(100_000, dtype=dtype, generator=generator) ** 8
+    p = torch.cat([p, torch.tensor([0, 1, 1e-40, 0.5, 0.5, 1 + 1e-7, 0, 1], dtype=dtype)])
+    own = torch.rand(p.shape, generator=generator) < 0.1
+    voids = torch.zeros(1000, dtype=dtype)
+    slopes = lovasz._slopes(torch.cat([p, voids]), torch.cat([own, voids > 0]), len(voids), None)[: len(p)].double()
+    errors = (own.to(dtype) - p).abs().double().numpy()
+    order = np.argsort(-errors, kind="stable")
+    found, size = np.cumsum(own.numpy()[order]), own.sum().item()
+    jaccard = 1 - (size - found) / (size + np.arange(1, len(p) + 1) - found)
+    expected = errors[order] @ np.diff(jaccard, prepend=0)
+    assert ((p - own.to(dtype)).double() @ slopes).item() == pytest.approx(expected, rel=1e-5)
+    assert (slopes[own] < 0).all()
+    assert (slopes[~own] >= 0).all()
+
+
+@pytest.mark.parametrize("bins", [16, 256, 4096, 65536])
+@pytest.mark.parametrize("classes", ["present", "all"])
+def test_lovasz_by_bins_is_off_by_less_than_the_width_of_a_bin(bins, classes):
+    logits, labels = example(low=(9, 13), full=(65, 97))
+    labels[labels == 3] = 2
+    value, gradient = value_and_gradient(LovaszSoftmax(classes=classes, bins=bins), logits, labels)
+    expected, expected_gradient = value_and_gradient(LovaszSoftmax(classes=classes), logits, labels)
+    assert abs(value - expected) < 1 / bins
+    if bins >= 4096:
+        assert abs(value - expected) < 1e-6
+        assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0) > 0.9999
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    others=st.lists(st.integers(0, 3), min_size=3, max_size=3), own=st.lists(st.integers(0, 3), min_size=3, max_size=3)
+)
+def test_a_bin_teaches_the_mean_of_both_orders_within_it(others, own):
+    """And all bins together add up to the loss of giving up every pixel, which is 1."""
+    steps = lovasz.binned_steps(torch.tensor([others, own])).tolist()
+
+    def given_up(found, wrong):
+        return 1 - (sum(own) - found) / (sum(own) + wrong) if sum(own) + wrong else 0.0
+
+    found = wrong = 0
+    for a, b in zip(reversed(range(3)), range(3), strict=True):  # bins of other classes, and of own pixels
+        found_then, wrong_then = found + own[b], wrong + others[a]
+        start, end = given_up(found, wrong), given_up(found_then, wrong_then)
+        own_first, others_first = given_up(found_then, wrong), given_up(found, wrong_then)
+        assert -steps[1][b] * own[b] == pytest.approx((own_first - start + end - others_first) / 2, abs=1e-12)
+        assert steps[0][a] * others[a] == pytest.approx((end - own_first + others_first - start) / 2, abs=1e-12)
+        found, wrong = found_then, wrong_then
+    if sum(own) + sum(others):
+        total = sum(n * s for n, s in zip(others, steps[0], strict=True))
+        assert total - sum(n * s for n, s in zip(own, steps[1], strict=True)) == pytest.approx(1)
 
 
 def test_lovasz_in_float32_is_as_near_as_rounding_allows():

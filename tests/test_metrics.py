@@ -1,15 +1,22 @@
 """Figures from label maps, against numpy and against numbers worked out by hand."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 from torch.nn import functional as F
 
+import evaluate
+import train
+from tests.conftest import call
+from tests.tiny import tiny_config
 from utils import metrics
 from utils.classes import IGNORE
-from utils.metrics import EXTRA_METRICS, ConfusionMatrix, predicted_labels
+from utils.metrics import EXTRA_METRICS, PIXEL_METRICS, ConfusionMatrix, ExtraMetric, Metrics, predicted_labels
 
 NAMES = ["road", "sky", "a tree", "car", "dog"]
 
@@ -170,3 +177,147 @@ def test_predictions_do_not_depend_on_the_batching():
     logits = torch.randn(4, 5, 9, 13).bfloat16()
     whole = predicted_labels(logits, (65, 97))
     assert torch.equal(whole, torch.cat([predicted_labels(image, (65, 97)) for image in logits.split(1)]))
+
+
+def scene(images=4, size=(65, 97), low=(17, 25), classes=5, seed=0):
+    """Logits (N, C, h, w), and labels (N, H, W) in patches that they predict better than chance; some void."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.randint(classes, (images, 1, 6, 7), generator=generator)
+    coarse = F.interpolate(patches.float(), size=low)[:, 0].long()
+    labels = F.interpolate(patches.float(), size=size)[:, 0].to(torch.uint8)
+    labels[:, 20:30, 40:60] = IGNORE
+    return F.one_hot(coarse, classes).movedim(-1, 1) * 2 + torch.randn(
+        images, classes, *low, generator=generator
+    ), labels
+
+
+def every_figure(logits, labels, batch):
+    figures = Metrics(5, NAMES, extra=get_args(ExtraMetric))
+    for pair in zip(logits.split(batch), labels.split(batch), strict=True):
+        figures.add(*pair)
+    return figures
+
+
+def test_every_figure_has_a_name_that_a_config_may_say():
+    assert {*EXTRA_METRICS, *PIXEL_METRICS} == {*get_args(ExtraMetric)}
+    figures = every_figure(*scene(), 1)
+    assert [*figures.results()] == figures.keys()[:3] + list(EXTRA_METRICS) + [
+        *(f"Class_IoU/{name}" for name in NAMES), *PIXEL_METRICS,
+    ]  # fmt: skip
+    assert sorted(figures.keys()) == sorted(figures.results())
+    figures.reset()
+    assert figures.results() == {}
+
+
+def bands_by_definition(labels, reach, classes=5):
+    """Of each class's mask, what `reach` erosions by 3 x 3 take away; beyond the image lies nothing. (C, H, W) bool."""
+    masks = np.stack([labels == k for k in range(classes)])
+    inner = masks
+    for _ in range(reach):
+        padded = np.pad(inner, ((0, 0), (1, 1), (1, 1)))
+        height, width = labels.shape
+        inner = np.logical_and.reduce([padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)])
+    return masks & ~inner
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize(("size", "reach"), [((65, 97), 2), ((20, 31), 1), ((120, 161), 4)])
+def test_boundary_iou_is_that_of_the_bands_along_contours(size, reach, on_cpu, monkeypatch):
+    monkeypatch.setattr(metrics, "on_cpu", lambda tensor: on_cpu)
+    logits, labels = scene(3, size)
+    predictions = predicted_labels(logits, size)
+    figure = metrics.BoundaryIoU(5)
+    hits, union = np.zeros(5), np.zeros(5)
+    for each in zip(logits, predictions, labels, strict=True):
+        figure.add(*each)
+        void = each[2].numpy() == IGNORE
+        predicted, truth = (np.where(void, IGNORE, x.numpy()) for x in each[1:])
+        found, there = bands_by_definition(predicted, reach), bands_by_definition(truth, reach)
+        hits, union = hits + (found & there).sum((1, 2)), union + (found | there).sum((1, 2))
+    assert figure.value(torch.ones(5, dtype=torch.bool)).item() == pytest.approx(np.mean(hits / union), rel=1e-12)
+    shown = torch.tensor([False, True, True, False, True])
+    assert figure.value(shown).item() == pytest.approx(np.mean((hits / union)[[1, 2, 4]]), rel=1e-12)
+
+
+def test_boundary_iou_of_a_shifted_square_is_worse_than_its_iou():
+    labels = torch.zeros(1, 100, 100, dtype=torch.uint8)
+    labels[0, 20:80, 20:80] = 1
+    shifted = labels.roll(3, 2)
+    logits = 9.0 * F.one_hot(shifted.long(), 2).movedim(-1, 1)
+    figures = Metrics(2, ["ground", "square"], [0], ["Boundary_IoU"])
+    figures.add(logits, labels)
+    band = 60**2 - 54**2  # within 3 pixels of the contour, 2 % of the diagonal
+    # The rows of both bands along the top and bottom meet in 57 of 60 columns, those along the sides in none.
+    overlap = 2 * 3 * 57
+    assert figures.results()["Boundary_IoU"] == overlap / (2 * band - overlap)
+    assert figures.results()["Boundary_IoU"] < figures.results()["Mean_IoU"]
+
+
+def test_calibration_error_is_the_gap_between_probability_and_accuracy():
+    logits, labels = scene()
+    figures = every_figure(logits, labels, 2)
+    p = F.softmax(F.interpolate(logits, size=(65, 97), mode="bilinear", align_corners=False), 1).movedim(1, -1)
+    p, truth = p[labels != IGNORE].numpy().astype(float), labels[labels != IGNORE].numpy()
+    confidence, right = p.max(1), p.argmax(1) == truth
+    error = 0.0
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert figures.results()["Calibration_Error"] == pytest.approx(error, abs=1e-6)
+    sure = Metrics(5, NAMES, extra=["Calibration_Error"])
+    sure.add(50.0 * F.one_hot(labels.long() % 5, 5).movedim(-1, 1), labels)
+    assert sure.results()["Calibration_Error"] == pytest.approx(0, abs=1e-6)
+
+
+def count_a_share(rank, folder):
+    """What one of two processes does: count every other image, and add up."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    logits, labels = scene(5)
+    figures = every_figure(logits[rank::2], labels[rank::2], 1)
+    figures.reduce(torch.device("cpu"))
+    (folder / f"{rank}.json").write_text(json.dumps(figures.results()))
+    torch.distributed.destroy_process_group()
+
+
+def test_figures_are_the_same_for_any_batch_and_for_two_processes(tmp_path):
+    logits, labels = scene(5)
+    expected = every_figure(logits, labels, 1).results()
+    assert every_figure(logits, labels, 4).results() == expected
+    torch.multiprocessing.start_processes(count_a_share, (tmp_path,), nprocs=2, start_method="spawn")
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+
+
+def test_reducing_a_single_process_changes_nothing():
+    figures = every_figure(*scene(), 1)
+    expected = figures.results()
+    figures.reduce(torch.device("cpu"))
+    assert figures.results() == expected
+
+
+def test_a_config_and_evaluate_name_further_figures(tmp_path):
+    config = tiny_config(tmp_path / "saved")
+    config["trainer"] |= {"epochs": 1, "metrics": ["Mean_F1", "Boundary_IoU"], "monitor": "max Boundary_IoU"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert call(train, "-c", tmp_path / "config.json", "--import", "tests.tiny").status == 0
+    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (line,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    assert {"val/Mean_F1", "val/Boundary_IoU"} <= line.keys()
+    model, output = run_dir / "best_model.pth", tmp_path / "results.json"
+    command = ("-m", model, "-d", "cpu", "--import", "tests.tiny", "--output", output)
+    assert call(evaluate, *command).status == 0
+    figures = json.loads(output.read_text())["metrics"]
+    assert figures["Boundary_IoU"] == line["val/Boundary_IoU"]
+    assert call(evaluate, *command, "--metrics", "Calibration_Error").status == 0
+    figures = json.loads(output.read_text())["metrics"]
+    assert "Calibration_Error" in figures
+    assert "Boundary_IoU" not in figures
+    assert call(evaluate, *command, "--metrics", "Boundery_IoU").errors == [
+        "--metrics Boundery_IoU: no such figure. Did you mean 'Boundary_IoU'?"
+    ]
+    config["trainer"]["val"] = False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    errors = call(train, "-c", tmp_path / "config.json", "--check", "--import", "tests.tiny").errors
+    assert "trainer.metrics: has no effect with trainer.val false. Remove it, or validate." in errors

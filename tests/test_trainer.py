@@ -28,6 +28,7 @@ from base.base_trainer import Monitor, TrainerConfig
 from models.build import build_model
 from tests.tiny import Squares, tiny_config
 from trainer import AveragedModel, Trainer
+from utils import checkpoint
 from utils.criterion import build_criterion
 from utils.errors import ConfigError, DataError, Interrupted, Stopped, run
 from utils.images import read_image
@@ -87,7 +88,15 @@ def test_a_trainer_needs_no_config_file(tmp_path: Path) -> None:
     assert {"last.pth", "best_model.pth", "metrics.jsonl"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("loss", ["CrossEntropyLoss2d", "FocalLoss", {"type": "DiceLoss", "args": {"per_image": True}}])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "CrossEntropyLoss2d",
+        "FocalLoss",
+        {"type": "DiceLoss", "args": {"per_image": True}},
+        {"type": "TopKCrossEntropyLoss", "args": {"per_image": True}},
+    ],
+)
 def test_parts_of_a_batch_train_as_the_whole_does(tmp_path: Path, loss: Any) -> None:
     whole = make_trainer(tmp_path, loss=loss, freeze_bn=True)
     parts = make_trainer(tmp_path, loss=loss, freeze_bn=True, accumulate=4)
@@ -102,6 +111,28 @@ def test_parts_of_a_batch_train_as_the_whole_does(tmp_path: Path, loss: Any) -> 
         torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
         moved += not torch.equal(value, before[name])
     assert moved > 20
+
+
+def test_losses_hear_the_step_being_taken_also_in_parts_and_after_resuming(tmp_path: Path) -> None:
+    loss = {"type": "TopKCrossEntropyLoss", "args": {"top_k_percent": 0.2, "hard_example_mining_step": 4}}
+    shares: list[float] = []
+
+    def listen(trainer: Trainer) -> Trainer:
+        (part,) = trainer.criterion.losses
+        part.register_forward_hook(lambda module, *_: shares.append(module.share()))
+        return trainer
+
+    listen(make_trainer(tmp_path, loss=loss, accumulate=2, val=False)).fit()
+    assert shares == pytest.approx([share for share in (1, 0.8, 0.6, 0.4) for _ in range(4)])  # 2 parts, each with aux
+    shares.clear()
+    path = tmp_path / "last.pth"
+    longer = listen(make_trainer(tmp_path, loss=loss, accumulate=2, val=False, epochs=3))
+    longer.resume(checkpoint.load(path), path)
+    longer.fit()
+    assert shares == pytest.approx([0.2] * 8)
+    shares.clear()
+    listen(make_trainer(tmp_path, loss=loss)).eval_epoch()
+    assert shares == pytest.approx([0.2] * 3)  # the same in every epoch
 
 
 def test_the_average_of_the_weights_is_what_the_formula_says() -> None:

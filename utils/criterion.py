@@ -57,17 +57,21 @@ class Criterion(nn.Module):
         norms = [loss.norm(labels) * (1 if loss.additive else len(labels)) for loss in self._losses()]
         return torch.stack([norm.to(wide(labels.device)) for norm in norms])
 
-    def forward(self, output: SegOutput, labels: Tensor, norms: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, output: SegOutput, labels: Tensor, norms: Tensor | None = None, step: int | None = None
+    ) -> dict[str, Tensor]:
         """The loss of `output` for labels (N, H, W), and what it consists of.
 
         Args:
             norms: (K,), those of the whole batch when `labels` are a part of it; else None.
+            step: Optimiser step that is being taken, from 0, for losses that change in the course of training.
 
         Returns:
             "loss", to call `backward` on, and, detached, each term by name, for the main logits and without its
             factor, and "aux", if there is any.
         """
         norms = self.norms(labels) if norms is None else norms
+        self._set_step(step)
         terms = self._values(output.logits, labels, norms)
         loss = self._total(terms)
         parts = dict(zip(self.names, (term.detach() for term in terms), strict=True))
@@ -83,6 +87,7 @@ class Criterion(nn.Module):
         Of the main logits only and image by image, so that sums do not depend on how images were grouped.
         """
         numerators, norms = [], []
+        self._set_step(None)  # what validation measures is the same in every epoch
         for logits, label in zip(output.logits.split(1), labels.split(1), strict=True):
             own = self.norms(label)
             numerators.append(torch.stack(self._values(logits, label, own)) * own)
@@ -100,6 +105,10 @@ class Criterion(nn.Module):
             loss(logits, labels, norm if loss.additive else norm / len(labels))
             for loss, norm in zip(self._losses(), norms, strict=True)
         ]
+
+    def _set_step(self, step: int | None) -> None:
+        for loss in self._losses():
+            loss.step = step
 
     def _total(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.stack([factor * term for factor, term in zip(self.factors, terms, strict=True)]).sum()

@@ -6,6 +6,7 @@ Every loss leaves out pixels labelled 255 (void) and never changes the labels; a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from utils.classes import IGNORE
 from utils.errors import ConfigError
+from utils.lovasz import lovasz
 from utils.registry import LOSSES
-from utils.schema import AtLeast, Between, did_you_mean, join
-from utils.upsampled_loss import class_sums, label_counts, lovasz, pixel_sum, wide
+from utils.schema import AtLeast, Between, Range, did_you_mean, join
+from utils.upsampled_loss import class_sums, cross_entropies, label_counts, pixel_sum, wide
 
 Weight = Annotated[float, AtLeast(0)]
 ClassWeights = list[Weight] | dict[str, Weight] | Literal["median_freq", "enet", "sqrt_inv"] | None
@@ -30,9 +32,13 @@ class Loss(nn.Module, ABC):
     `additive` says whether the value is (sum over pixels or images) / (sum of their weights). Then a batch in parts,
     on one process or on many, costs what it would in one piece, if all parts divide by the norm of the whole batch.
     Other losses are computed for each part.
+
+    `step` is the optimiser step that is being taken, from 0, for losses that change in the course of training; None
+    where nothing is being trained. Whoever calls the loss sets it.
     """
 
     additive: bool
+    step: int | None = None
 
     def norm(self, labels: Tensor) -> Tensor:
         """What labels (N, H, W) add to the denominator, shape (), on their device; 1 if the loss is not additive.
@@ -214,6 +220,152 @@ class FocalLoss(_Weighted):
         return self.divide(pixel_sum(logits, labels, _Focal(self.gamma), self.class_weights), norm, logits)
 
 
+class _HardPixels(_Weighted):
+    """Cross entropy of the hardest pixels alone; subclasses say which those are."""
+
+    per_image: bool
+
+    def norm(self, labels: Tensor) -> Tensor:
+        """Images with labelled pixels if `per_image`, else 1; shape ()."""
+        return labelled_images(labels) if self.per_image else super().norm(labels)
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        images = 1 if self.per_image else len(labels)
+        losses = cross_entropies(logits, labels).view(len(labels) // images, -1)
+        labels = labels.reshape(losses.shape)
+        weights = (labels != IGNORE).to(losses.dtype)
+        if self.class_weights is not None:
+            weights *= self.class_weights.to(losses.dtype)[labels.masked_fill(labels == IGNORE, 0).long()]
+        kept = self.kept(losses.detach(), weights, labels != IGNORE, images) * weights
+        totals = (losses * kept).sum(1, dtype=wide(losses.device))
+        return self.divide((totals * _inverse(kept.sum(1, dtype=totals.dtype))).sum(), norm, logits)
+
+    @abstractmethod
+    def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
+        """Which pixels count, from 0 to 1, (S, P), for S sets of pixels of which each has its own average.
+
+        Args:
+            losses: Their cross entropy, (S, P).
+            weights: Weight of their class, 0 for void ones, (S, P).
+            labelled: Which are not void, (S, P).
+            images: Of which each set consists.
+        """
+
+
+@LOSSES.register()
+class TopKCrossEntropyLoss(_HardPixels):
+    """Cross entropy of the hardest share of the labelled pixels, which may shrink to what it is in the first steps.
+
+    Hardest are those with the largest loss, class weights included; pixels as hard as the last one count in part.
+    Over a batch it is not additive; image by image it is. Validation always takes the final share.
+
+    Source: Wu et al. 2016, https://arxiv.org/abs/1605.06885, "online bootstrapping", without its threshold; the
+    course in the first steps is that of DeepLab, https://github.com/tensorflow/models/tree/master/research/deeplab.
+
+    Args:
+        top_k_percent: Share of the labelled pixels that counts, 0.25 for a quarter.
+        hard_example_mining_step: Optimiser steps in which the share falls from 1, along a line; 0 starts with
+            `top_k_percent`.
+        class_weights: As for `CrossEntropyLoss2d`.
+        per_image: Compute each image by itself and average over the images that have labelled pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k_percent: Annotated[float, Range(above=0, most=1)] = 0.25,
+        hard_example_mining_step: Annotated[int, AtLeast(0)] = 0,
+        class_weights: ClassWeights = None,
+        per_image: bool = False,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.top_k_percent, self.hard_example_mining_step = top_k_percent, hard_example_mining_step
+        self.per_image = self.additive = per_image
+        if hard_example_mining_step and top_k_percent == 1:
+            place = join(where, "hard_example_mining_step")
+            raise ConfigError(f"{place}: has no effect with top_k_percent 1. Remove it, or lower top_k_percent.")
+
+    def share(self) -> float:
+        """Share of the labelled pixels that counts in the present step."""
+        if self.step is None or self.step >= self.hard_example_mining_step:
+            return self.top_k_percent
+        return 1 - self.step / self.hard_example_mining_step * (1 - self.top_k_percent)
+
+    def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
+        count = (labelled.sum(1, dtype=wide(losses.device)) * self.share()).round().clamp(min=1).long()
+        return hardest(losses * weights, labelled, count)
+
+
+@LOSSES.register()
+class OHEMCrossEntropyLoss(_HardPixels):
+    """Cross entropy of the pixels whose class gets a low probability, and of the hardest ones if those are few.
+
+    "Online hard example mining". Over a batch it is not additive; image by image it is.
+
+    Source: Shrivastava et al. 2016, https://arxiv.org/abs/1604.03540, for objects; for pixels, with a threshold, Wu
+    et al. 2016, https://arxiv.org/abs/1605.06885, "online bootstrapping".
+
+    Args:
+        thresh: Probability of its class below which a pixel counts.
+        min_kept: Pixels for each image that count at least, as far as it has them: the hardest of the batch or, with
+            `per_image`, of each image.
+        class_weights: As for `CrossEntropyLoss2d`.
+        per_image: Compute each image by itself and average over the images that have labelled pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        thresh: Annotated[float, Range(above=0, most=1)] = 0.7,
+        min_kept: Annotated[int, AtLeast(1)] = 100_000,
+        class_weights: ClassWeights = None,
+        per_image: bool = False,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.thresh, self.min_kept = thresh, min_kept
+        self.per_image = self.additive = per_image
+
+    def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
+        count = labelled.sum(1).clamp(min=1, max=self.min_kept * images)
+        unsure = (losses > -math.log(self.thresh)) & labelled
+        return torch.maximum(hardest(losses, labelled, count), unsure.to(losses.dtype))
+
+
+def hardest(losses: Tensor, labelled: Tensor, count: Tensor) -> Tensor:
+    """1 for the `count` largest losses of each set, 0 for the others; equal ones at the edge share what is left.
+
+    So the result does not depend on the order of the pixels.
+
+    Args:
+        losses: (S, P), at least 0.
+        labelled: (S, P) bool, which pixels there are to choose from.
+        count: (S,) int64, at least 1.
+    """
+    losses = losses.masked_fill(~labelled, 0).abs()  # no -0.0
+    # Floats from 0 on are ordered as the integers with the same bits, and those torch sorts 5 times as fast, by radix,
+    # but only row by row.
+    bits = losses.view(torch.int32) if losses.dtype == torch.float32 else losses
+    ranked = torch.stack([row.sort().values for row in bits]).view(losses.dtype)
+    edge = ranked.gather(1, ranked.shape[1] - count[:, None])
+    above, at_edge = losses > edge, (losses == edge) & labelled
+    left = (count - above.sum(1)).to(losses.dtype)
+    return above.to(losses.dtype) + at_edge * (left / at_edge.sum(1).clamp(min=1))[:, None]
+
+
+def labelled_images(labels: Tensor) -> Tensor:
+    """Number of images of `labels` (N, H, W) that have labelled pixels, shape ()."""
+    return (labels != IGNORE).flatten(1).any(1).sum(dtype=wide(labels.device))
+
+
 @LOSSES.register()
 class DiceLoss(Loss):
     """1 - 2 |P T| / (|P| + |T|) of the predicted probabilities P and the target T, averaged over classes.
@@ -239,7 +391,7 @@ class DiceLoss(Loss):
     def norm(self, labels: Tensor) -> Tensor:
         """Images with labelled pixels if `per_image`; else labelled pixels, or 1 if not additive. Shape ()."""
         if self.per_image:
-            return (labels != IGNORE).flatten(1).any(1).sum(dtype=wide(labels.device))
+            return labelled_images(labels)
         return super().norm(labels)
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -332,6 +484,8 @@ class LovaszSoftmax(Loss):
     Args:
         classes: Which classes to average over: those with a labelled pixel, all, or these (by index or name).
         per_image: Compute each image by itself and average over the images that have labelled pixels.
+        bins: Rank errors by so many bins instead of exactly: several times as fast, and the loss is off by 1 / bins at
+            most; 4096 are plenty.
     """
 
     def __init__(
@@ -339,12 +493,14 @@ class LovaszSoftmax(Loss):
         *,
         classes: Literal["present", "all"] | list[int | str] = "present",
         per_image: bool = False,
+        bins: Annotated[int, Between(2, 2**16)] | None = None,
         num_classes: int | None = None,
         class_names: Sequence[str] = (),
         where: str = "",
     ) -> None:
         super().__init__()
         self.per_image = self.additive = per_image
+        self.bins = bins
         self.classes: str | list[int] = (
             classes if isinstance(classes, str) else _indices(classes, num_classes, class_names, join(where, "classes"))
         )
@@ -352,7 +508,7 @@ class LovaszSoftmax(Loss):
     def norm(self, labels: Tensor) -> Tensor:
         """Images with labelled pixels if `per_image`, else 1; shape ()."""
         if self.per_image:
-            return (labels != IGNORE).flatten(1).any(1).sum(dtype=wide(labels.device))
+            return labelled_images(labels)
         return super().norm(labels)
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -361,7 +517,7 @@ class LovaszSoftmax(Loss):
         total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
         for group in groups:
             part = slice(None) if group is None else slice(group, group + 1)
-            total = total + lovasz(logits[part], labels[part], self.classes)
+            total = total + lovasz(logits[part], labels[part], self.classes, self.bins)
         return self.divide(total, norm, logits)
 
 

@@ -5,7 +5,7 @@ banded matrices. Each strip of logits is made, used and dropped; what it teaches
 matrices at once. So value and gradient of a loss come out of one forward pass over strips that fit into the cache,
 and backward only scales the gradient. Inside, all is float32 (float64 for float64 logits), autocast or not.
 
-The losses are written in terms of the four public functions; each has a plain twin, made of ordinary operations,
+The losses are written in terms of the public functions below; each has a plain twin, made of ordinary operations,
 which gives second derivatives and is what tests compare with.
 """
 
@@ -55,6 +55,18 @@ def pixel_sum(
     return _PixelSum.apply(logits, labels, pixel, class_weights, spread)
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each pixel, (N, H, W) in float32 (float64 for float64 logits); 0 at void pixels.
+
+    For losses that choose among pixels: the gradient of the result says how much each pixel counts.
+
+    Args:
+        logits: (N, C, h, w).
+        labels: (N, H, W), uint8 or int64.
+    """
+    return _CrossEntropies.apply(logits, labels)
+
+
 def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of class probabilities over labelled pixels, for each image.
 
@@ -68,26 +80,13 @@ def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _ClassSums.apply(logits, labels)
 
 
-def lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int]) -> Tensor:
-    """Mean over classes of the Lovász extension of 1 - intersection over union, shape (); 0 without labelled pixels.
-
-    Exact: errors are sorted, not binned. Holds a few numbers per pixel, but of one class at a time.
-
-    Args:
-        logits: (N, C, h, w).
-        labels: (N, H, W), uint8 or int64; all images together are one set of pixels.
-        classes: "present", "all", or indices.
-    """
-    return _Lovasz.apply(logits, labels, classes)
-
-
 @torch.no_grad()
 def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (N, H, W) uint8 of logits (N, C, h, w) resized to `size`; of equal logits the first class wins.
 
     Each image is computed by itself, so that the result does not depend on the batch.
     """
-    logits = _precise(logits)
+    logits = as_precise(logits)
     num_classes = logits.shape[1]
     resizing = Resizing.of(logits, size)
     labels = torch.empty(len(logits), *size, dtype=torch.uint8, device=logits.device)
@@ -102,6 +101,19 @@ def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
             best = tiles.argmax(1).to(torch.uint8)
         labels[index, strip.top : strip.bottom] = resizing.rows_of(best)
     return labels
+
+
+@torch.no_grad()
+def winning_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Largest class probability (N, H, W) of logits (N, C, h, w) resized to `size`, in the type of `as_precise`."""
+    logits = as_precise(logits)
+    resizing = Resizing.of(logits, size)
+    largest = torch.empty(len(logits), *size, dtype=logits.dtype, device=logits.device)
+    for index, strip in resizing.strips(*logits.shape[:2]):
+        tiles = resizing.enlarge(logits[index], strip)
+        tiles -= tiles.amax(1, keepdim=True)
+        largest[index, strip.top : strip.bottom] = resizing.rows_of(tiles.exp_().sum(1).reciprocal_())
+    return largest
 
 
 def label_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -192,10 +204,10 @@ class Resizing:
         tall.index_add_(1, self._take, pieces.transpose(0, 1).reshape(channels * rows, -1))
         target += torch.matmul(self._row_weights(strip).t(), tall.view(channels, rows, -1))
 
-    def tiled(self, labels: Tensor) -> Tensor:
-        """Labels (N, H, W) as (N, blocks, H, width), void beyond the image."""
+    def tiled(self, pixels: Tensor, beyond: float = IGNORE) -> Tensor:
+        """Labels or other `pixels` (N, H, W) as (N, blocks, H, width), void beyond the image."""
         missing = self.blocks * self.block_width - self.out_width
-        padded = F.pad(labels, (0, missing), value=IGNORE) if missing else labels
+        padded = F.pad(pixels, (0, missing), value=beyond) if missing else pixels
         return padded.unflatten(2, (self.blocks, self.block_width)).transpose(1, 2)
 
     def rows_of(self, tiles: Tensor) -> Tensor:
@@ -232,7 +244,8 @@ def _banded(matrix: Tensor, blocks: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.arange(start, start + most) for start in starts]), torch.stack(weights).contiguous()
 
 
-def _precise(logits: Tensor) -> Tensor:
+def as_precise(logits: Tensor) -> Tensor:
+    """`logits`, detached, in the type in which losses are computed: float64 for float64, float32 for all else."""
     logits = logits.detach()
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -244,7 +257,7 @@ def _truth(tiled: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
     return labels.masked_fill(void, 0).long(), void
 
 
-def _again(plain: Callable[..., Any], logits: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+def plain_gradient(plain: Callable[..., Any], logits: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """The gradient of ``plain(logits)`` as a differentiable function of both arguments, for second derivatives."""
     values = plain(logits)
     values = values if isinstance(values, tuple) else (values,)
@@ -265,7 +278,7 @@ class _PixelSum(torch.autograd.Function):
         ctx.plain = lambda z: plain_pixel_sum(z, labels, pixel, class_weights, spread)
         with torch.autocast(logits.device.type, enabled=False):
             total, ctx.gradient = _strip_pixel_sum(
-                _precise(logits), labels, pixel, class_weights, spread, ctx.needs_input_grad[0]
+                as_precise(logits), labels, pixel, class_weights, spread, ctx.needs_input_grad[0]
             )
         return total
 
@@ -273,7 +286,7 @@ class _PixelSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx.plain, logits, [gradient]), None, None, None, None
+            return plain_gradient(ctx.plain, logits, [gradient]), None, None, None, None
         return (ctx.gradient * gradient).to(logits.dtype), None, None, None, None
 
 
@@ -320,11 +333,46 @@ def _strip_pixel_sum(
     return total, gradient
 
 
+class _CrossEntropies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, labels)
+        precise = as_precise(logits)
+        resizing = Resizing.of(precise, labels.shape[1:])
+        tiled = resizing.tiled(labels)
+        losses = torch.empty(labels.shape, dtype=precise.dtype, device=labels.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip in resizing.strips(*logits.shape[:2]):
+                truth, void = _truth(tiled[image], strip)
+                tiles = resizing.enlarge(precise[image], strip)
+                own = tiles.gather(1, truth[:, None])[:, 0]
+                rows = resizing.rows_of((tiles.logsumexp(1) - own).masked_fill_(void, 0))
+                losses[image, strip.top : strip.bottom] = rows
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, shares: Tensor) -> tuple[Tensor, None]:
+        logits, labels = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain_gradient(lambda z: plain_cross_entropies(z, labels), logits, [shares]), None
+        precise = as_precise(logits)
+        gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
+        shares = shares.to(precise.dtype).masked_fill(labels == IGNORE, 0)
+        tiled = Resizing.of(precise, labels.shape[1:]).tiled(shares, beyond=0)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip, p, truth, resizing in _probabilities(precise, labels):
+                share = tiled[image, :, None, strip.top : strip.bottom]
+                p *= share
+                p.scatter_add_(1, truth[:, None], -share)
+                resizing.add_reduced(gradient[image], p, strip)
+        return gradient.to(logits.dtype), None
+
+
 class _ClassSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits, labels)
-        precise = _precise(logits)
+        precise = as_precise(logits)
         hits = torch.zeros(logits.shape[:2], dtype=wide(logits.device), device=logits.device)
         sums = torch.zeros_like(hits)
         with torch.autocast(logits.device.type, enabled=False):
@@ -338,8 +386,8 @@ class _ClassSums(torch.autograd.Function):
     def backward(ctx: Any, hits_gradient: Tensor, sums_gradient: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(lambda z: plain_class_sums(z, labels), logits, [hits_gradient, sums_gradient]), None
-        precise = _precise(logits)
+            return plain_gradient(lambda z: plain_class_sums(z, labels), logits, [hits_gradient, sums_gradient]), None
+        precise = as_precise(logits)
         hits_gradient, sums_gradient = hits_gradient.to(precise.dtype), sums_gradient.to(precise.dtype)
         gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
         with torch.autocast(logits.device.type, enabled=False):
@@ -366,101 +414,8 @@ def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip,
         yield image, strip, tiles, truth, resizing
 
 
-class _Lovasz(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, classes: str | Sequence[int]) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.plain = lambda z: plain_lovasz(z, labels, classes)
-        with torch.autocast(logits.device.type, enabled=False):
-            value, ctx.gradient = _frugal_lovasz(_precise(logits), labels, classes, ctx.needs_input_grad[0])
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (logits,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _again(ctx.plain, logits, [gradient]), None, None
-        return (ctx.gradient * gradient).to(logits.dtype), None, None
-
-
-def _frugal_lovasz(
-    logits: Tensor, labels: Tensor, classes: str | Sequence[int], needs_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    images, num_classes = logits.shape[:2]
-    resizing = Resizing.of(logits, labels.shape[1:])
-    truth = resizing.tiled(labels).transpose(0, 1).contiguous()  # (blocks, N, H, width), as all that follows
-    log_mass = torch.empty(truth.shape, dtype=logits.dtype, device=logits.device)
-    for image, strip in resizing.strips(images, num_classes):
-        log_mass[:, image, strip.top : strip.bottom] = resizing.enlarge(logits[image], strip).logsumexp(1)
-
-    labelled = (truth != IGNORE).flatten()
-    kept = None if labelled.all() else labelled.nonzero()[:, 0]
-    truth = truth.flatten() if kept is None else truth.flatten()[kept]
-    chosen = _chosen(truth, classes, num_classes)
-    total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
-    if not len(truth) or not len(chosen):
-        return total, gradient
-
-    whole = resizing.strip(0, labels.shape[1])
-    mean = torch.zeros_like(log_mass)
-    for index in chosen:
-        p = resizing.enlarge(logits[:, index], whole).sub_(log_mass).exp_()
-        p_kept = p.flatten() if kept is None else p.flatten()[kept]
-        own = truth == index
-        errors = (own.to(p.dtype) - p_kept).abs_()
-        order = _descending(errors)
-        steps = torch.empty_like(errors).scatter_(0, order, jaccard_steps(own[order], errors.dtype))
-        total += errors.mul_(steps).sum(dtype=total.dtype)
-        if gradient is None:
-            continue
-        steps = torch.where(own, -steps, steps).mul_(p_kept)
-        if kept is None:
-            p = steps.view_as(p)
-        else:
-            p.zero_().view(-1).index_copy_(0, kept, steps)
-        mean += p
-        resizing.add_reduced(gradient[:, index], p, whole)
-    if gradient is not None:
-        for image, strip in resizing.strips(images, num_classes):
-            rows = slice(strip.top, strip.bottom)
-            p = resizing.enlarge(logits[image], strip).sub_(log_mass[:, image, None, rows]).exp_()
-            resizing.add_reduced(gradient[image], p.mul_(mean[:, image, None, rows]).neg_(), strip)
-        gradient /= len(chosen)
-    return total / len(chosen), gradient
-
-
-def _descending(errors: Tensor) -> Tensor:
-    """Order of `errors` (P,) in [0, 1], the largest first."""
-    if errors.dtype != torch.float32:
-        return errors.argsort(descending=True)
-    # Floats from 0 on are ordered as the integers with the same bits, and those torch sorts by radix: 5 times as fast.
-    return (torch.tensor(1.0).view(torch.int32).item() - errors.clamp(0, 1).view(torch.int32)).sort().indices
-
-
-def jaccard_steps(own: Tensor, dtype: torch.dtype) -> Tensor:
-    """Growth of the Jaccard loss as pixels are given up one by one: algorithm 1 of Berman et al. 2018.
-
-    Written as steps, not as differences of the loss, which would cancel; the order of equal errors does not matter.
-
-    Args:
-        own: (P,) bool, which pixels are of the class, those with the largest error first.
-    """
-    size = own.sum()
-    kept = size - own.cumsum(0, dtype=torch.int32)
-    union = (kept + torch.arange(1, len(own) + 1, dtype=torch.int32, device=own.device)).to(dtype)
-    steps = torch.where(own, 1 / union, kept / (union * (union - 1)).clamp_(min=1))
-    steps[0] = torch.where(size > 0, steps[0], 1)
-    return steps
-
-
-def _chosen(truth: Tensor, classes: str | Sequence[int], num_classes: int) -> Sequence[int]:
-    if classes == "present":
-        return torch.bincount(truth.flatten(), minlength=num_classes)[:num_classes].nonzero()[:, 0].tolist()
-    return range(num_classes) if isinstance(classes, str) else classes
-
-
-def _enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+def enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+    """`logits` resized to `labels` in ordinary operations, for the plain twins."""
     with torch.autocast(logits.device.type, enabled=False):
         precise = logits if logits.dtype == torch.float64 else logits.float()
         return resize(precise, (labels.shape[-2], labels.shape[-1]))
@@ -474,7 +429,7 @@ def plain_pixel_sum(
     spread: Tensor | None = None,
 ) -> Tensor:
     """`pixel_sum` in ordinary operations."""
-    log_p = F.log_softmax(_enlarged(logits, labels), dim=1)
+    log_p = F.log_softmax(enlarged(logits, labels), dim=1)
     void = labels == IGNORE
     index = labels.masked_fill(void, 0).long()
     weight = 1.0 if class_weights is None else class_weights.to(log_p.dtype)[index]
@@ -484,24 +439,16 @@ def plain_pixel_sum(
     return losses.sum(dtype=wide(logits.device))
 
 
+def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """`cross_entropies` in ordinary operations."""
+    return F.cross_entropy(enlarged(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
+
+
 def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`class_sums` in ordinary operations."""
     void = labels == IGNORE
-    p = F.softmax(_enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(wide(logits.device))
+    p = F.softmax(enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(wide(logits.device))
     index = labels.masked_fill(void, 0).long()
     own = p.gather(1, index[:, None]).flatten(1)
     hits = torch.zeros(p.shape[:2], dtype=p.dtype, device=p.device).scatter_add(1, index.flatten(1), own)
     return hits, p.sum((2, 3))
-
-
-def plain_lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int]) -> Tensor:
-    """`lovasz` in ordinary operations."""
-    labelled = labels != IGNORE
-    p, truth = F.softmax(_enlarged(logits, labels), dim=1).movedim(1, -1)[labelled], labels[labelled]
-    total = p.sum(dtype=wide(logits.device)) * 0
-    chosen = _chosen(truth, classes, logits.shape[1])
-    for index in chosen if len(truth) else ():
-        own = truth == index
-        errors, order = torch.sort((own.to(p.dtype) - p[:, index]).abs(), descending=True)
-        total = total + (errors * jaccard_steps(own[order], p.dtype)).sum(dtype=total.dtype)
-    return total / max(len(chosen), 1)
