@@ -15,7 +15,8 @@ from utils.classes import ClassTable
 from utils.errors import ConfigError, DataError
 from utils.images import read_image_for, read_label
 from utils.reproducibility import stream
-from utils.schema import did_you_mean
+from utils.schema import did_you_mean, show, to_json
+from utils.shards import find_packed
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -44,7 +45,7 @@ class BaseDataset(ABC):
     are fields; none may be named like a loader's or an augmentation's (a test sees to it).
 
     Args:
-        data_dir: Folder that the dataset was unpacked into.
+        data_dir: Folder that the dataset was unpacked into, or one that `prepare.py pack` made of it.
         split: Which part of it; each dataset names its own.
         label_map: Raw label value to class name, class index or null for void, where files differ from the
             dataset's own numbers.
@@ -58,6 +59,7 @@ class BaseDataset(ABC):
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     channels: ClassVar[int] = 3
+    reading_options: ClassVar[tuple[str, ...]] = ("label_map",)  # that do not decide which files there are
     raw_labels: bool = field(init=False, repr=False, default=True)  # files hold values that `classes` translates
 
     classes: ClassTable = field(init=False, repr=False)
@@ -69,7 +71,7 @@ class BaseDataset(ABC):
             raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         self.classes = self.class_table(**options)
-        self.samples = sorted(self.find_samples(self.data_dir, self.split))
+        self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
         if not self.samples:
             raise DataError(
                 f"{self.data_dir}: {name} found no '{self.split}' images there. Set data_dir to its folder."
@@ -89,6 +91,31 @@ class BaseDataset(ABC):
     @abstractmethod
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         """The examples of `split`, in any order."""
+
+    def listing_options(self) -> dict[str, Any]:
+        """The options, as plain JSON, that decide which files the dataset consists of."""
+        others = {"data_dir", "split", *self.reading_options}
+        return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
+
+    def _packed_samples(self) -> list[Sample] | None:
+        """The examples in a folder of packed splits; None if `data_dir` is none.
+
+        Raises:
+            DataError: Something else was packed there.
+        """
+        packed = find_packed(self.data_dir, self.split) if self.data_dir else None
+        if packed is None:
+            return None
+        mine = {"type": type(self).__name__, "split": self.split, "options": self.listing_options()}
+        if packed.about != mine:
+            theirs = {**packed.about, **packed.about["options"]}
+            mine |= mine["options"]  # type: ignore[arg-type]
+            key = next(key for key in mine if key != "options" and theirs.get(key) != mine[key])
+            raise DataError(
+                f"{packed.folder}: was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}. "
+                f"Pack the dataset anew, into another folder."
+            )
+        return [Sample(*row) for row in packed.rows]
 
     def __len__(self) -> int:
         return len(self.samples)

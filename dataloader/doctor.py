@@ -30,6 +30,7 @@ from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
 from utils.images import read_image, read_image_for
 from utils.schema import to_json
+from utils.shards import stamp
 
 SHOWN = 5  # files that a finding names
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
@@ -114,14 +115,7 @@ class Record:
 
 def stamp_of(sample: Sample) -> list[int]:
     """Size and time of change of image and label; -1 for what is not there."""
-    stamp = []
-    for path in (sample.image, sample.label):
-        try:
-            status = path.stat()
-            stamp += [status.st_size, status.st_mtime_ns]
-        except OSError:
-            stamp += [-1, -1]
-    return stamp
+    return [*stamp(sample.image), *stamp(sample.label)]
 
 
 def name_of(sample: Sample) -> str:

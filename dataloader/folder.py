@@ -68,6 +68,7 @@ class Folder(BaseDataset):
     mask_suffix: str = ""
     list_file: str | None = None
 
+    reading_options: ClassVar[tuple[str, ...]] = ("label_map", "classes", "masks", "void", "unknown")
     splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
 
     def __post_init__(self) -> None:

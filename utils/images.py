@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from utils.errors import DataError
+from utils.shards import is_packed, read_bytes
 
 MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more is an attack or a mistake
 
@@ -154,12 +155,12 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def _read_file(path: Path) -> bytes:
     try:
-        mode = path.stat().st_mode
+        mode = (path.parent if is_packed(path) else path).stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise DataError(
                 f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}. Give an image file."
             )
-        data = path.read_bytes()
+        data = read_bytes(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, DataError):
