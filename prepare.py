@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from utils.schema import Component
 
 RULES = ("median_freq", "enet", "sqrt_inv")
+DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
 T = TypeVar("T")
 
 
@@ -49,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add("--no-cache", action="store_true", help="read files again that have not changed since the last time")
     text = "fetch and unpack a dataset; called again, it goes on where it broke off"
     command = commands.add_parser("download", help=text, description=text)
-    command.add_argument("name", metavar="NAME", help="VOC, VOCAug (with SBD's annotations), ADE20K, COCO, CityScapes")
+    command.add_argument("name", metavar="NAME", help=DOWNLOADS)
     command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)")
     text = "write a config for a folder of images and one of masks"
     add = commands.add_parser("init", help=text, description=text).add_argument

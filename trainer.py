@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import time
@@ -121,9 +122,11 @@ class Trainer(BaseTrainer):
         self.schedule.apply(self.optimizer, step)
         norms = self.criterion.norms(batch.labels)
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
-        size = len(batch.keys) // parts
-        for part in range(parts):
-            piece = batch.part(part * size, (part + 1) * size)
+        bounds = [len(batch.keys) * part // parts for part in range(parts + 1)]
+        for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if start == stop:  # of an epoch's last batch, which `drop_last` false keeps
+                continue
+            piece = batch.part(start, stop)
             seed_part(self.seed, step, part)
             with self.autocast:
                 output = self.network(piece.images)

@@ -41,6 +41,10 @@ class LoaderOptions:
         on_bad_sample: "stop" at the first file that cannot be used. Or "skip": say which one and go on, up to 5 % of
             the images. In training, a copy of another image of the batch takes its place, with a label that is all
             void, so that it does not train; in validation it does not count.
+        cache: Keep decoded images and labels for the epochs to come, in memory ("ram") or in a file in the user's
+            cache folder ("disk"), which later runs use too. Results do not depend on it.
+        drop_last: Leave out the last batch of an epoch if it is incomplete; null is what the loader is for: true in
+            training. Validation takes every image.
     """
 
     batch_size: Annotated[int, Between(1, 65536)]
@@ -49,6 +53,8 @@ class LoaderOptions:
     val_split: Annotated[float, Between(0, 1)] | Annotated[int, AtLeast(0)] | None = None
     return_id: bool = False
     on_bad_sample: Literal["stop", "skip"] = "stop"
+    cache: Literal["ram", "disk"] | None = None
+    drop_last: bool | None = None
 
 
 class Batch(NamedTuple):
@@ -163,6 +169,7 @@ class Loader:
         num_workers: Worker processes; they live as long as the loader.
         training: Shuffle and drop the incomplete last batch.
         shuffle: Overrides the order that `training` implies.
+        drop_last: Overrides whether `training` drops the incomplete last batch.
         seed: Decides the order.
         pin_memory: Use page-locked memory, from which a GPU copies in the background.
 
@@ -178,12 +185,14 @@ class Loader:
         num_workers: int = 0,
         training: bool,
         shuffle: bool | None = None,
+        drop_last: bool | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        if training and len(view) < batch_size:
+        drop_last = training if drop_last is None else drop_last
+        if drop_last and len(view) < batch_size:
             raise DataError(
                 f"train_loader.args.batch_size: {batch_size}, but there are only {len(view)} images to train on. "
                 f"Use at most {len(view)}."
@@ -194,7 +203,7 @@ class Loader:
             len(view),
             batch_size,
             shuffle=training if shuffle is None else shuffle,
-            drop_last=training,
+            drop_last=drop_last,
             seed=seed,
             rank=rank,
             world_size=world_size,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from utils.classes import ClassTable
 from utils.errors import ConfigError, DataError
-from utils.images import read_image_for, read_label
+from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
 from utils.schema import did_you_mean, show, to_json
 from utils.shards import find_packed
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 class Item(NamedTuple):
     """One example."""
 
-    image: np.ndarray  # (H, W, C) uint8, RGB
+    image: np.ndarray  # (H, W, C) uint8, RGB; or other channels, also uint16 or float32
     label: np.ndarray  # (H, W) uint8: training ids, or 255 for void
     key: str
 
@@ -127,8 +127,16 @@ class BaseDataset(ABC):
             DataError: A file cannot be read, sizes differ, or a label value stands for no class.
         """
         label = self.read_label(index)
-        sample = self.samples[index]
-        return Item(read_image_for(sample.image, label.shape), label, sample.key)
+        return Item(self.read_image(index, label.shape), label, self.samples[index].key)
+
+    def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The image of example `index`, (H, W, `channels`), as large as its label if that is known.
+
+        Raises:
+            DataError: It cannot be read, or its size is not the label's.
+        """
+        path = self.samples[index].image
+        return read_image(path) if label_shape is None else read_image_for(path, label_shape)
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of example `index` alone, (H, W) uint8: training ids, or 255 for void.
@@ -166,6 +174,7 @@ class View(Dataset):
         seed: With the epoch and the index it decides all randomness of an item, whichever worker loads it.
         indices: Examples of `dataset` to use; None for all.
         on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
+        read: Gives an example of `dataset` by its number, in arrays that may be read-only; None for ``dataset.read``.
     """
 
     def __init__(
@@ -176,7 +185,9 @@ class View(Dataset):
         seed: int = 0,
         indices: Sequence[int] | None = None,
         on_bad_sample: Literal["stop", "skip"] = "stop",
+        read: Callable[[int], Item] | None = None,
     ) -> None:
+        self.read = read or dataset.read
         self.dataset, self.transform, self.seed, self.on_bad_sample = dataset, transform, seed, on_bad_sample
         self.indices = range(len(dataset)) if indices is None else indices
 
@@ -200,7 +211,7 @@ class View(Dataset):
         """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
         epoch, index = address
         source = self.indices[index]
-        image, label, key = self.dataset.read(source)
+        image, label, key = self.read(source)
         if self.transform is not None:
             image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, source))
-        return Item(image, label, key)
+        return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)

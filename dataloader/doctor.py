@@ -28,7 +28,6 @@ from base.base_dataset import BaseDataset, Sample
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
-from utils.images import read_image, read_image_for
 from utils.schema import to_json
 from utils.shards import stamp
 
@@ -141,8 +140,10 @@ def look(dataset: BaseDataset, index: int, *, images: bool = True) -> Record:
         record.problems += error.problems
     if images:
         try:
-            image = read_image_for(sample.image, shape) if shape else read_image(sample.image)
-            mean, std = (part.ravel() / 255 for part in cv2.meanStdDev(image))
+            image = dataset.read_image(index, shape)
+            # OpenCV looks at up to four channels at a time.
+            fours = [cv2.meanStdDev(image[..., c : c + 4]) for c in range(0, image.shape[2], 4)]
+            mean, std = (np.concatenate(part).ravel() / 255 for part in zip(*fours, strict=True))
             record.mean, record.square = mean.tolist(), (std**2 + mean**2).tolist()
             record.pixels, record.image = image.shape[0] * image.shape[1], digest(image)
         except DataError as error:

@@ -81,6 +81,73 @@ def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
     raise DataError(f"{path}: {sizes}. Give both the same size.")
 
 
+def read_bands(path: Path, channels: int) -> np.ndarray:
+    """The image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
+
+    From `.npy` files, TIFF files of any number of bands (those of more than one need the package tifffile), and other
+    images whose channels are stored as they are. Integers of other types become float32.
+
+    Args:
+        path: The file.
+        channels: How many it must have.
+
+    Raises:
+        DataError: It cannot be read, has another number of channels, or holds what is no number.
+    """
+    data = _read_file(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+        elif path.suffix.lower() in (".tif", ".tiff"):
+            values = _read_tiff(path, data)
+        else:
+            values = _read_plain(path, data)
+    except DataError:
+        raise
+    except Exception:  # whatever a damaged file makes its reader stumble over
+        raise DataError(f"{path}: {_DAMAGED}") from None
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[2] != channels:
+        raise DataError(
+            f"{path}: an array of shape {'x'.join(map(str, values.shape))}, expected height x width x {channels}. "
+            f'Say how many "channels" there are in the loader\'s args, or convert the file.'
+        )
+    if values.dtype not in (np.uint8, np.uint16, np.float32):
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"{path}: holds {values.dtype}, expected numbers. Convert it to uint8, uint16 or float32.")
+        values = values.astype(np.uint8 if values.dtype == bool else np.float32)
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0][:2]
+        raise DataError(
+            f"{path}: no number at row {row}, column {column}. Write one, such as 0, and make the label void there."
+        )
+    return np.ascontiguousarray(values)
+
+
+def _read_tiff(path: Path, data: bytes) -> np.ndarray:
+    try:
+        import tifffile
+    except ImportError:
+        header = _open(path, data)
+        if header.mode in ("L", "I", "F") or header.mode.startswith("I;"):
+            return np.asarray(header)
+        raise DataError(f"{path}: TIFF files of several bands need tifffile. `pip install tifffile`.") from None
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        series = file.series[0]
+        values = series.asarray()
+        # Bands may be stored one after the other; the axes say where they are.
+        axes = series.axes.replace("Q", "S").replace("I", "S").replace("C", "S")
+        return np.moveaxis(values, axes.index("S"), -1) if values.ndim == 3 and "S" in axes else values
+
+
+def _read_plain(path: Path, data: bytes) -> np.ndarray:
+    header = _open(path, data)
+    deep = header.format == "PNG" and data[24] == 16 and data[25] != 0
+    if deep or not (header.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or header.mode.startswith("I;")):
+        raise DataError(f"{path}: its channels cannot be read as they are. Convert it to .npy or TIFF.")
+    return np.asarray(header)
+
+
 def read_label(path: Path) -> np.ndarray:
     """The raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
 
