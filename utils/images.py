@@ -10,6 +10,7 @@ import io
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -271,13 +272,13 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
     """Whether a file of this format ends as it should; decoders fill up with gray what is missing."""
     if kind in ("JPEG", "MPO"):
         # Cameras and editors append data of their own, and a thumbnail has an end of its own at the beginning.
-        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+        return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     return kind != "PNG" or b"IEND" in data[-64:]
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if image.format == "PNG" and b"eXIf" not in data:
+    if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
         return 1  # getexif() would decode the whole image in search of it
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -345,12 +346,22 @@ def _check_png(data: bytes) -> None:
     Raises:
         ValueError, struct.error: Damaged or cut short.
     """
-    start, kind = 8, b""
-    while kind != b"IEND":
-        size, kind = struct.unpack_from(">I4s", data, start)
+    for kind, start, size in _png_chunks(data):
         (checksum,) = struct.unpack_from(">I", data, start + 8 + size)
         if kind[:1].isupper() and zlib.crc32(memoryview(data)[start + 4 : start + 8 + size]) != checksum:
             raise ValueError("checksum")
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, place and size of the content of each chunk of a PNG file.
+
+    Raises:
+        struct.error: It is cut short.
+    """
+    start, kind = 8, b""
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", data, start)
+        yield kind, start, size
         start += 12 + size
 
 
