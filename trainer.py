@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from base.base_dataloader import Batch, Loader
+from base.base_dataloader import Batch, Loader, Mover
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
 from utils import checkpoint
@@ -84,6 +84,7 @@ class Trainer(BaseTrainer):
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.train_loader, self.val_loader, self.classes, self.seed = train_loader, val_loader, classes, seed
         self.device = next(model.parameters()).device
+        self.move = Mover(self.device)
         self.ema = AveragedModel(model, config.ema) if config.ema else None
         self.network: nn.Module = model  # what the training step calls: the model, or its compiled form
         if config.compile:
@@ -162,7 +163,7 @@ class Trainer(BaseTrainer):
                 before = time.monotonic()
                 batch = next(source)
                 self.waited += time.monotonic() - before
-                yield batch.to(self.device)
+                yield self.move(batch)
                 self.bar.update()
 
     def log_step(self, batch: Batch) -> None:
@@ -245,7 +246,7 @@ class Trainer(BaseTrainer):
         loader = self.val_loader
         for batch in tqdm(loader.batches(), total=len(loader), desc="validate", leave=False, disable=None):
             self.check_signal()
-            batch = batch.to(self.device)
+            batch = self.move(batch)
             output = model(batch.images)
             labels = predicted_labels(output.logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
             self.matrix.update(labels, batch.labels)

@@ -78,6 +78,33 @@ class Batch(NamedTuple):
         return Batch(self.images[start:stop], self.labels[start:stop], self.keys[start:stop])
 
 
+class Mover:
+    """Copies batches to a device, on a GPU beside what it is computing; on a CPU there is nothing to copy.
+
+    Kernels are queued, so that the host asks for the next batch while the GPU works on the last one. On the stream of
+    those kernels the copy would wait for them; on one of its own, it does not.
+
+    Args:
+        device: Where batches are to be.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """`batch` on the device; what is queued from now on sees it whole."""
+        if self.stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self.stream):
+            moved = batch.to(self.device)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        for tensor in (moved.images, moved.labels):
+            tensor.record_stream(current)  # else its memory might be given to the next copy while it is still read
+        return moved
+
+
 def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "void"] = "stop") -> Batch | DataError:
     """Items of one size to a batch. They stay uint8 and HWC in memory: a permuted view *is* channels last.
 

@@ -10,8 +10,9 @@ yassouali/pytorch-segmentation and hszhao/semseg; albumentations takes part wher
 they give in training: normalised float tensors; we give bytes, which the model normalises.
 
 Cases take turns; what is printed is the median over rounds of the ratio to our loader in the same round, and only that
-means anything on a machine that does something else as well. Times are those of the processor, not of the clock. `--workers` measures whole loaders
-of that many processes too; `--malloc` gives everybody the settings of the allocator that our workers have.
+means anything on a machine that does something else as well. Times are those of the processor, not of the clock.
+`--workers` measures whole loaders of that many processes too; `--malloc` gives everybody the settings of the allocator
+that our workers have.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,10 +285,8 @@ def cases_of(
     """By name, ours first."""
     found = {OURS: ours(column, root), "ours, cached": ours(column, root, cached=True)}
     found |= {"decode only": decoding(pairs), "torchvision v2": torchvision_case(column, pairs)}
-    try:
+    with suppress(ImportError):
         found["albumentations"] = albumentations_case(column, pairs)
-    except ImportError:
-        pass
     if flags.yassouali:
         found["yassouali"] = yassouali_case(column, root, flags.yassouali)
     if flags.semseg:
