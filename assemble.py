@@ -18,7 +18,8 @@ from base.base_dataloader import Loader, LoaderOptions
 from base.base_dataset import BaseDataset, View
 from base.base_model import BaseModel
 from base.base_trainer import Monitor
-from dataloader.doctor import default_cache
+from base.data_check import DataCheck, check_samples
+from dataloader.doctor import count_labels, default_cache, examine, has_files, remembered
 from dataloader.sample_cache import build_cache
 from dataloader.transforms import ChainOptions, build_chain
 from models.build import build_model
@@ -198,8 +199,41 @@ def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
     return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
 
 
-def class_pixels(view: View) -> list[int]:
-    """Labelled pixels of each class, counted over all labels of `view`."""
+def count_classes(view: View) -> DataCheck | None:
+    """Pixels of each class in all labels of `view`, as `prepare.py check` counted them; None unless it did.
+
+    Raises:
+        DataError: It found an example that cannot be used, and that is still so.
+    """
+    records = remembered(view.dataset, [int(index) for index in view.indices], default_cache())
+    if records is None:
+        return None
+    pixels, void, unusable = count_labels(view.dataset, records)
+    if view.on_bad_sample == "stop" and unusable:
+        view.dataset.read(unusable[0])
+        return None  # nothing is wrong with it any more
+    return DataCheck(len(records) - len(unusable), pixels, void)
+
+
+def look_at(view: View) -> DataCheck:
+    """What is known of all labels of `view` or, where nothing is, what some of them say.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    return count_classes(view) or check_samples(view)
+
+
+def class_pixels(view: View, num_workers: int = 0) -> list[int]:
+    """Labelled pixels of each class, counted over all labels of `view`; of files, they are remembered.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    if has_files(view.dataset) and count_classes(view) is None:
+        examine(view.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
+    if (known := count_classes(view)) is not None:
+        return known.pixels.tolist()
     counts = np.zeros(256, np.int64)
     for label in view.labels():
         counts += np.bincount(label.ravel(), minlength=256)
@@ -257,7 +291,7 @@ def build_trainer(
     steps = len(train_loader)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
-        facts["class_pixels"] = class_pixels(train_loader.view)
+        facts["class_pixels"] = class_pixels(train_loader.view, config.train_loader.args["num_workers"])
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     total = trainer.total_steps(steps)

@@ -237,6 +237,45 @@ def default_cache() -> Path:
     return Path(os.environ.get("SEGWRIGHT_CACHE") or Path(home) / "segwright")
 
 
+def remembered(dataset: BaseDataset, indices: Sequence[int], cache: Path) -> dict[int, Record] | None:
+    """What `examine` saw of examples, by their numbers; None unless it knows all of them as they are now."""
+    if not has_files(dataset):
+        return None
+    for images in (True, False):
+        known = recall(cache / f"{cache_key(dataset, images)}.json.gz")
+        found = {index: known.get(name_of(dataset.samples[index])) for index in indices}
+        if all(r is not None and r.stamp == stamp_of(dataset.samples[index]) for index, r in found.items()):
+            return found  # type: ignore[return-value]
+    return None
+
+
+def count_labels(dataset: BaseDataset, records: Mapping[int, Record]) -> tuple[np.ndarray, int, list[int]]:
+    """What `records` say of training ids.
+
+    Returns:
+        pixels: Labelled pixels of each class, (C,), in examples that can be used.
+        void: Pixels of void in them.
+        unusable: Numbers of the other examples.
+    """
+    table, counts, unusable = dataset.classes, np.zeros(256, np.int64), []
+    known = {value for values in (*table.raw_ids, table.void_ids) for value in values}
+    lookup = table.lookup if dataset.raw_labels else np.arange(256)
+    for index, record in records.items():
+        values = {int(value): count for value, count in record.values.items()}
+        if record.problems or (dataset.raw_labels and not values.keys() <= known):
+            unusable.append(index)
+            continue
+        for value, count in values.items():
+            counts[lookup[value]] += count
+    return counts[: len(table)], int(counts[IGNORE]), unusable
+
+
+def has_files(dataset: BaseDataset) -> bool:
+    """Whether examples are read from files, not drawn."""
+    first = dataset.samples[0]
+    return isinstance(first, Sample) and bool(first.label.name) and stamp(first.label) != (-1, -1)
+
+
 def cache_key(dataset: BaseDataset, images: bool) -> str:
     """A name for what records depend on besides the files: the dataset's options, but neither folder nor split."""
     options = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.init}
