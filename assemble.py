@@ -18,6 +18,9 @@ from base.base_dataloader import Loader, LoaderOptions
 from base.base_dataset import BaseDataset, View
 from base.base_model import BaseModel
 from base.base_trainer import Monitor
+from base.data_check import DataCheck, check_samples
+from dataloader.doctor import count_labels, default_cache, examine, has_files, remembered
+from dataloader.sample_cache import build_cache
 from dataloader.transforms import ChainOptions, build_chain
 from models.build import build_model
 from models.fine_tuning import Transfer, class_axes, public_name, read_start, transfer, transfer_by_class_name
@@ -89,12 +92,36 @@ def build_dataset(loader: Component, *, where: str, seed: int, ignore_index: int
     return dataset
 
 
-def build_view(loader: Component, dataset: BaseDataset, *, seed: int, indices: Sequence[int] | None = None) -> View:
-    """`dataset`, augmented as a loader section says."""
-    options = options_of(ChainOptions, loader.type, loader.args, "chain")
-    fill = tuple(255 * mean for mean in dataset.mean)
-    bad: Any = loader.args.get("on_bad_sample", "stop")
-    return View(dataset, build_chain(options, fill, where="args"), seed=seed, indices=indices, on_bad_sample=bad)
+def build_view(
+    loader: Component,
+    dataset: BaseDataset,
+    *,
+    seed: int,
+    indices: Sequence[int] | None = None,
+    where: str = "train_loader",
+) -> View:
+    """`dataset`, augmented as a loader section says, and decoded beforehand if it says so.
+
+    Raises:
+        UserError: There is no room for decoded images.
+    """
+    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
+    options: LoaderOptions = options_of(LoaderOptions, loader.type, loader.args, "loader")
+    fill, read = tuple(255 * mean for mean in dataset.mean), None
+    if len(fill) != dataset.channels:  # its mean is not known here
+        fill = (0,)
+    if options.cache:
+        place, workers = default_cache() / "samples", options.num_workers
+        cache = build_cache(dataset, options.cache, folder=place, name=where, indices=indices, num_workers=workers)
+        read = cache.read
+    return View(
+        dataset,
+        build_chain(chain, fill, where="args"),
+        seed=seed,
+        indices=indices,
+        on_bad_sample=options.on_bad_sample,
+        read=read,
+    )
 
 
 def hold_out(length: int, val_split: float, seed: int) -> tuple[list[int], list[int]]:
@@ -134,6 +161,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False) -> tuple[Loade
         num_workers=options.num_workers,
         training=True,
         shuffle=options.shuffle,
+        drop_last=options.drop_last,
         seed=seed,
         pin_memory=pin_memory,
     )
@@ -156,7 +184,7 @@ def build_val_loader(
     options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
     chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
     return Loader(
-        build_view(section, dataset, seed=seed, indices=indices),
+        build_view(section, dataset, seed=seed, indices=indices, where="val_loader"),
         options.batch_size if chain.crop else 1,
         num_workers=options.num_workers,
         training=False,
@@ -173,8 +201,41 @@ def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
     return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
 
 
-def class_pixels(view: View) -> list[int]:
-    """Labelled pixels of each class, counted over all labels of `view`."""
+def count_classes(view: View) -> DataCheck | None:
+    """Pixels of each class in all labels of `view`, as `prepare.py check` counted them; None unless it did.
+
+    Raises:
+        DataError: It found an example that cannot be used, and that is still so.
+    """
+    records = remembered(view.dataset, [int(index) for index in view.indices], default_cache())
+    if records is None:
+        return None
+    pixels, void, unusable = count_labels(view.dataset, records)
+    if view.on_bad_sample == "stop" and unusable:
+        view.dataset.read(unusable[0])
+        return None  # nothing is wrong with it any more
+    return DataCheck(len(records) - len(unusable), pixels, void)
+
+
+def look_at(view: View) -> DataCheck:
+    """What is known of all labels of `view` or, where nothing is, what some of them say.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    return count_classes(view) or check_samples(view)
+
+
+def class_pixels(view: View, num_workers: int = 0) -> list[int]:
+    """Labelled pixels of each class, counted over all labels of `view`; of files, they are remembered.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    if has_files(view.dataset) and count_classes(view) is None:
+        examine(view.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
+    if (known := count_classes(view)) is not None:
+        return known.pixels.tolist()
     counts = np.zeros(256, np.int64)
     for label in view.labels():
         counts += np.bincount(label.ravel(), minlength=256)
@@ -221,6 +282,7 @@ def build_trainer(
     torch.manual_seed(int(stream(seed, "init").integers(2**63)))
     model = build_network(config, load_weights=load_weights)
     check_parts(config, model)
+    check_last_batch(config, model, len(train_loader.view))
     if load_weights and config.start is not None:
         logger.info("init_from %s", initialise_from(config.start, config, model))
     if trainer.deterministic:
@@ -231,7 +293,7 @@ def build_trainer(
     steps = len(train_loader)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
-        facts["class_pixels"] = class_pixels(train_loader.view)
+        facts["class_pixels"] = class_pixels(train_loader.view, config.train_loader.args["num_workers"])
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     total = trainer.total_steps(steps)
@@ -333,6 +395,21 @@ def check_parts(config: RunConfig, model: BaseModel) -> None:
             f"train_loader.args.batch_size: a part of a step has {size} image, and {config.arch.type} needs 2 in "
             f"training, for its batch norm behind global pooling. Use batch_size {2 * config.trainer.accumulate} or "
             f"more, or a smaller trainer.accumulate."
+        )
+
+
+def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
+    """Refuse an epoch's last batch if it is too small for batch norm behind global pooling.
+
+    Raises:
+        ConfigError: A part of it has one image.
+    """
+    last, parts = images % config.train_loader.args["batch_size"], config.trainer.accumulate
+    kept = config.train_loader.args["drop_last"] is False
+    if kept and model.needs_batch and 0 < last < 2 * parts:
+        raise ConfigError(
+            f"train_loader.args.drop_last: the last batch of an epoch has {last} of {images} images, and "
+            f"{config.arch.type} needs 2 in each part of a step. Set it to true, or use another batch_size."
         )
 
 

@@ -1,13 +1,14 @@
-"""Look after datasets: ``python prepare.py check --config config.json``, ``stats``, ``init``."""
+"""Look after datasets: ``python prepare.py check --config config.json``, ``stats``, ``init``, ``pack``."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from utils.config import load_config
 from utils.errors import ArgumentParser, DataError, UserError, one_line, run
@@ -15,10 +16,13 @@ from utils.errors import ArgumentParser, DataError, UserError, one_line, run
 if TYPE_CHECKING:
     import argparse
 
+    from base.base_dataset import BaseDataset
     from dataloader.doctor import Examined
     from utils.schema import Component
 
 RULES = ("median_freq", "enet", "sqrt_inv")
+DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
+T = TypeVar("T")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,6 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, text in {
         "check": "read every file and say what is wrong, and which line of a config mends it (status 3 if anything is)",
         "stats": "mean and std of the images, shares of the classes, class weights",
+        "pack": "put splits into a few large tar files; their folder can then stand as data_dir in a config",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
         add = command.add_argument
@@ -36,11 +41,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add("--data-dir", type=Path, metavar="DIR", help="with --dataset: its folder")
         add("--split", action="append", metavar="NAME", help="with --dataset: part of it (default: all there are)")
         add("--args", default="{}", metavar="JSON", help="with --dataset: its other arguments")
+        if name == "pack":
+            add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for packed splits")
+            add("--force", action="store_true", help="replace packed splits that are there")
+            add("--size", type=int, default=256, metavar="MIB", help="size of an archive (default: 256 MiB)")
+            continue
         add("--labels-only", action="store_true", help="do not read images")
         add("--no-cache", action="store_true", help="read files again that have not changed since the last time")
     text = "fetch and unpack a dataset; called again, it goes on where it broke off"
     command = commands.add_parser("download", help=text, description=text)
-    command.add_argument("name", metavar="NAME", help="VOC, VOCAug (with SBD's annotations), ADE20K, COCO, CityScapes")
+    command.add_argument("name", metavar="NAME", help=DOWNLOADS)
     command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)")
     text = "write a config for a folder of images and one of masks"
     add = commands.add_parser("init", help=text, description=text).add_argument
@@ -79,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     log_to()
     import_modules(args.modules)
-    splits = from_config(args, raw) if args.config else from_dataset(args)
+    if args.command == "pack":
+        return pack(args, packable(raw) if args.config else from_dataset(args, dataset_of))
+    splits = from_config(args, raw) if args.config else from_dataset(args, partial(examine_split, args))
     return (check if args.command == "check" else stats)(splits)
 
 
@@ -103,8 +115,34 @@ def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
     return examined
 
 
-def from_dataset(args: argparse.Namespace) -> list[Examined]:
-    """The splits of a dataset, examined; those that are not there are passed over unless they were asked for."""
+def packable(raw: dict) -> list[BaseDataset]:
+    """The datasets of a config's loaders, each split once."""
+    from run_config import check_config
+
+    config = check_config(raw)
+    sections = [section for section in (config.train_loader, config.val_loader) if section is not None]
+    datasets = [dataset_of(section, "data") for section in sections]
+    return list({dataset.split: dataset for dataset in datasets}.values())
+
+
+def dataset_of(section: Component, where: str) -> BaseDataset:
+    """The dataset that a loader section names.
+
+    Raises:
+        UserError: It is not there, or its arguments are wrong.
+    """
+    from assemble import build_dataset
+
+    return build_dataset(section, where=where, seed=0)
+
+
+def examine_split(args: argparse.Namespace, section: Component, split: str) -> Examined:
+    """Read all files of a split that was named without a config."""
+    return examine(args, section, split, training=split.startswith(("train", "all")))
+
+
+def from_dataset(args: argparse.Namespace, make: Callable[[Component, str], T]) -> list[T]:
+    """What `make` makes of the splits of a dataset; those that are not there are passed over, unless asked for."""
     from run_config import check_loader, dataset_class
     from utils.config import parse_json
     from utils.registry import DATASETS
@@ -116,7 +154,7 @@ def from_dataset(args: argparse.Namespace) -> list[Examined]:
         given = parse_json(args.args)
     except (json.JSONDecodeError, ValueError) as error:
         raise UserError(f'--args: no JSON ({error}). Write it like --args \'{{"mode": "coarse"}}\'.') from None
-    examined: list[Examined] = []
+    found: list[T] = []
     absent: list[tuple[str, UserError]] = []
     for split in args.split or dataset_class(args.dataset).splits:
         flat = {**given, "data_dir": str(args.data_dir), "split": split, "batch_size": 1}
@@ -125,16 +163,16 @@ def from_dataset(args: argparse.Namespace) -> list[Examined]:
         try:
             if problems:
                 raise UserError(*problems)
-            examined.append(examine(args, section, split, training=split.startswith(("train", "all"))))
+            found.append(make(section, split))
         except UserError as error:
             if args.split:
                 raise
             absent.append((split, error))
-    if not examined:
+    if not found:
         raise absent[0][1]
     for split, reason in absent:
         print(f"{split}: passed over ({reason.problems[0].rstrip('.')})")
-    return examined
+    return found
 
 
 def examine(
@@ -204,6 +242,21 @@ def stats(splits: Sequence[Examined]) -> int:
             weights = resolve_weights(rule, class_pixels=pixels.tolist())  # type: ignore[arg-type]
             assert weights is not None
             print(f'"class_weights": "{rule}"  // {as_list(weights.tolist(), 4)}')
+    return 0
+
+
+def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
+    """Write packed splits, and say which line of a config takes them."""
+    from dataloader.packed import check_place
+    from dataloader.packed import pack as pack_split
+
+    if args.size < 1:
+        raise UserError(f"--size {args.size}: no size of a file. Give a number of MiB, such as 256.")
+    for dataset in datasets:
+        check_place(dataset, args.output / dataset.split, args.force)
+    for dataset in datasets:
+        print(one_line(pack_split(dataset, args.output, force=args.force, size=args.size)))
+    print(f'"data_dir": {json.dumps(str(args.output))}')
     return 0
 
 

@@ -175,12 +175,12 @@ class Normalization:
     """Numbers that the model subtracts and divides by.
 
     Args:
-        mean: Mean of each channel, 0 to 1.
-        std: Standard deviation of each channel, 0 to 1.
+        mean: Mean of each channel, as a share of 255: 0 to 1 for 8-bit images.
+        std: Standard deviation of each channel, likewise.
     """
 
-    mean: list[Annotated[float, Between(0, 1)]]
-    std: list[Annotated[float, Between(1e-6, 1)]]
+    mean: list[Annotated[float, Between(-1e6, 1e6)]]
+    std: list[Annotated[float, Between(1e-6, 1e6)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,17 +283,15 @@ def cross_check(config: RunConfig) -> list[str]:
         problems.append("train_loader.args.val_split: there is a val_loader too. Give one of the two.")
     if trainer.val and config.val_loader is None and not train["val_split"]:
         problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
+    if config.val_loader is not None and config.val_loader.args["drop_last"]:
+        problems.append("val_loader.args.drop_last: validation takes every image. Remove it.")
     parts, batch = trainer.accumulate, train["batch_size"]
     if batch % parts:
         fitting = f"{batch // parts * parts} or {-(-batch // parts) * parts}" if batch > parts else f"{parts}"
         problems.append(
             f"train_loader.args.batch_size: {batch} is not divisible by trainer.accumulate {parts}. Use {fitting}."
         )
-    channels, offered = config.arch.args.get("in_channels", 3), dataset_class(config.train_loader.type).channels
-    if channels != offered:
-        problems.append(
-            f"arch.args.in_channels: {channels}, but the images have {offered} channels. Set it to {offered}."
-        )
+    problems += channel_problems(config)
     if config.lr_scheduler.type == "ReduceLROnPlateau":
         problems += plateau_problems(config)
     try:
@@ -312,6 +310,32 @@ def cross_check(config: RunConfig) -> list[str]:
             trainer.early_stop,
             trainer.val_per_epochs,
         )
+    return problems
+
+
+def channels_of(loader: Component) -> int:
+    """How many channels the images of a loader section have."""
+    return loader.args.get("channels", dataset_class(loader.type).channels)
+
+
+def channel_problems(config: RunConfig) -> list[str]:
+    """What does not fit the number of channels that the images have."""
+    channels, offered = config.arch.args.get("in_channels", 3), channels_of(config.train_loader)
+    problems = []
+    if channels != offered:
+        problems.append(
+            f"arch.args.in_channels: {channels}, but the images have {offered} channels. Set it to {offered}."
+        )
+    if config.val_loader is not None and (other := channels_of(config.val_loader)) != offered:
+        problems.append(f"val_loader: its images have {other} channels, the train_loader's {offered}. Use alike ones.")
+    lengths = {key: len(values) for key, values in normalization_of(config).items()}
+    for key, length in lengths.items():
+        if length not in (1, offered):
+            problems.append(
+                f"normalization: {length} numbers of {key} for {offered} channels. "
+                f'Give "mean" and "std" of each; `python prepare.py stats` measures them.'
+            )
+            break
     return problems
 
 
@@ -429,7 +453,7 @@ def evaluation_section(
         ConfigError: `crop` is asked for, and training had none.
     """
     trained_on = config.val_loader or validation_of(config.train_loader)
-    args = dict(trained_on.args)
+    args = {**trained_on.args, "cache": None}  # each image is read once
     if crop and args["crop_size"] is None:
         raise ConfigError("--mode center_crop: training validated on whole images. Use --mode single.")
     if not crop:

@@ -16,7 +16,7 @@ import torch
 import assemble
 from base.base_dataloader import Loader
 from base.base_trainer import MAY_CHANGE, TimeLimit
-from base.data_check import DataCheck, check_samples, location_prior
+from base.data_check import DataCheck, location_prior
 from run_config import RunConfig, meaning_of
 from trainer import Trainer
 from utils import checkpoint, run_folder
@@ -231,7 +231,7 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
     names = config.classes.names
     for kind, loader in (("training", train_loader), ("validation", val_loader)):
         if loader is not None:
-            found = check_samples(loader.view)
+            found = assemble.look_at(loader.view)
             logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
             if kind == "training" and np.count_nonzero(found.pixels) < 2:
                 raise DataError(only_one_class(found, names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from base.base_dataloader import Batch, Loader
+from base.base_dataloader import Batch, Loader, Mover
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
 from utils import checkpoint
@@ -83,6 +84,7 @@ class Trainer(BaseTrainer):
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.train_loader, self.val_loader, self.classes, self.seed = train_loader, val_loader, classes, seed
         self.device = next(model.parameters()).device
+        self.move = Mover(self.device)
         self.ema = AveragedModel(model, config.ema) if config.ema else None
         self.network: nn.Module = model  # what the training step calls: the model, or its compiled form
         if config.compile:
@@ -121,9 +123,11 @@ class Trainer(BaseTrainer):
         self.schedule.apply(self.optimizer, step)
         norms = self.criterion.norms(batch.labels)
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
-        size = len(batch.keys) // parts
-        for part in range(parts):
-            piece = batch.part(part * size, (part + 1) * size)
+        bounds = [len(batch.keys) * part // parts for part in range(parts + 1)]
+        for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if start == stop:  # of an epoch's last batch, which `drop_last` false keeps
+                continue
+            piece = batch.part(start, stop)
             seed_part(self.seed, step, part)
             with self.autocast:
                 output = self.network(piece.images)
@@ -159,7 +163,7 @@ class Trainer(BaseTrainer):
                 before = time.monotonic()
                 batch = next(source)
                 self.waited += time.monotonic() - before
-                yield batch.to(self.device)
+                yield self.move(batch)
                 self.bar.update()
 
     def log_step(self, batch: Batch) -> None:
@@ -242,7 +246,7 @@ class Trainer(BaseTrainer):
         loader = self.val_loader
         for batch in tqdm(loader.batches(), total=len(loader), desc="validate", leave=False, disable=None):
             self.check_signal()
-            batch = batch.to(self.device)
+            batch = self.move(batch)
             output = model(batch.images)
             labels = self.matrix.add(output.logits, batch.labels)
             sums = self.criterion.evaluation_sums(output, batch.labels)

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from utils.classes import ClassTable
 from utils.errors import ConfigError, DataError
-from utils.images import read_image_for, read_label
+from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
-from utils.schema import did_you_mean
+from utils.schema import did_you_mean, show, to_json
+from utils.shards import find_packed
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -31,7 +32,7 @@ class Sample(NamedTuple):
 class Item(NamedTuple):
     """One example."""
 
-    image: np.ndarray  # (H, W, C) uint8, RGB
+    image: np.ndarray  # (H, W, C) uint8, RGB; or other channels, also uint16 or float32
     label: np.ndarray  # (H, W) uint8: training ids, or 255 for void
     key: str
 
@@ -44,7 +45,7 @@ class BaseDataset(ABC):
     are fields; none may be named like a loader's or an augmentation's (a test sees to it).
 
     Args:
-        data_dir: Folder that the dataset was unpacked into.
+        data_dir: Folder that the dataset was unpacked into, or one that `prepare.py pack` made of it.
         split: Which part of it; each dataset names its own.
         label_map: Raw label value to class name, class index or null for void, where files differ from the
             dataset's own numbers.
@@ -58,6 +59,7 @@ class BaseDataset(ABC):
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     channels: ClassVar[int] = 3
+    reading_options: ClassVar[tuple[str, ...]] = ("label_map",)  # that do not decide which files there are
     raw_labels: bool = field(init=False, repr=False, default=True)  # files hold values that `classes` translates
 
     classes: ClassTable = field(init=False, repr=False)
@@ -69,7 +71,7 @@ class BaseDataset(ABC):
             raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         self.classes = self.class_table(**options)
-        self.samples = sorted(self.find_samples(self.data_dir, self.split))
+        self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
         if not self.samples:
             raise DataError(
                 f"{self.data_dir}: {name} found no '{self.split}' images there. Set data_dir to its folder."
@@ -90,6 +92,31 @@ class BaseDataset(ABC):
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         """The examples of `split`, in any order."""
 
+    def listing_options(self) -> dict[str, Any]:
+        """The options, as plain JSON, that decide which files the dataset consists of."""
+        others = {"data_dir", "split", *self.reading_options}
+        return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
+
+    def _packed_samples(self) -> list[Sample] | None:
+        """The examples in a folder of packed splits; None if `data_dir` is none.
+
+        Raises:
+            DataError: Something else was packed there.
+        """
+        packed = find_packed(self.data_dir, self.split) if self.data_dir else None
+        if packed is None:
+            return None
+        mine = {"type": type(self).__name__, "split": self.split, "options": self.listing_options()}
+        if packed.about != mine:
+            theirs = {**packed.about, **packed.about["options"]}
+            mine |= mine["options"]  # type: ignore[arg-type]
+            key = next(key for key in mine if key != "options" and theirs.get(key) != mine[key])
+            raise DataError(
+                f"{packed.folder}: was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}. "
+                f"Pack the dataset anew, into another folder."
+            )
+        return [Sample(*row) for row in packed.rows]
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -100,8 +127,16 @@ class BaseDataset(ABC):
             DataError: A file cannot be read, sizes differ, or a label value stands for no class.
         """
         label = self.read_label(index)
-        sample = self.samples[index]
-        return Item(read_image_for(sample.image, label.shape), label, sample.key)
+        return Item(self.read_image(index, label.shape), label, self.samples[index].key)
+
+    def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The image of example `index`, (H, W, `channels`), as large as its label if that is known.
+
+        Raises:
+            DataError: It cannot be read, or its size is not the label's.
+        """
+        path = self.samples[index].image
+        return read_image(path) if label_shape is None else read_image_for(path, label_shape)
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of example `index` alone, (H, W) uint8: training ids, or 255 for void.
@@ -139,6 +174,7 @@ class View(Dataset):
         seed: With the epoch and the index it decides all randomness of an item, whichever worker loads it.
         indices: Examples of `dataset` to use; None for all.
         on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
+        read: Gives an example of `dataset` by its number, in arrays that may be read-only; None for ``dataset.read``.
     """
 
     def __init__(
@@ -149,7 +185,9 @@ class View(Dataset):
         seed: int = 0,
         indices: Sequence[int] | None = None,
         on_bad_sample: Literal["stop", "skip"] = "stop",
+        read: Callable[[int], Item] | None = None,
     ) -> None:
+        self.read = read or dataset.read
         self.dataset, self.transform, self.seed, self.on_bad_sample = dataset, transform, seed, on_bad_sample
         self.indices = range(len(dataset)) if indices is None else indices
 
@@ -173,7 +211,7 @@ class View(Dataset):
         """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
         epoch, index = address
         source = self.indices[index]
-        image, label, key = self.dataset.read(source)
+        image, label, key = self.read(source)
         if self.transform is not None:
             image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, source))
-        return Item(image, label, key)
+        return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)

@@ -94,7 +94,7 @@ MAY_CHANGE = (
     *(
         f"{loader}.args.{name}"
         for loader in ("train_loader", "val_loader")
-        for name in ("data_dir", "num_workers", "return_id", "on_bad_sample")
+        for name in ("data_dir", "num_workers", "return_id", "on_bad_sample", "cache")
     ),
     *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),

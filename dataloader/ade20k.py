@@ -30,6 +30,7 @@ class ADE20K(BaseDataset):
 
     include_other: bool = False
 
+    reading_options: ClassVar[tuple[str, ...]] = ("label_map", "include_other")
     splits: ClassVar[tuple[str, ...]] = ("training", "validation")
     mean: ClassVar[tuple[float, ...]] = (0.48897059, 0.46548275, 0.4294)
     std: ClassVar[tuple[float, ...]] = (0.22861765, 0.22948039, 0.24054667)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from utils.classes import IGNORE, ClassTable
 from utils.errors import ConfigError, DataError
 from utils.images import read_label_values
 from utils.registry import DATASETS
+from utils.shards import read_bytes
 
 SPLITS = {"CocoStuff164k": ("train2017", "val2017"), "CocoStuff10k": ("train", "test", "all")}
 # Categories, by COCO's ids, that were named before annotation and never used.
@@ -40,6 +42,7 @@ class COCO(BaseDataset):
     partition: Literal["CocoStuff164k", "CocoStuff10k"] = "CocoStuff164k"
     label_set: Literal[171, 182] = 171
 
+    reading_options: ClassVar[tuple[str, ...]] = ("label_map", "label_set")
     splits: ClassVar[tuple[str, ...]] = (*SPLITS["CocoStuff164k"], *SPLITS["CocoStuff10k"])
     mean: ClassVar[tuple[float, ...]] = (0.43931922, 0.41310471, 0.37480941)
     std: ClassVar[tuple[float, ...]] = (0.24272706, 0.23649098, 0.23429529)
@@ -98,7 +101,7 @@ def read_mat(path: Path, *names: str) -> np.ndarray:
     except ImportError:
         raise DataError(f"{path}: reading .mat files needs scipy. Install it: `pip install scipy`.") from None
     try:
-        value = loadmat(str(path), variable_names=names[:1])[names[0]]
+        value = loadmat(io.BytesIO(read_bytes(path)), variable_names=names[:1])[names[0]]
         for name in names[1:]:
             value = value[name][0, 0]  # a structure is a matrix of structures
     except Exception as error:  # scipy raises whatever a damaged file makes it stumble over

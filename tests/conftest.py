@@ -49,7 +49,8 @@ def call(command: ModuleType, *arguments: Any) -> Answer:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SEGWRIGHT_CACHE", str(tmp_path / "segwright-cache"))  # not the user's
     monkeypatch.delenv("SEGWRIGHT_IMPORT", raising=False)
     if "CUDA_VISIBLE_DEVICES" not in os.environ:  # `--device` writes it, and what was not there is to be gone again
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import dataloader  # noqa: F401  registers
-from base.base_dataloader import Loader
+from base.base_dataloader import Batch, Loader, Mover
 from base.base_dataset import BaseDataset, View
 from base.data_check import check_samples, location_prior
 from dataloader.camvid import CamVid
@@ -393,6 +393,18 @@ def test_a_class_that_is_left_out_becomes_void_in_colors_too(tmp_path):
     data.classes = data.classes.ignoring(1)
     np.testing.assert_array_equal(data.read(0).label, np.where(INDEX == 1, IGNORE, INDEX))
     assert Folder.splits[0] == "all"
+
+
+# Batches
+
+
+def test_on_a_cpu_a_batch_is_not_copied():
+    batch = Batch(
+        torch.zeros(2, 3, 5, 7, dtype=torch.uint8), torch.zeros(2, 5, 7, dtype=torch.uint8), ("a", "b"), ("c",)
+    )
+    moved = Mover(torch.device("cpu"))(batch)
+    assert moved == batch
+    assert moved.images.data_ptr() == batch.images.data_ptr()
 
 
 # Bad samples

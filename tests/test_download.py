@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import multiprocessing
+import os
+import signal
 import tarfile
 import threading
 import zipfile
@@ -219,6 +222,80 @@ def test_unpacking_that_was_interrupted_leaves_no_half_folder(tmp_path: Path, mo
         "V/2012/y",
         "V/2012/z",
     }
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [
+        *((os, "fsync", 1), (os, "replace", 1), (module, "verify", 1), (module.shutil, "copyfileobj", 2)),
+        *((os, "replace", 2), (os, "replace", 3), (Path, "touch", 1)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_kill_9_at_any_moment_leaves_nothing_half_that_is_trusted(
+    server: tuple[type[Handler], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    number: int,
+) -> None:
+    handler, url = server
+    files = {
+        f"{folder}/{file}.png": bytes([i, j]) * 999 for i, folder in enumerate("AB") for j, file in enumerate("xy")
+    }
+    handler.data = tar_of(files)
+    sources(monkeypatch, Archive(url, f"md5:{hashlib.md5(handler.data).hexdigest()}"))
+
+    def child() -> None:
+        left, real = number, getattr(owner, name)
+
+        def strike(*arguments: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(owner, name, strike)
+        list(download("VOC", tmp_path))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for folder in "AB":  # not there, or whole
+        found = {path: (tmp_path / path).read_bytes() for path in files if (tmp_path / path).exists()}
+        mine = {path: data for path, data in files.items() if path.startswith(folder)}
+        assert {p: data for p, data in found.items() if p.startswith(folder)} in ({}, mine)
+    list(download("VOC", tmp_path))
+    assert {path: (tmp_path / path).read_bytes() for path in files} == files
+    assert "was unpacked before" in next(iter(download("VOC", tmp_path)))
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith((".part", ".unpacking"))]
+
+
+def test_only_the_folder_that_is_wanted_is_unpacked(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CamVid is a folder of a repository."""
+    handler, url = server
+    handler.data = zip_of({"Tutorial-1/CamVid/train/a.png": b"1", "Tutorial-1/README.md": b"2"})
+    archive = Archive(url, only="Tutorial-1/CamVid", save_as="CamVid.zip")
+    sources(monkeypatch, archive)
+    list(download("VOC", tmp_path))
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith((".", "CamVid.zip"))]
+    assert kept == [tmp_path / "train" / "a.png"]
+    with pytest.raises(DataError, match="has no folder Tutorial-2"):
+        unpack(tmp_path / "CamVid.zip", tmp_path / "other", only="Tutorial-2")
+
+
+def test_every_source_says_where_it_is_and_has_a_dataset() -> None:
+    for name, archives in module.SOURCES.items():
+        for archive in archives:
+            assert archive.url.startswith(("http://", "https://"))
+            assert archive.name.endswith((".zip", ".tar", ".tgz")), name
+            kind, _, digest = archive.checksum.partition(":")
+            assert len(digest) == {"": 0, "md5": 32, "sha1": 40}[kind]
 
 
 def test_cityscapes_says_what_to_fetch_by_hand_and_unpacks_it(tmp_path: Path) -> None:

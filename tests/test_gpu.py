@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from base.base_dataloader import Batch, Mover
 from tests.tiny import tiny_config
 from utils.losses import Loss
 from utils.metrics import ConfusionMatrix
@@ -120,3 +121,20 @@ def test_pixels_are_counted_alike_on_a_gpu() -> None:
         matrix.update(predicted_labels(logits.to(device), (65, 97)), labels.to(device))
         matrices.append(matrix.counts.cpu())
     assert torch.equal(*matrices)
+
+
+def test_batches_arrive_whole_while_the_gpu_is_busy() -> None:
+    """Copies have a stream of their own, and memory is reused as fast as the allocator can."""
+    device = torch.device("cuda")
+    move, sums = Mover(device), []
+    work = torch.randn(2048, 2048, device=device)
+    for number in range(200):
+        images = torch.full((4, 3, 256, 256), number, dtype=torch.uint8).pin_memory()
+        labels = torch.full((4, 256, 256), 255 - number, dtype=torch.uint8).pin_memory()
+        batch = move(Batch(images, labels, ("a",) * 4))
+        work = torch.tanh(work @ work)  # keeps the queue full, so that the sums below are taken late
+        sums.append(torch.stack([batch.images.sum(dtype=torch.int64), batch.labels.sum(dtype=torch.int64)]))
+        del batch, images, labels
+    pixels = 4 * 256 * 256
+    expected = [[3 * pixels * number, pixels * (255 - number)] for number in range(200)]
+    assert torch.stack(sums).tolist() == expected

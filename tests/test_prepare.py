@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import assemble
 import prepare
+import session
+from base.base_dataset import View
 from dataloader import doctor
 from dataloader.cityscapes import CityScapes
 from dataloader.folder import Folder
 from tests.conftest import ROOT, Answer, call
+from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
+from utils.errors import DataError
 
 SIZE = (65, 97)
 NAMES = ("road", "tree", "sky")
@@ -273,6 +278,77 @@ def test_files_that_did_not_change_are_not_read_again(
     file.write_bytes(file.read_bytes()[:50])  # a cache that was cut short is no reason to stop
     assert examine() == again
     assert len(read) == 8
+
+
+def training_config(root: Path, tmp_path: Path, **more: object) -> Path:
+    """A config that trains on `clean` data with classes weighted by their share."""
+    args = {"data_dir": str(root), "classes": list(NAMES), "num_workers": 0, **more}
+    config = tiny_config(
+        tmp_path / "saved",
+        train_loader={"type": "Folder", "args": {**args, "split": "train", "batch_size": 2, "crop_size": 32}},
+        val_loader={"type": "Folder", "args": {**args, "split": "val", "batch_size": 1}},
+        loss={"type": "CrossEntropyLoss2d", "args": {"class_weights": "median_freq"}},
+    )
+    config["trainer"]["epochs"] = 1
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_what_the_doctor_saw_is_used_before_training(
+    tmp_path: Path,
+    prepare_command: Callable[..., Answer],
+    train_command: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = clean(tmp_path / "data")
+    path = training_config(root, tmp_path)
+    pixels = np.bincount(np.concatenate([scene(number)[1].ravel() for number in range(8)]), minlength=3)
+    view = View(Folder(data_dir=root, split="train", classes=NAMES), None)
+    assert assemble.count_classes(view) is None  # nobody has looked
+    assert prepare_command("check", "-c", path).status == 0
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("labels were read again")
+
+    monkeypatch.setattr(assemble, "check_samples", never)
+    monkeypatch.setattr(assemble, "examine", never)
+    monkeypatch.setattr(View, "labels", lambda self, indices=None: never() if indices is None else iter(()))
+    assert assemble.class_pixels(view) == pixels.tolist()
+    assert assemble.look_at(View(view.dataset, None, indices=[1, 5])).labels == 2
+    monkeypatch.setattr(session, "location_prior", lambda *_: 0.0)
+    answer = train_command("-c", path, "--import", "tests.tiny")
+    assert answer.status == 0, answer.err
+    assert "training: 8 images; 8 labels read, 0.0% void" in answer.err + answer.out
+
+
+def test_what_changed_since_the_doctor_looked_is_read_again(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    assert prepare_command("check", "-c", training_config(root, tmp_path)).status == 0
+    save(root / "masks" / "train" / "003.png", np.ones(SIZE, np.uint8))
+    data = Folder(data_dir=root, split="train", classes=NAMES)
+    expected = sum(np.bincount(data.read_label(index).ravel(), minlength=3) for index in range(8))
+    assert assemble.count_classes(View(data, None)) is None
+    assert assemble.class_pixels(View(data, None)) == expected.tolist()
+    assert assemble.count_classes(View(data, None)) is not None  # remembered for the next run
+
+
+def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    save(root / "masks" / "train" / "003.png", np.full(SIZE, 77, np.uint8))
+    (root / "images" / "train" / "005.png").write_bytes(b"")
+    assert prepare_command("check", "-c", training_config(root, tmp_path)).status == 3
+    data = Folder(data_dir=root, split="train", classes=NAMES)
+    with pytest.raises(DataError, match=r"003\.png: label value 77"):
+        assemble.look_at(View(data, None))
+    with pytest.raises(DataError, match=r"005\.png: is empty"):
+        assemble.look_at(View(data, None, indices=[0, 5]))
+    found = assemble.look_at(View(data, None, on_bad_sample="skip"))
+    assert (found.labels, int(found.pixels.sum())) == (6, 6 * SIZE[0] * SIZE[1])
 
 
 @pytest.mark.parametrize(

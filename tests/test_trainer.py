@@ -601,6 +601,43 @@ class TestOrder:
         assert np.mean(a == b) < 0.02
 
 
+def test_the_last_batch_may_be_kept_and_then_counts_in_full(tmp_path: Path) -> None:
+    """11 images in batches of 4: three steps, the last one on 3 images in 2 parts."""
+    config = tiny_config(tmp_path)
+    config["train_loader"]["args"] |= {"batch_size": 4, "drop_last": False}
+    run_dir = launch(tmp_path, trainer={"epochs": 2, "accumulate": 2}, train_loader=config["train_loader"])
+    assert [line["step"] for line in metrics(run_dir)] == [3, 6]
+    loader = Loader(View(Squares(length=11), None), 4, training=True, drop_last=False)
+    assert [len(batch.keys) for batch in loader.batches()] == [4, 4, 3]
+    assert len({key for batch in loader.batches() for key in batch.keys}) == 11
+    # Parts of an incomplete batch train as the whole does.
+    (last,) = list(loader.batches(position=8))
+    parameters = []
+    for parts in (1, 2, 4):
+        trainer = make_trainer(tmp_path, freeze_bn=True, accumulate=parts)
+        trainer.train_step(last)
+        parameters.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    for other in parameters[1:]:
+        torch.testing.assert_close(other, parameters[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_last_batch_of_one_image_is_refused_where_batch_norm_needs_two(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config["train_loader"]["args"] |= {"batch_size": 2, "drop_last": False, "length": 9}
+    arch = {"type": "PSPNet", "args": {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}}}
+    config |= {"arch": arch}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    with redirect_stderr(io.StringIO()) as errors:
+        assert run(train.main, ["-c", str(path), "--import", "tests.tiny"]) == 2
+    assert "train_loader.args.drop_last: the last batch of an epoch has 1 of 9 images" in errors.getvalue()
+    config["val_loader"]["args"]["drop_last"] = True
+    path.write_text(json.dumps(config))
+    with redirect_stderr(io.StringIO()) as errors:
+        assert run(train.main, ["-c", str(path), "--import", "tests.tiny"]) == 2
+    assert "val_loader.args.drop_last: validation takes every image. Remove it." in errors.getvalue()
+
+
 def test_class_weights_can_be_computed_from_the_training_labels(tmp_path: Path) -> None:
     loss = {"type": "CrossEntropyLoss2d", "args": {"class_weights": "median_freq"}}
     plain, weighted = launch(tmp_path), launch(tmp_path, loss=loss)

@@ -10,6 +10,7 @@ import io
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from utils.errors import DataError
+from utils.shards import is_packed, read_bytes
 
 MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more is an attack or a mistake
 
@@ -78,6 +80,73 @@ def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
             f"Remove that tag from the image (`exiftool -Orientation= FILE`), or turn the label."
         )
     raise DataError(f"{path}: {sizes}. Give both the same size.")
+
+
+def read_bands(path: Path, channels: int) -> np.ndarray:
+    """The image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
+
+    From `.npy` files, TIFF files of any number of bands (those of more than one need the package tifffile), and other
+    images whose channels are stored as they are. Integers of other types become float32.
+
+    Args:
+        path: The file.
+        channels: How many it must have.
+
+    Raises:
+        DataError: It cannot be read, has another number of channels, or holds what is no number.
+    """
+    data = _read_file(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+        elif path.suffix.lower() in (".tif", ".tiff"):
+            values = _read_tiff(path, data)
+        else:
+            values = _read_plain(path, data)
+    except DataError:
+        raise
+    except Exception:  # whatever a damaged file makes its reader stumble over
+        raise DataError(f"{path}: {_DAMAGED}") from None
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[2] != channels:
+        raise DataError(
+            f"{path}: an array of shape {'x'.join(map(str, values.shape))}, expected height x width x {channels}. "
+            f'Say how many "channels" there are in the loader\'s args, or convert the file.'
+        )
+    if values.dtype not in (np.uint8, np.uint16, np.float32):
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"{path}: holds {values.dtype}, expected numbers. Convert it to uint8, uint16 or float32.")
+        values = values.astype(np.uint8 if values.dtype == bool else np.float32)
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0][:2]
+        raise DataError(
+            f"{path}: no number at row {row}, column {column}. Write one, such as 0, and make the label void there."
+        )
+    return np.ascontiguousarray(values)
+
+
+def _read_tiff(path: Path, data: bytes) -> np.ndarray:
+    try:
+        import tifffile
+    except ImportError:
+        header = _open(path, data)
+        if header.mode in ("L", "I", "F") or header.mode.startswith("I;"):
+            return np.asarray(header)
+        raise DataError(f"{path}: TIFF files of several bands need tifffile. `pip install tifffile`.") from None
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        series = file.series[0]
+        values = series.asarray()
+        # Bands may be stored one after the other; the axes say where they are.
+        axes = series.axes.replace("Q", "S").replace("I", "S").replace("C", "S")
+        return np.moveaxis(values, axes.index("S"), -1) if values.ndim == 3 and "S" in axes else values
+
+
+def _read_plain(path: Path, data: bytes) -> np.ndarray:
+    header = _open(path, data)
+    deep = header.format == "PNG" and data[24] == 16 and data[25] != 0
+    if deep or not (header.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or header.mode.startswith("I;")):
+        raise DataError(f"{path}: its channels cannot be read as they are. Convert it to .npy or TIFF.")
+    return np.asarray(header)
 
 
 def read_label(path: Path) -> np.ndarray:
@@ -154,12 +223,12 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def _read_file(path: Path) -> bytes:
     try:
-        mode = path.stat().st_mode
+        mode = (path.parent if is_packed(path) else path).stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise DataError(
                 f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}. Give an image file."
             )
-        data = path.read_bytes()
+        data = read_bytes(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, DataError):
@@ -203,13 +272,13 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
     """Whether a file of this format ends as it should; decoders fill up with gray what is missing."""
     if kind in ("JPEG", "MPO"):
         # Cameras and editors append data of their own, and a thumbnail has an end of its own at the beginning.
-        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+        return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     return kind != "PNG" or b"IEND" in data[-64:]
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if image.format == "PNG" and b"eXIf" not in data:
+    if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
         return 1  # getexif() would decode the whole image in search of it
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -277,12 +346,22 @@ def _check_png(data: bytes) -> None:
     Raises:
         ValueError, struct.error: Damaged or cut short.
     """
-    start, kind = 8, b""
-    while kind != b"IEND":
-        size, kind = struct.unpack_from(">I4s", data, start)
+    for kind, start, size in _png_chunks(data):
         (checksum,) = struct.unpack_from(">I", data, start + 8 + size)
         if kind[:1].isupper() and zlib.crc32(memoryview(data)[start + 4 : start + 8 + size]) != checksum:
             raise ValueError("checksum")
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, place and size of the content of each chunk of a PNG file.
+
+    Raises:
+        struct.error: It is cut short.
+    """
+    start, kind = 8, b""
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", data, start)
+        yield kind, start, size
         start += 12 + size
 
 

@@ -95,9 +95,14 @@ class Predictor:
 def as_batch(image: np.ndarray) -> Tensor:
     """An image (H, W, C) uint8 as a batch (1, C, H, W) of raw values.
 
+    Images of other channels than RGB may be of 16 bits or float32, as they were in training.
+
     Raises:
         TypeError: It is something else.
     """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+    is_image = isinstance(image, np.ndarray) and image.ndim == 3
+    if not is_image or not (
+        image.dtype == np.uint8 or (image.shape[2] != 3 and image.dtype in (np.uint16, np.float32))
+    ):
         raise TypeError(f"expected a uint8 array (H, W, C), got {getattr(image, 'dtype', type(image))}")
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]

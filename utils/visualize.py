@@ -35,7 +35,8 @@ def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTa
     """An image and label maps of it, side by side.
 
     Args:
-        image: (H, W, C) uint8; one channel is shown gray, of more than three the first three.
+        image: (H, W, C); one channel is shown gray, of more than three the first three; values of other types than
+            uint8 from the smallest to the largest.
         labels: Label maps (H, W) uint8.
         classes: Their colors.
         width: Width of the result; its height follows.
@@ -44,6 +45,9 @@ def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTa
         (h, width, 3) uint8, with a white gap after each part and below.
     """
     shown = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
+    if shown.dtype != np.uint8:
+        low, high = float(shown.min()), float(shown.max())
+        shown = np.rint((shown.astype(np.float64) - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
     parts = [shown, *(colorize(each, classes) for each in labels)]
     w = width // len(parts) - GAP
     h = max(1, round(w * image.shape[0] / image.shape[1]))

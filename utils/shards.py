@@ -1,0 +1,186 @@
+"""Files inside of tar archives, read in place by their position and compared with a checksum before they are used.
+
+A packed split is a folder of plain tar files, which `tar` and WebDataset read too, and an index of what is where in
+them. A path such as ``packed/train/000002.tar/aachen_000019.png`` means a file inside of one of them: whoever reads
+through `read_bytes` need not know. The index is the last thing to be written, so that nothing is trusted before all
+of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.config import fingerprint
+from utils.errors import DataError
+
+INDEX = "shards.json"
+FORMAT = 1
+
+
+class Member(NamedTuple):
+    """Where a file lies in an archive: its first byte, its length, and the CRC-32 of what it holds."""
+
+    name: str
+    offset: int
+    size: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed split.
+
+    Args:
+        folder: Where its archives are.
+        about: Dataset, split and options that it was made of.
+        rows: Key, image and label of each example, the latter as if archives were folders.
+        members: What the archives hold, by name of the archive and of the file.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    rows: list[tuple[str, Path, Path]]
+    members: Mapping[tuple[str, str], Member]
+
+
+_opened: dict[Path, Packed] = {}  # by folder, so that an index is read once in a process
+
+
+def find_packed(data_dir: Path, split: str) -> Packed | None:
+    """The packed `split` in `data_dir`; None if that is no folder of packed splits.
+
+    Raises:
+        DataError: Other splits are packed there, or an archive is not what it was.
+    """
+    folder = data_dir / split
+    if (folder / INDEX).is_file():
+        return open_packed(folder)
+    others = sorted(path.parent.name for path in data_dir.glob(f"[!.]*/{INDEX}"))  # hidden ones are unfinished
+    if others:
+        raise DataError(
+            f"{data_dir}: holds packed {', '.join(others)}, not '{split}'. Pack that too (`python prepare.py pack`), "
+            f"or set data_dir to the dataset itself."
+        )
+    return None
+
+
+def open_packed(folder: Path) -> Packed:
+    """Read the index in `folder`, and see whether all archives are there in full length.
+
+    Raises:
+        DataError: They are not.
+    """
+    path = folder / INDEX
+    again = "Pack the dataset again with --force, or get a good copy."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        checksum = content.pop("checksum")
+        if content["format"] != FORMAT or checksum != fingerprint(content):
+            raise ValueError("its checksum is another")
+        archives, examples = content["archives"], content["examples"]
+        rows: list[tuple[str, Path, Path]] = []
+        members: dict[tuple[str, str], Member] = {}
+        for key, number, *parts in examples:
+            archive = archives[number][0]
+            image, label = (Member(*part) for part in parts)
+            members |= {(archive, image.name): image, (archive, label.name): label}
+            rows.append((key, folder / archive / image.name, folder / archive / label.name))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: is damaged ({error}). {again}") from None
+    for name, size in archives:
+        archive_path = folder / name
+        found = archive_path.stat().st_size if archive_path.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}: it was cut or altered"
+            raise DataError(f"{archive_path}: {what}. {again}")
+    _opened[folder] = Packed(folder, content["about"], rows, members)
+    return _opened[folder]
+
+
+def write_index(
+    folder: Path,
+    *,
+    about: Mapping[str, Any],
+    archives: list[tuple[str, int]],
+    examples: list[tuple[str, int, Member, Member]],
+) -> None:
+    """Write the index of `folder` and wait until it is on the disk.
+
+    Args:
+        folder: Where the archives are, complete.
+        about: Dataset, split and options.
+        archives: Name and size of each.
+        examples: Key, number of the archive, image and label of each.
+    """
+    content = {"format": FORMAT, "about": dict(about), "archives": archives, "examples": examples}
+    text = json.dumps({**content, "checksum": fingerprint(json.loads(json.dumps(content)))})
+    with (folder / INDEX).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in the file `path`, which may lie inside of a packed archive.
+
+    Raises:
+        OSError: There is no such file.
+        DataError: The archive is not what it was when it was packed.
+    """
+    member = _member(path)
+    if member is None:
+        return path.read_bytes()
+    archive = path.parent
+    with archive.open("rb") as file:
+        file.seek(member.offset)
+        data = file.read(member.size)
+    if len(data) != member.size or zlib.crc32(data) != member.checksum:
+        raise DataError(
+            f"{archive}: was cut or altered since it was packed, at '{member.name}'. "
+            f"Pack the dataset again with --force, or get a good copy."
+        )
+    return data
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Two numbers that change when the file does: its size and time, or its size and checksum in an archive.
+
+    (-1, -1) if it is not there.
+    """
+    try:
+        member = _member(path)
+        if member is not None:
+            return member.size, member.checksum
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    except (OSError, DataError):
+        return -1, -1
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `path` means a file inside of a packed archive."""
+    return path.parent.suffix == ".tar" and (path.parent.parent / INDEX).is_file()
+
+
+def _member(path: Path) -> Member | None:
+    """Where `path` lies in an archive; None if it is a file of its own.
+
+    Raises:
+        FileNotFoundError: There is no such file in the archive.
+    """
+    if path.parent.suffix != ".tar":
+        return None
+    folder = path.parent.parent
+    if folder not in _opened and not is_packed(path):
+        return None
+    packed = _opened.get(folder) or open_packed(folder)
+    try:
+        return packed.members[path.parent.name, path.name]
+    except KeyError:
+        raise FileNotFoundError(f"no '{path.name}' in {path.parent}") from None
