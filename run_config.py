@@ -200,8 +200,10 @@ class RunConfig:
         lr_scheduler: Course of the learning rate.
         normalization: The dataset's mean and std, ImageNet's, or numbers.
         init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning.
-        n_gpu: GPUs to use; 0 for the CPU.
-        use_synch_bn: Batch norm over all processes; needs more than one on GPUs.
+        n_gpu: GPUs to use on this machine, each by a process of its own; 0 for the CPU. Of no effect under torchrun.
+        parallel: How to use several GPUs: "ddp" by DistributedDataParallel; "DataParallel", slower, by threads of
+            one process, for compatibility.
+        use_synch_bn: Batch norm over the images of all GPUs; of no effect with less than two.
         seed: Decides everything random.
     """
 
@@ -218,6 +220,7 @@ class RunConfig:
     normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"
     init_from: Path | None = None
     n_gpu: Annotated[int, Between(0, 1024)] = 1
+    parallel: Literal["ddp", "DataParallel"] = "ddp"
     use_synch_bn: bool = False
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0
 
@@ -263,12 +266,7 @@ def cross_check(config: RunConfig) -> list[str]:
         problems.append("train_loader.args.val_split: there is a val_loader too. Give one of the two.")
     if trainer.val and config.val_loader is None and not train["val_split"]:
         problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
-    parts, batch = trainer.accumulate, train["batch_size"]
-    if batch % parts:
-        fitting = f"{batch // parts * parts} or {-(-batch // parts) * parts}" if batch > parts else f"{parts}"
-        problems.append(
-            f"train_loader.args.batch_size: {batch} is not divisible by trainer.accumulate {parts}. Use {fitting}."
-        )
+    problems += division_problems(config)
     channels, offered = config.arch.args.get("in_channels", 3), dataset_class(config.train_loader.type).channels
     if channels != offered:
         problems.append(
@@ -291,6 +289,17 @@ def cross_check(config: RunConfig) -> list[str]:
             trainer.val_per_epochs,
         )
     return problems
+
+
+def division_problems(config: RunConfig, processes: int = 1) -> list[str]:
+    """What is wrong with dividing a step's images among processes, and those of each into parts."""
+    parts, batch = config.trainer.accumulate, config.train_loader.args["batch_size"]
+    shares = parts * processes
+    if batch % shares == 0:
+        return []
+    by = f"trainer.accumulate {parts}" + (f" times {processes} processes" if processes > 1 else "")
+    fitting = f"{batch // shares * shares} or {-(-batch // shares) * shares}" if batch > shares else f"{shares}"
+    return [f"train_loader.args.batch_size: {batch} is not divisible by {by}. Use {fitting}."]
 
 
 def class_problems(config: RunConfig) -> list[str]:

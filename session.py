@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import assemble
 from base.base_dataloader import Loader
@@ -19,7 +20,7 @@ from base.base_trainer import MAY_CHANGE, TimeLimit
 from base.data_check import DataCheck, check_samples, location_prior
 from run_config import RunConfig, meaning_of
 from trainer import Trainer
-from utils import checkpoint, run_folder
+from utils import checkpoint, distributed, run_folder
 from utils.config import differences, dump_json
 from utils.errors import CheckpointError, DataError, Stopped, UserError
 from utils.images import write_label, write_picture
@@ -27,6 +28,7 @@ from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
 from utils.predict import Predictor
 from utils.schema import show
+from utils.sync_batchnorm import SynchronizedBatchNorm
 from utils.visualize import comparison, curves, legend, png_palette
 from utils.writers import open_tensorboard
 
@@ -46,6 +48,7 @@ def train(
     modules: Sequence[str] = (),
     resume: Path | None = None,
     state: Mapping[str, Any] | None = None,
+    gpus: int = 1,
 ) -> Path:
     """Train as `config` says, or go on where a checkpoint stopped.
 
@@ -55,6 +58,7 @@ def train(
         modules: Names of third-party modules that have been imported.
         resume: Checkpoint to go on from.
         state: Its content.
+        gpus: How many of them this process uses, by threads.
 
     Returns:
         The run's folder.
@@ -70,29 +74,43 @@ def train(
     raise_file_limit()
     dry = assemble.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
-    check_data(config, loaders)
-    if resume is None:
-        run_dir = run_folder.create(config.trainer.save_dir, config.name, datetime.now())
-    else:
-        run_dir = resume.resolve().parent
-    lock = run_folder.Lock(run_dir)
-    try:
-        log_to(run_dir / "train.log")
-        checkpoint.remove_unfinished(run_dir)
+    run_dir = distributed.from_first(lambda: open_folder(config, loaders, resume))
+    with alone_in(run_dir):
         environment = run_folder.environment(str(device), config.seed, modules)
         try:
             run_folder.check_space(run_dir, 12 * dry.parameters)
-            trainer = start(config, run_dir, device, loaders, environment, state, resume)
+            trainer = start(config, run_dir, device, loaders, environment, state, resume, gpus, dry.unused)
         except (UserError, Stopped):
-            if resume is None:
+            if resume is None and distributed.is_first():
                 run_folder.remove_unstarted(run_dir)
             raise
         announce(config, trainer, dry)
         if trainer.finished and has_results(run_dir, trainer.progress.step):
             logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))
-            return run_dir
-        finish(config, trainer, loaders)
-        return run_dir
+        else:
+            finish(config, trainer, loaders)
+    return run_dir
+
+
+def open_folder(config: RunConfig, loaders: tuple[Loader, Loader | None], resume: Path | None) -> Path:
+    """The folder of a new run, if the data are good enough to begin one, or that of the run to go on with."""
+    check_data(config, loaders)
+    if resume is not None:
+        return resume.resolve().parent
+    return run_folder.create(config.trainer.save_dir, config.name, datetime.now())
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Log to a run's folder, which nobody else may train in meanwhile; that is rank 0's business."""
+    if not distributed.is_first():
+        yield
+        return
+    lock = run_folder.Lock(run_dir)
+    try:
+        log_to(run_dir / "train.log")
+        checkpoint.remove_unfinished(run_dir)
+        yield
     finally:
         lock.release()
         log_to()
@@ -105,6 +123,9 @@ def announce(config: RunConfig, trainer: Trainer, dry: assemble.DryRun) -> None:
         "%s: %.2f M parameters, %.2f M of them trained, on %s",
         *(config.arch.type, dry.parameters / 1e6, dry.trainable / 1e6, trainer.device),
     )
+    if distributed.world_size() > 1:
+        share = trainer.batch_size // distributed.world_size()
+        logger.info("%d processes, %d images of each step for each", distributed.world_size(), share)
     logger.debug("config: %s", dump_json(config.to_json()))
     logger.debug("model: %s", trainer.model)
     for note in notes(config, trainer):
@@ -119,6 +140,8 @@ def start(
     environment: dict[str, Any],
     state: Mapping[str, Any] | None,
     resume: Path | None,
+    gpus: int,
+    unused: bool,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on, with its first files written."""
     trainer = assemble.build_trainer(
@@ -128,6 +151,8 @@ def start(
         loaders=loaders,
         environment=environment,
         load_weights=state is None,
+        gpus=gpus,
+        unused=unused,
     )
     if state is not None and resume is not None:
         trainer.resume(state, resume)
@@ -137,7 +162,7 @@ def start(
             group = trainer.optimizer.param_groups[0]
             new = group["base_lr"] * trainer.schedule.factor(step)
             logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
-    if not trainer.finished:
+    if not trainer.finished and distributed.is_first():
         if config.trainer.tensorboard:  # what was shown of steps that will be taken once more is void
             log_dir = config.trainer.log_dir / config.name / run_dir.name
             trainer.writers = open_tensorboard(log_dir, trainer.progress.step + 1 if state else None)
@@ -173,12 +198,13 @@ def set_threads(state: Mapping[str, Any], path: Path, device: torch.device) -> N
     """
     made = state["environment"]
     torch.set_num_threads(made.get("num_threads", torch.get_num_threads()))
-    then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("device"))
-    now = (str(torch.__version__), torch.get_num_threads(), str(device))
+    kind = str(made.get("device")).partition(":")[0]
+    then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("world_size"), kind)
+    now = (str(torch.__version__), torch.get_num_threads(), distributed.world_size(), device.type)
     if then != now:
         logger.warning(
-            "%s was made by torch %s with %s threads on %s, this is torch %s with %d on %s: results will not be the "
-            "same to the last bit.",
+            "%s was made by torch %s with %s threads in %s processes on %s, this is torch %s with %d in %d on %s: "
+            "results will not be the same to the last bit.",
             *(path, *then, *now),
         )
 
@@ -197,9 +223,18 @@ def raise_file_limit() -> None:
 def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint of the newest run, by its step, that means the same as `config`; (None, None) if there is none.
 
+    Of several processes rank 0 looks, and the others read what it has found.
+
     Raises:
         CheckpointError: The only matching runs have no checkpoint that can be used.
     """
+    if distributed.world_size() == 1:
+        return _find_run(config)
+    path = distributed.from_first(lambda: _find_run(config)[0])
+    return (None, None) if path is None else (path, checkpoint.load_run(path))
+
+
+def _find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
     best: tuple[Path, dict[str, Any]] | None = None
     broken: list[str] = []
     for folder, resolved in run_folder.past_runs(config.trainer.save_dir, config.name):
@@ -251,8 +286,9 @@ def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     found = []
     if trainer.model.backbone_modules() and not config.arch.args["pretrained"] and config.init_from is None:
         found.append(RANDOM_START)
-    if config.use_synch_bn:
-        found.append("use_synch_bn: no effect, since it takes more than one process on GPUs and there is one")
+    synchronised = (nn.SyncBatchNorm, SynchronizedBatchNorm)
+    if config.use_synch_bn and not any(isinstance(module, synchronised) for module in trainer.model.modules()):
+        found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
     return found
 
 
@@ -269,6 +305,9 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
         progress = trainer.fit()
     except TimeLimit as limit:
         logger.info(str(limit))
+        return
+    distributed.leave()  # what is left to do takes one process
+    if not distributed.is_first():
         return
     run_dir, val_loader = trainer.run_dir, loaders[1]
     best = run_dir / "best_model.pth"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from base.base_dataloader import Batch, Loader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.classes import ClassTable
 from utils.criterion import Criterion
 from utils.devices import choose_precision
@@ -52,6 +52,7 @@ class Trainer(BaseTrainer):
         monitor: What decides which model is best.
         description: What a checkpoint says about itself; plain values.
         writers: Where results are shown.
+        network: What the training step calls, where that is not `model` itself but several copies of it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trainer(BaseTrainer):
         monitor: Monitor,
         description: Mapping[str, Any],
         writers: Sequence[Writer] = (),
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__(
             config,
@@ -84,10 +86,10 @@ class Trainer(BaseTrainer):
         self.train_loader, self.val_loader, self.classes, self.seed = train_loader, val_loader, classes, seed
         self.device = next(model.parameters()).device
         self.ema = AveragedModel(model, config.ema) if config.ema else None
-        self.network: nn.Module = model  # what the training step calls: the model, or its compiled form
+        self.network = network or model
         if config.compile:
             mode = None if config.compile is True else config.compile
-            self.network = torch.compile(model, mode=mode)  # type: ignore[assignment]
+            self.network = torch.compile(self.network, mode=mode)  # type: ignore[assignment]
         precision = PRECISIONS[choose_precision(config.precision, self.device)]
         self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
@@ -101,7 +103,7 @@ class Trainer(BaseTrainer):
         for batch in self.batches():
             loss = self.train_step(batch)
             self.loss_sum += loss
-            self.recent.append((self.progress.step + 1, loss, batch.keys))
+            self.recent.append((self.progress.step + 1, loss, self.progress.position))
             if self.is_log_step():
                 self.log_step(batch)
             self.after_step()
@@ -119,20 +121,22 @@ class Trainer(BaseTrainer):
         """Take one optimiser step on `batch`, in `accumulate` parts; returns the loss, still on its device."""
         step, parts = self.progress.step, self.config.accumulate
         self.schedule.apply(self.optimizer, step)
-        norms = self.criterion.norms(batch.labels)
+        norms = distributed.add_up(self.criterion.norms(batch.labels))
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
         size = len(batch.keys) // parts
         for part in range(parts):
             piece = batch.part(part * size, (part + 1) * size)
-            seed_part(self.seed, step, part)
-            with self.autocast:
-                output = self.network(piece.images)
-            losses = self.criterion(output, piece.labels, norms)
-            self.scaler.scale(losses["loss"]).backward()
+            seed_part(self.seed, step, part, distributed.rank())
+            with distributed.keeping_gradients(self.network, part + 1 < parts):
+                with self.autocast:
+                    output = self.network(piece.images)
+                losses = self.criterion(output, piece.labels, norms)
+                # Processes average their gradients, and each has a share of the sum.
+                self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
             total += losses["loss"].detach()
             self.output = output.logits.detach()
         self.descend()
-        return total
+        return distributed.add_up(total)
 
     def descend(self) -> None:
         """Change the weights along the gradient, and forget it."""
@@ -153,7 +157,7 @@ class Trainer(BaseTrainer):
             return
         epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         source = iter(self.train_loader.batches(progress.epoch, progress.position))
-        with tqdm(total=left, desc=f"train {progress.epoch + 1}/{epochs}", leave=False, disable=None) as self.bar:
+        with tqdm(total=left, desc=f"train {progress.epoch + 1}/{epochs}", leave=False, disable=silent()) as self.bar:
             self.waited, self.since = 0.0, time.monotonic()
             for _ in range(left):
                 before = time.monotonic()
@@ -168,8 +172,9 @@ class Trainer(BaseTrainer):
         labels = batch.labels[-len(self.output) :]
         sample = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
         predicted = predicted_labels(self.output, (labels.shape[-2], labels.shape[-1]))
-        for matrix in (sample, self.running):
-            matrix.update(predicted, labels)
+        sample.update(predicted, labels)
+        sample.reduce()
+        self.running.add(sample)
         figures = {"Pixel_Accuracy": math.nan, "Mean_IoU": math.nan, **figures_of(sample)}
         waiting = self.waited / max(time.monotonic() - self.since, 1e-9)
         step = self.progress.step + 1
@@ -197,8 +202,9 @@ class Trainer(BaseTrainer):
         if not self.recent:
             return math.nan
         losses = torch.stack([loss for _, loss, _ in self.recent]).tolist()
-        for loss, (step, _, keys) in zip(losses, self.recent, strict=True):
+        for loss, (step, _, position) in zip(losses, self.recent, strict=True):
             if not math.isfinite(loss):
+                keys = self.train_loader.keys(self.progress.epoch, position)  # of all processes' parts
                 raise Stopped(
                     f"training: the loss became {loss} at step {step} of {self.total_steps} (epoch "
                     f"{self.progress.epoch + 1}, images {', '.join(map(repr, keys[:8]))}). Lower optimizer.args.lr, "
@@ -236,12 +242,14 @@ class Trainer(BaseTrainer):
     def eval_epoch(self) -> dict[str, float]:
         assert self.val_loader is not None
         model = self.evaluated_model.eval()
+        distributed.copy_from_first(model.buffers())  # each process has running means of its own batches
         self.matrix.reset()
-        numerators = norms = torch.zeros(())
+        numerators = norms = torch.zeros(len(self.criterion.names), dtype=torch.float64)
         pictures: list[np.ndarray] = []
         loader = self.val_loader
-        for batch in tqdm(loader.batches(), total=len(loader), desc="validate", leave=False, disable=None):
-            self.check_signal()
+        for batch in tqdm(loader.batches(), total=len(loader), desc="validate", leave=False, disable=silent()):
+            if self.signal:
+                break
             batch = batch.to(self.device)
             output = model(batch.images)
             labels = predicted_labels(output.logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
@@ -250,6 +258,9 @@ class Trainer(BaseTrainer):
             numerators, norms = numerators + sums[0].cpu().double(), norms + sums[1].cpu().double()
             if self.writers and len(pictures) < PICTURES:
                 pictures += comparisons(batch, labels, self.classes, PICTURES - len(pictures))
+        self.check_signal()  # where all processes have come to, also one that had no image
+        self.matrix.reduce()
+        numerators, norms = distributed.add_up(numerators), distributed.add_up(norms)
         for writer in self.writers:
             writer.image("val/inputs_targets_predictions", np.concatenate(pictures), self.progress.step)
         losses = self.criterion.evaluation_loss(numerators, norms)
@@ -263,15 +274,16 @@ class Trainer(BaseTrainer):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=dtype, device=self.device)
         self.running = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
-        self.recent: list[tuple[int, Tensor, tuple[str, ...]]] = []  # steps that nobody has looked at yet
+        self.recent: list[tuple[int, Tensor, int]] = []  # step, loss, position: what nobody has looked at yet
 
     def after_validation(self, value: float) -> None:
         self.schedule.after_validation(value)
 
     def save(self, *names: str) -> None:
-        self.stop_if_not_finite()
-        self.stop_if_weights_are_not_finite()
-        super().save(*names)
+        if distributed.is_first():
+            self.stop_if_not_finite()
+            self.stop_if_weights_are_not_finite()
+            super().save(*names)
 
     def parts_state(self) -> dict[str, Any]:
         return {
@@ -330,6 +342,11 @@ class AveragedModel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["state_dict"])
         self.updates = state["updates"]
+
+
+def silent() -> bool | None:
+    """Whether to show no progress bar, as `tqdm` takes it: None leaves it to the terminal."""
+    return None if distributed.is_first() else True
 
 
 def figures_of(matrix: ConfusionMatrix) -> dict[str, float]:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.errors import CheckpointError, ConfigError, Interrupted, Stopped, failure_of_machine
 from utils.schema import Above, AtLeast, Between, did_you_mean
 
 logger = logging.getLogger("segwright")
 
+TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
@@ -211,7 +212,7 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def eval_epoch(self) -> dict[str, float]:
-        """Evaluate the model on the validation set, calling `check_signal` now and then."""
+        """Evaluate the model on the validation set; call `check_signal` where all processes come to, at its end."""
 
     @abstractmethod
     def parts_state(self) -> dict[str, Any]:
@@ -240,6 +241,9 @@ class BaseTrainer(ABC):
                 raise ConfigError(
                     f"trainer.deterministic: '{name}' {UNORDERED} on this device. Set it to false, or use another arch."
                 ) from error
+            if distributed.is_of_communication(error):
+                what = f"{distributed.explain(error)}, after step {self.progress.step} of {self.total_steps}"
+                raise Stopped(f"training: {what}; {self.last_good}") from error
             failure = failure_of_machine(error)
             if not failure:
                 raise
@@ -289,8 +293,9 @@ class BaseTrainer(ABC):
         if progress.epoch % self.config.save_period == 0 or progress.step >= self.total_steps:
             names.append(f"checkpoint-epoch{progress.epoch}.pth")
         self.save(*names, "last.pth")
-        self.prune()
-        self.write_history()
+        if distributed.is_first():
+            self.prune()
+            self.write_history()
         for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
             writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
         shown = {key: results[key] for key in SHOWN if key in results}
@@ -326,31 +331,35 @@ class BaseTrainer(ABC):
         """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
         progress, config = self.progress, self.config
         progress.step, progress.position = progress.step + 1, progress.position + self.batch_size
-        now, asked = time.monotonic(), self.signal  # looked at once: what comes later is heard after the next step
+        now = time.monotonic()
         is_over = config.max_time is not None and now - self.started >= config.max_time * 60
+        # The signal is looked at once: one that comes later is heard after the next step.
+        asked = distributed.agreed(progress.step, self.signal or (TIME_IS_OVER if is_over else 0))
         is_due = config.save_steps is not None and progress.step % config.save_steps == 0
-        if asked or is_over or is_due or now - self.saved_at >= config.save_minutes * 60:
+        if asked or is_due or now - self.saved_at >= config.save_minutes * 60:
             self.save_last()
-        if asked:
-            self.check_signal()
-        if is_over:
+        if asked > 0:
+            raise self.interrupted(asked)
+        if asked == TIME_IS_OVER:
             raise TimeLimit(
                 f"trainer.max_time: {config.max_time:g} minutes are over at step {progress.step} of "
                 f"{self.total_steps}. Go on with --resume {self.run_dir / 'last.pth'}"
             )
 
     def check_signal(self) -> None:
-        """Leave if a signal came; what has to be saved has been.
+        """Leave if a signal came to any of the processes; what has to be saved has been.
 
         Raises:
             Interrupted: One did.
         """
-        if self.signal:
-            name, last = signal.Signals(self.signal).name, self.run_dir / "last.pth"
-            raise Interrupted(
-                self.signal,
-                f"{name}: stopped at step {self.progress.step} of {self.total_steps}. Go on with --resume {last}",
-            )
+        if number := distributed.largest(self.signal):
+            raise self.interrupted(number)
+
+    def interrupted(self, number: int) -> Interrupted:
+        """What to raise after signal `number`, when all is saved."""
+        name, last = signal.Signals(number).name, self.run_dir / "last.pth"
+        text = f"{name}: stopped at step {self.progress.step} of {self.total_steps}. Go on with --resume {last}"
+        return Interrupted(number, text)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -391,7 +400,10 @@ class BaseTrainer(ABC):
         self.save("last.pth")
 
     def save(self, *names: str) -> None:
-        """Write the state once, under all `names`; `last.pth` keeps its predecessor as `last.prev.pth`."""
+        """Write the state once, under all `names`; `last.pth` keeps its predecessor as `last.prev.pth`.
+
+        Of several processes only rank 0 comes here, and no other has anything to add to its state.
+        """
         first = self.run_dir / names[0]
         previous = self.run_dir / "last.prev.pth"
         checkpoint.save(first, self.state(), previous=previous if names[0] == "last.pth" else None)
@@ -426,7 +438,7 @@ class BaseTrainer(ABC):
         best = state["best"]
         self.progress = Progress(state["epoch"], state["step"], state["position"], best["value"], best["epoch"])
         self.history = [dict(record) for record in state["history"]]
-        if self.history:
+        if self.history and distributed.is_first():
             self.write_history()
 
 

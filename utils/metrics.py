@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils import distributed
 from utils.upsampled_loss import predicted_labels
 
 __all__ = ["EXTRA_METRICS", "ConfusionMatrix", "predicted_labels"]
@@ -62,6 +63,14 @@ class ConfusionMatrix:
         known = labels < self.num_classes
         pairs = torch.where(known, labels.long() * self.num_classes + predictions, len(self._pairs) - 1).flatten()
         self._pairs.scatter_add_(0, pairs, torch.ones((), dtype=torch.int64, device=pairs.device).expand_as(pairs))
+
+    def add(self, other: ConfusionMatrix) -> None:
+        """Count what `other` has counted, too."""
+        self._pairs = self._pairs.to(other._pairs.device).add_(other._pairs)
+
+    def reduce(self) -> None:
+        """Add up what all processes have counted; each has the sum then."""
+        self._pairs = distributed.add_up(self._pairs)
 
     def reset(self) -> None:
         """Start again."""
