@@ -9,12 +9,15 @@ went wrong) goes through the key-value store behind it, so that no device ever w
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -36,6 +39,12 @@ SILENCE = 30.0  # seconds without any, after which a process counts as lost
 GRACE = 10.0  # seconds in which a process may end by itself once another has failed
 GONE = "gone"  # in place of a sign of life, from one who has left as he should
 AHEAD = 2  # steps between rank 0's decision to stop and the stop, so that nobody has to wait for it
+# Later versions of torch have another name for it.
+FORWARD_SYNC = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 class Place(NamedTuple):
@@ -111,7 +120,8 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     _join(place, device)
     _place, _device = place, device
-    _peers = Peers(place)
+    nonce = from_first(lambda: os.urandom(8).hex())  # a store may outlive a run that torchrun restarts
+    _peers = Peers(place, (_connect(nonce), _connect(nonce)))
     try:
         yield
     except BaseException as error:
@@ -189,7 +199,12 @@ def _start(local_rank: int, command: str, argv: Sequence[str], processes: int, p
     place = {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
-    sys.exit(run(importlib.import_module(command).main, argv))
+    try:
+        status = run(importlib.import_module(command).main, argv)
+    except Exception:  # torch would keep it in a file
+        traceback.print_exc()
+        status = 1
+    sys.exit(status)
 
 
 def _await(processes: Sequence[Any], received: Sequence[int]) -> int:
@@ -259,13 +274,17 @@ def wrap(model: nn.Module, *, unused: bool = False) -> nn.Module:
     """
     if _place.size == 1:
         return model
+    # It means that copies cost a little where weights are not channels last; images always are.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+    forward_sync: dict[str, Any] = {FORWARD_SYNC: False}
     device_ids = [_device] if _device.type == "cuda" else None
     return DistributedDataParallel(
         model,
         device_ids=device_ids,
-        broadcast_buffers=False,  # nothing in training reads them; `copy_from_first` does it before they count
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,
+        # Nothing in training reads running means; `copy_from_first` sees to them before they count.
+        **forward_sync,
     )
 
 
@@ -296,16 +315,16 @@ class Peers:
     Ending without notice is safe: what is on the disk is complete at any moment.
 
     Args:
-        place: This process's place; the process group exists.
+        place: This process's place.
+        stores: Two connections to the store, one for each thread, empty of keys of other runs.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, stores: tuple[dist.Store, dist.Store]) -> None:
         self.place, self.failed = place, False
+        self._store, self._watched = stores
         self.at = 0  # step that the main thread has reached
         self.asked = 0  # what another process wishes, as the thread has read
         self._stop: tuple[int, int] | None = None  # after which step to do what, once that is decided
-        nonce = from_first(lambda: os.urandom(8).hex())  # a store may outlive a run that torchrun restarts
-        self._store, self._watched = (_connect(nonce) for _ in range(2))  # one for each thread
         self._over = Event()
         self._seen: dict[int, tuple[str, float]] = {}
         self._store.set(f"host/{place.rank}", f"process {os.getpid()} on {socket.gethostname()}")
@@ -326,6 +345,8 @@ class Peers:
                     self._store.set("wish", str(wish))
                 self._stop = self._last_word(step)
         except RuntimeError as error:
+            if wish:  # it is gone because whoever started us is, which we have heard of all
+                return wish
             raise Stopped(f"training: the store that all processes share is gone ({first_line(error)})") from error
         return self._stop[1] if self._stop and step >= self._stop[0] else 0
 
