@@ -20,6 +20,7 @@ from base.base_dataset import BaseDataset
 from base.base_trainer import MAY_CHANGE, Monitor, TrainerConfig
 from dataloader.transforms import ChainOptions, chain_problems
 from models.build import ModelOptions, arch_json_schema, check_model
+from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.criterion import LossTerm, check_loss, term_name
@@ -36,6 +37,7 @@ from utils.registry import (
     OPTIMIZERS,
     SCHEDULERS,
     TRANSFORMS,
+    WRITERS,
     Registry,
 )
 from utils.run_folder import check_name
@@ -272,6 +274,13 @@ def cross_check(config: RunConfig) -> list[str]:
         problems.append(
             f"arch.args.in_channels: {channels}, but the images have {offered} channels. Set it to {offered}."
         )
+    for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):
+        if value and config.parallel == "DataParallel":
+            problems.append(
+                f'trainer.{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.'
+            )
+    if trainer.compile and trainer.activation_checkpointing:
+        problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
     if config.lr_scheduler.type == "ReduceLROnPlateau":
         problems += plateau_problems(config)
     try:
@@ -366,7 +375,7 @@ def config_json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     schema["properties"]["$schema"] = {"type": "string"}
-    schema["$defs"] = {registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS)}
+    schema["$defs"] = {registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)}
     schema["$defs"]["loader"] = loader_json_schema()
     del schema["required"]  # a file that extends another holds only the differences
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}
@@ -393,6 +402,12 @@ def typed(target: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
 def options_of(kind: type, dataset: str, args: Mapping[str, Any], owner: str) -> Any:
     """What the flat `args` of a loader say to one of their owners, as the dataclass `kind`."""
     return kind(**typed(kind, split_loader_args(dataset, args)[owner]))
+
+
+def size_of(loader: Component) -> tuple[int, int] | None:
+    """Height and width of all images that a loader section delivers; None where each has its own."""
+    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
+    return chain.crop
 
 
 def validation_of(loader: Component) -> Component:

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 import assemble
-from base.base_dataloader import Loader
-from base.base_trainer import MAY_CHANGE, TimeLimit
-from base.data_check import DataCheck, check_samples, location_prior
-from run_config import RunConfig, meaning_of
+from base.base_dataloader import Batch, Loader, check_shared_memory
+from base.base_trainer import MAY_CHANGE, TimeLimit, Writer
+from base.data_check import DataCheck, check_samples, largest_image, location_prior
+from run_config import RunConfig, meaning_of, size_of, validation_of
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.config import differences, dump_json
-from utils.errors import CheckpointError, DataError, Stopped, UserError
+from utils.errors import CheckpointError, DataError, Stopped, UserError, failure_of_machine
 from utils.images import write_label, write_picture
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
@@ -30,7 +30,7 @@ from utils.predict import Predictor
 from utils.schema import show
 from utils.sync_batchnorm import SynchronizedBatchNorm
 from utils.visualize import comparison, curves, legend, png_palette
-from utils.writers import open_tensorboard
+from utils.writers import open_writer
 
 logger = logging.getLogger("segwright")
 
@@ -72,6 +72,7 @@ def train(
         compare(config, state, resume)
         set_threads(state, resume, device)
     raise_file_limit()
+    check_workers(config)
     dry = assemble.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
     run_dir = distributed.from_first(lambda: open_folder(config, loaders, resume))
@@ -85,6 +86,8 @@ def train(
                 run_folder.remove_unstarted(run_dir)
             raise
         announce(config, trainer, dry)
+        if resume is None and config.trainer.wants_drill(device.type):
+            drill(config, trainer, loaders)
         if trainer.finished and has_results(run_dir, trainer.progress.step):
             logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))
         else:
@@ -114,6 +117,35 @@ def alone_in(run_dir: Path) -> Iterator[None]:
     finally:
         lock.release()
         log_to()
+
+
+def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+    """Take a training step and a validation of the largest images there will be, so that both are known to fit.
+
+    Raises:
+        Stopped: One does not; it names what to turn.
+    """
+    train_loader, val_loader = loaders
+    size = size_of(config.train_loader) or largest_image(train_loader.view)
+    share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.dataset.channels
+    images = torch.randint(256, (share, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.randint(len(config.classes), (share, *size), dtype=torch.uint8)
+    what, image = f"a step on {share} images of {size[0]}x{size[1]}", None
+    if val_loader is not None:
+        section = config.val_loader or validation_of(config.train_loader)
+        high, wide = size_of(section) or largest_image(val_loader.view)
+        image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
+        what += f", or validating one of {high}x{wide},"
+    try:
+        trainer.rehearse(Batch(images, labels, ("drill",) * share).to(trainer.device), image)
+    except (MemoryError, RuntimeError) as error:
+        if not (failure := failure_of_machine(error)):
+            raise
+        raise Stopped(
+            f"memory drill: {what} takes more than there is: {failure}. Raise trainer.accumulate, set "
+            f"trainer.activation_checkpointing, or lower train_loader.args.batch_size or a crop_size; no step was taken"
+        ) from error
+    logger.info("memory drill: %s fits", what)
 
 
 def announce(config: RunConfig, trainer: Trainer, dry: assemble.DryRun) -> None:
@@ -163,12 +195,25 @@ def start(
             new = group["base_lr"] * trainer.schedule.factor(step)
             logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
     if not trainer.finished and distributed.is_first():
-        if config.trainer.tensorboard:  # what was shown of steps that will be taken once more is void
-            log_dir = config.trainer.log_dir / config.name / run_dir.name
-            trainer.writers = open_tensorboard(log_dir, trainer.progress.step + 1 if state else None)
+        trainer.writers = open_writers(config, run_dir, trainer.progress.step + 1 if state else None)
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
     return trainer
+
+
+def open_writers(config: RunConfig, run_dir: Path, purge_step: int | None) -> list[Writer]:
+    """Where the config wants results to be shown.
+
+    Args:
+        config: A checked config.
+        run_dir: Folder of the run.
+        purge_step: Steps from this one on will be taken once more, so what was shown of them is void.
+    """
+    log_dir, found = config.trainer.log_dir / config.name / run_dir.name, []
+    for index, writer in enumerate(config.trainer.writers):
+        if writer.type != "tensorboard" or config.trainer.tensorboard:
+            found += open_writer(writer, f"trainer.writers[{index}]", log_dir, purge_step)
+    return found
 
 
 def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
@@ -218,6 +263,19 @@ def raise_file_limit() -> None:
         wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_workers(config: RunConfig) -> None:
+    """See to it that the batches of the data workers have a place to be handed over.
+
+    Raises:
+        Stopped: They have not.
+    """
+    args, size = config.train_loader.args, size_of(config.train_loader)
+    if size and args["num_workers"]:
+        pixels = args["batch_size"] // distributed.world_size() * size[0] * size[1]
+        channels = config.arch.args.get("in_channels", 3)
+        check_shared_memory(args["num_workers"], pixels * (channels + 1))
 
 
 def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
@@ -318,7 +376,7 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
         "epoch": epoch,
         "steps": progress.step,
         "protocol": trainer.description["protocol"],
-        "metrics": next((record for record in trainer.history if record["epoch"] == epoch), {}),
+        "metrics": metrics_at(trainer, epoch),
         "notes": notes(config, trainer),
     }
     if val_loader is not None:
@@ -332,6 +390,13 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
     run_folder.write_json(run_dir / "results.json", results)
     report(results, config, run_dir)
+
+
+def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
+    """The line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
+    records = [record for record in trainer.history if record["epoch"] == epoch]
+    best = [record for record in records if record.get(trainer.monitor.key) == trainer.progress.best_value]
+    return (best or records or [{}])[0]
 
 
 def has_results(run_dir: Path, steps: int) -> bool:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped fi
 
     from run_config import RunConfig
 
-KINDS = ("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms")
+KINDS = (
+    *("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms"),
+    *("writers",),
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,6 +20,7 @@ from base.base_dataloader import Batch, Loader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
 from utils import checkpoint, distributed
+from utils.activation_checkpointing import checkpoint_activations
 from utils.classes import ClassTable
 from utils.criterion import Criterion
 from utils.devices import choose_precision
@@ -86,6 +87,10 @@ class Trainer(BaseTrainer):
         self.train_loader, self.val_loader, self.classes, self.seed = train_loader, val_loader, classes, seed
         self.device = next(model.parameters()).device
         self.ema = AveragedModel(model, config.ema) if config.ema else None
+        self.undo = Undo(model) if config.nan_streak > 1 else None
+        self.streak = self.left_out = 0  # steps whose loss was not finite: the last ones, and those of the open epoch
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
         self.network = network or model
         if config.compile:
             mode = None if config.compile is True else config.compile
@@ -102,20 +107,18 @@ class Trainer(BaseTrainer):
         self.model.train()
         for batch in self.batches():
             loss = self.train_step(batch)
-            self.loss_sum += loss
+            self.loss_sum += torch.where(loss.isfinite(), loss, 0.0)
             self.recent.append((self.progress.step + 1, loss, self.progress.position))
             if self.is_log_step():
                 self.log_step(batch)
             self.after_step()
         self.stop_if_not_finite()
-        steps = self.progress.position / self.batch_size
+        steps = max(self.progress.position // self.batch_size - self.left_out, 1)
         return {"loss": self.loss_sum.item() / steps, **figures_of(self.running)}
 
     def is_log_step(self) -> bool:
-        """Whether the step being taken is one of every `log_per_iter`, or the last of its epoch or of the run."""
-        step, last = self.progress.step + 1, self.progress.position + self.batch_size
-        is_last = last // self.batch_size == self.steps_per_epoch or step == self.total_steps
-        return is_last or step % self.config.log_per_iter == 0
+        """Whether the step being taken is one of every `log_per_iter`, or the last before a commit."""
+        return self.steps_left == 1 or (self.progress.step + 1) % self.config.log_per_iter == 0
 
     def train_step(self, batch: Batch) -> Tensor:
         """Take one optimiser step on `batch`, in `accumulate` parts; returns the loss, still on its device."""
@@ -123,6 +126,8 @@ class Trainer(BaseTrainer):
         self.schedule.apply(self.optimizer, step)
         norms = distributed.add_up(self.criterion.norms(batch.labels))
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
+        if self.undo:
+            self.undo.remember()
         size = len(batch.keys) // parts
         for part in range(parts):
             piece = batch.part(part * size, (part + 1) * size)
@@ -135,8 +140,15 @@ class Trainer(BaseTrainer):
                 self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
             total += losses["loss"].detach()
             self.output = output.logits.detach()
+        total = distributed.add_up(total)
+        if self.undo:
+            self.undo.drop_gradients(~total.isfinite())
         self.descend()
-        return distributed.add_up(total)
+        if self.undo:
+            self.undo.take_back(~total.isfinite())
+        if self.ema:
+            self.ema.update(self.model)
+        return total
 
     def descend(self) -> None:
         """Change the weights along the gradient, and forget it."""
@@ -146,14 +158,32 @@ class Trainer(BaseTrainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.model)
+
+    def rehearse(self, batch: Batch, image: Tensor | None) -> None:
+        """Take a step on `batch`, evaluate `image` (1, C, H, W), and forget both; for what they need of memory.
+
+        Both are on the device. The optimiser is one to throw away, which allocates as much as the real one.
+        """
+        weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        kept = self.optimizer, self.ema, self.scaler.state_dict()
+        make: Any = type(self.optimizer)
+        self.optimizer, self.ema = make([dict(group) for group in self.optimizer.param_groups]), None
+        try:
+            self.model.train()
+            self.train_step(batch)
+            if image is not None:
+                with torch.inference_mode():
+                    predicted_labels(self.model.eval()(image).logits, (image.shape[-2], image.shape[-1]))
+        finally:
+            self.optimizer, self.ema = kept[:2]
+            self.scaler.load_state_dict(kept[2])
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.load_state_dict(weights)
 
     def batches(self) -> Iterator[Batch]:
-        """What is left of the open epoch's batches, on the device, with a progress bar."""
-        progress = self.progress
-        left = min(self.steps_per_epoch - progress.position // self.batch_size, self.total_steps - progress.step)
-        if left <= 0:
+        """The batches of the steps that are left, on the device, with a progress bar."""
+        progress, left = self.progress, self.steps_left
+        if not left:
             return
         epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         source = iter(self.train_loader.batches(progress.epoch, progress.position))
@@ -197,19 +227,28 @@ class Trainer(BaseTrainer):
         """Look at the losses since the last look; returns the newest.
 
         Raises:
-            Stopped: One was NaN or infinite; nothing of it has been saved.
+            Stopped: `nan_streak` of them in a row were NaN or infinite; nothing of it has been saved.
         """
         if not self.recent:
             return math.nan
         losses = torch.stack([loss for _, loss, _ in self.recent]).tolist()
         for loss, (step, _, position) in zip(losses, self.recent, strict=True):
-            if not math.isfinite(loss):
-                keys = self.train_loader.keys(self.progress.epoch, position)  # of all processes' parts
+            if math.isfinite(loss):
+                self.streak = 0
+                continue
+            self.streak += 1
+            self.left_out += 1
+            keys = self.train_loader.keys(self.progress.epoch, position)  # of all processes' parts
+            what = (
+                f"the loss became {loss} at step {step} of {self.total_steps} (epoch {self.progress.epoch + 1}, images "
+                f"{', '.join(map(repr, keys[:8]))})"
+            )
+            if self.streak >= self.config.nan_streak:
                 raise Stopped(
-                    f"training: the loss became {loss} at step {step} of {self.total_steps} (epoch "
-                    f"{self.progress.epoch + 1}, images {', '.join(map(repr, keys[:8]))}). Lower optimizer.args.lr, "
-                    f"set trainer.clip_grad_norm, or look at these images; {self.last_good}"
+                    f"training: {what}. Lower optimizer.args.lr, set trainer.clip_grad_norm, or look at these images; "
+                    f"{self.last_good}"
                 )
+            logger.warning("%s; left out, number %d in a row", what, self.streak)
         self.recent.clear()
         return losses[-1]
 
@@ -274,6 +313,7 @@ class Trainer(BaseTrainer):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=dtype, device=self.device)
         self.running = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
+        self.left_out = 0
         self.recent: list[tuple[int, Tensor, int]] = []  # step, loss, position: what nobody has looked at yet
 
     def after_validation(self, value: float) -> None:
@@ -292,8 +332,12 @@ class Trainer(BaseTrainer):
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "lr_scheduler": self.schedule.state_dict(),
-            "running": {"loss": self.loss_sum.cpu(), "matrix": self.running.state_dict()},
-            "nan_streak": 0,  # a state with one is never saved
+            "running": {
+                "loss": self.loss_sum.cpu(),
+                "matrix": self.running.state_dict(),
+                "left_out": self.left_out,
+            },
+            "nan_streak": self.streak,
         }
 
     def load_parts_state(self, state: Mapping[str, Any], path: Path) -> None:
@@ -306,6 +350,8 @@ class Trainer(BaseTrainer):
                 self.ema.load_state_dict(state["ema"])
             self.running.load_state_dict(state["running"]["matrix"])
             self.loss_sum.copy_(state["running"]["loss"])
+            self.left_out = state["running"].get("left_out", 0)
+            self.streak = state.get("nan_streak", 0)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: its training state does not fit this config ({error}). Use it as init_from, not as --resume."
@@ -342,6 +388,37 @@ class AveragedModel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["state_dict"])
         self.updates = state["updates"]
+
+
+class Undo:
+    """Takes back what an optimiser step did to a model, if a device finds it spoilt; the host need not know.
+
+    Args:
+        model: Whose weights and statistics to keep a copy of.
+    """
+
+    def __init__(self, model: BaseModel) -> None:
+        self.parameters = list(model.parameters())
+        self.values = [*self.parameters, *model.buffers()]
+        self.kept = [value.detach().clone() for value in self.values]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep everything as it is."""
+        for kept, value in zip(self.kept, self.values, strict=True):
+            kept.copy_(value)
+
+    def drop_gradients(self, spoilt: Tensor) -> None:
+        """Let the optimiser see gradients of 0 where `spoilt`, (), is true, so that its own state stays finite."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(spoilt, 0.0)
+
+    @torch.no_grad()
+    def take_back(self, spoilt: Tensor) -> None:
+        """Put everything back where `spoilt`, (), is true."""
+        for kept, value in zip(self.kept, self.values, strict=True):
+            value.copy_(torch.where(spoilt, kept, value))
 
 
 def silent() -> bool | None:
