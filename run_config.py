@@ -375,7 +375,9 @@ def config_json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     schema["properties"]["$schema"] = {"type": "string"}
-    schema["$defs"] = {registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)}
+    schema["$defs"] = {
+        registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)
+    }
     schema["$defs"]["loader"] = loader_json_schema()
     del schema["required"]  # a file that extends another holds only the differences
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}

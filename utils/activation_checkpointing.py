@@ -57,12 +57,13 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _forgetting(block: nn.Module) -> Iterator[None]:
-    """Let batch norm compute as in training, and remember nothing of it."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    """Let batch norm remember what it sees in copies of its buffers, which are thrown away."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    buffers = [norm._buffers for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm._buffers = {name: None if value is None else value.clone() for name, value in norm._buffers.items()}
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, own in zip(norms, buffers, strict=True):
+            norm._buffers = own

@@ -47,6 +47,7 @@ class MeetingPoint:
             self.barrier.wait(PATIENCE)  # nobody may bring anything new before all have looked
         except threading.BrokenBarrierError:
             raise RuntimeError("another replica of the model has failed") from None
+        del self.brought[who]  # or it would keep a whole graph
         device = tensors[0].device
         return [torch.stack([t.to(device) for t in column]).sum(0) for column in zip(*everybody, strict=True)]
 
@@ -85,9 +86,9 @@ class SynchronizedBatchNorm(_BatchNorm):
             self._remember(mean.detach(), variance.detach(), count)
         shape = (1, -1) + (1,) * (input.dim() - 2)
         scale = (variance + self.eps).rsqrt()
-        scale = scale if self.weight is None else scale * self.weight.float()
-        shift = -mean * scale if self.bias is None else self.bias.float() - mean * scale
-        return (input.float() * scale.view(shape) + shift.view(shape)).to(input.dtype)
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        return (input * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance of each channel, (C,), and the number of values of each, (), over all replicas.
@@ -96,8 +97,8 @@ class SynchronizedBatchNorm(_BatchNorm):
         """
         assert self._point is not None
         axes = [axis for axis in range(input.dim()) if axis != 1]
-        own = torch.tensor(float(input.numel() // input.shape[1]), device=input.device)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        own = torch.tensor(input.numel() // input.shape[1], device=x.device, dtype=x.dtype)
         total, count = self._point.add_up(self._who, [x.sum(axes), own])
         mean = total / count
         shape = (1, -1) + (1,) * (input.dim() - 2)
