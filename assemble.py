@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import dataloader  # noqa: F401  registers
 from base.base_dataloader import Loader, LoaderOptions
@@ -35,7 +36,7 @@ from run_config import (
     validation_of,
 )
 from trainer import PRECISIONS, Trainer
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.classes import IGNORE, ClassTable, as_colors
 from utils.criterion import build_criterion, needs_class_pixels
 from utils.devices import choose_precision
@@ -46,6 +47,7 @@ from utils.predict import Predictor
 from utils.registry import DATASETS
 from utils.reproducibility import stream
 from utils.schema import Component
+from utils.sync_batchnorm import SynchronizedDataParallel, convert_sync_batchnorm
 
 logger = logging.getLogger("segwright")
 
@@ -163,6 +165,8 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False) -> tuple[Loade
         shuffle=options.shuffle,
         drop_last=options.drop_last,
         seed=seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         pin_memory=pin_memory,
     )
     if not config.trainer.val or val_section is None:
@@ -185,11 +189,13 @@ def build_val_loader(
     chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
     return Loader(
         build_view(section, dataset, seed=seed, indices=indices, where="val_loader"),
-        options.batch_size if chain.crop else 1,
+        max(options.batch_size if chain.crop else 1, distributed.world_size()),  # each process at least one image
         num_workers=options.num_workers,
         training=False,
         shuffle=False,
         seed=seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         pin_memory=pin_memory,
     )
 
@@ -262,6 +268,8 @@ def build_trainer(
     loaders: tuple[Loader, Loader | None],
     environment: Mapping[str, Any],
     load_weights: bool = True,
+    gpus: int = 1,
+    unused: bool = False,
 ) -> Trainer:
     """Everything that trains, ready to `fit` or to `resume`.
 
@@ -273,6 +281,8 @@ def build_trainer(
         environment: What checkpoints record about where they were made.
         load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
             replaces them.
+        gpus: How many of them this process uses, by threads.
+        unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
 
     Raises:
         UserError: Weights cannot be loaded, or parts do not fit.
@@ -283,6 +293,8 @@ def build_trainer(
     model = build_network(config, load_weights=load_weights)
     check_parts(config, model)
     check_last_batch(config, model, len(train_loader.view))
+    if config.use_synch_bn and device.type == "cuda":
+        synchronise_norms(model, gpus)
     if load_weights and config.start is not None:
         logger.info("init_from %s", initialise_from(config.start, config, model))
     if trainer.deterministic:
@@ -298,10 +310,16 @@ def build_trainer(
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     total = trainer.total_steps(steps)
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+    network: nn.Module
+    if gpus > 1:
+        network = SynchronizedDataParallel(model, list(range(gpus)))
+    else:
+        network = distributed.wrap(model, unused=unused)
     return Trainer(
         trainer,
         run_dir,
         model=model,
+        network=network,
         criterion=criterion,
         optimizer=optimizer,
         schedule=schedule,
@@ -312,6 +330,15 @@ def build_trainer(
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
     )
+
+
+def synchronise_norms(model: BaseModel, gpus: int) -> None:
+    """Let all batch norms of `model` see the images of all GPUs, if there are several: in processes, or in threads."""
+    if distributed.world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif gpus > 1:
+        convert_sync_batchnorm(model)
+    model.train(model.training)  # what is frozen stays so
 
 
 def initialise_from(start: InitFrom, config: RunConfig, model: BaseModel) -> Transfer:
@@ -389,11 +416,12 @@ def check_parts(config: RunConfig, model: BaseModel) -> None:
     Raises:
         ConfigError: A part of a step has one image.
     """
-    size = config.train_loader.args["batch_size"] // config.trainer.accumulate
+    shares = config.trainer.accumulate * distributed.world_size()
+    size = config.train_loader.args["batch_size"] // shares
     if model.needs_batch and size < 2:
         raise ConfigError(
             f"train_loader.args.batch_size: a part of a step has {size} image, and {config.arch.type} needs 2 in "
-            f"training, for its batch norm behind global pooling. Use batch_size {2 * config.trainer.accumulate} or "
+            f"training, for its batch norm behind global pooling. Use batch_size {2 * shares} or "
             f"more, or a smaller trainer.accumulate."
         )
 
@@ -426,6 +454,7 @@ class DryRun:
         logits: Shape of the logits of one part of a step.
         activation_bytes: What the forward pass of one part keeps for the backward pass.
         image_size: Height and width of the images assumed.
+        unused: Whether some trained parameters take no part in the output.
     """
 
     parameters: int
@@ -433,6 +462,7 @@ class DryRun:
     logits: tuple[int, ...]
     activation_bytes: int
     image_size: tuple[int, int]
+    unused: bool
 
 
 def check_training(config: RunConfig, model: BaseModel) -> None:
@@ -461,13 +491,13 @@ def dry_run(config: RunConfig) -> DryRun:
         model = build_network(config, load_weights=False)
     check_parts(config, model)
     check_training(config, model)
-    count = args["batch_size"] // config.trainer.accumulate
+    count = args["batch_size"] // (config.trainer.accumulate * distributed.world_size())
     channels = config.arch.args.get("in_channels", 3)
     images = torch.empty(count, channels, *size, dtype=torch.uint8, device="meta")
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
+        if not isinstance(tensor, nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage._cdata] = storage.nbytes()
         alive.append(tensor)  # a freed storage's number could be given to another
@@ -489,7 +519,20 @@ def dry_run(config: RunConfig) -> DryRun:
         tuple(output.logits.shape),
         sum(kept.values()),
         size,
+        has_unused(parameters, [output.logits, *output.aux]),
     )
+
+
+def has_unused(parameters: Sequence[nn.Parameter], outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether some of `parameters` that are trained took no part in computing `outputs`."""
+    ahead, seen = [output.grad_fn for output in outputs if output.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node not in seen:
+            seen.add(node)
+            ahead += [function for function, _ in node.next_functions if function]
+    reached = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    return any(parameter.requires_grad and id(parameter) not in reached for parameter in parameters)
 
 
 def load_predictor(

@@ -20,6 +20,7 @@ from base.base_dataset import BaseDataset
 from base.base_trainer import MAY_CHANGE, Monitor, TrainerConfig
 from dataloader.transforms import ChainOptions, chain_problems
 from models.build import ModelOptions, arch_json_schema, check_model
+from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.criterion import LossTerm, check_loss, term_name
@@ -36,6 +37,7 @@ from utils.registry import (
     OPTIMIZERS,
     SCHEDULERS,
     TRANSFORMS,
+    WRITERS,
     Registry,
 )
 from utils.run_folder import check_name
@@ -215,8 +217,10 @@ class RunConfig:
         normalization: The dataset's mean and std, ImageNet's, or numbers.
         init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning; or the name of
             torchvision's, such as `torchvision/deeplabv3_resnet50`; an object says whether classes go by their names.
-        n_gpu: GPUs to use; 0 for the CPU.
-        use_synch_bn: Batch norm over all processes; needs more than one on GPUs.
+        n_gpu: GPUs to use on this machine, each by a process of its own; 0 for the CPU. Of no effect under torchrun.
+        parallel: How to use several GPUs: "ddp" by DistributedDataParallel; "DataParallel", slower, by threads of
+            one process, for compatibility.
+        use_synch_bn: Batch norm over the images of all GPUs; of no effect with less than two.
         seed: Decides everything random.
     """
 
@@ -233,6 +237,7 @@ class RunConfig:
     normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"
     init_from: Path | InitFrom | None = None
     n_gpu: Annotated[int, Between(0, 1024)] = 1
+    parallel: Literal["ddp", "DataParallel"] = "ddp"
     use_synch_bn: bool = False
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0
 
@@ -285,13 +290,15 @@ def cross_check(config: RunConfig) -> list[str]:
         problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
     if config.val_loader is not None and config.val_loader.args["drop_last"]:
         problems.append("val_loader.args.drop_last: validation takes every image. Remove it.")
-    parts, batch = trainer.accumulate, train["batch_size"]
-    if batch % parts:
-        fitting = f"{batch // parts * parts} or {-(-batch // parts) * parts}" if batch > parts else f"{parts}"
-        problems.append(
-            f"train_loader.args.batch_size: {batch} is not divisible by trainer.accumulate {parts}. Use {fitting}."
-        )
+    problems += division_problems(config)
     problems += channel_problems(config)
+    for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):
+        if value and config.parallel == "DataParallel":
+            problems.append(
+                f'trainer.{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.'
+            )
+    if trainer.compile and trainer.activation_checkpointing:
+        problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
     if config.lr_scheduler.type == "ReduceLROnPlateau":
         problems += plateau_problems(config)
     try:
@@ -337,6 +344,19 @@ def channel_problems(config: RunConfig) -> list[str]:
             )
             break
     return problems
+
+
+def division_problems(config: RunConfig, processes: int = 1) -> list[str]:
+    """What is wrong with dividing a step's images among processes, and those of each into parts."""
+    parts, batch = config.trainer.accumulate, config.train_loader.args["batch_size"]
+    shares = parts * processes
+    if processes > 1 and config.train_loader.args["drop_last"] is False:
+        return ["train_loader.args.drop_last: several processes cannot share an incomplete batch. Leave it true."]
+    if batch % shares == 0:
+        return []
+    by = f"trainer.accumulate {parts}" + (f" times {processes} processes" if processes > 1 else "")
+    fitting = f"{batch // shares * shares} or {-(-batch // shares) * shares}" if batch > shares else f"{shares}"
+    return [f"train_loader.args.batch_size: {batch} is not divisible by {by}. Use {fitting}."]
 
 
 def class_problems(config: RunConfig) -> list[str]:
@@ -403,7 +423,9 @@ def config_json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     schema["properties"]["$schema"] = {"type": "string"}
-    schema["$defs"] = {registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS)}
+    schema["$defs"] = {
+        registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)
+    }
     schema["$defs"]["loader"] = loader_json_schema()
     del schema["required"]  # a file that extends another holds only the differences
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}
@@ -430,6 +452,12 @@ def typed(target: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
 def options_of(kind: type, dataset: str, args: Mapping[str, Any], owner: str) -> Any:
     """What the flat `args` of a loader say to one of their owners, as the dataclass `kind`."""
     return kind(**typed(kind, split_loader_args(dataset, args)[owner]))
+
+
+def size_of(loader: Component) -> tuple[int, int] | None:
+    """Height and width of all images that a loader section delivers; None where each has its own."""
+    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
+    return chain.crop
 
 
 def validation_of(loader: Component) -> Component:

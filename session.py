@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import assemble
-from base.base_dataloader import Loader
-from base.base_trainer import MAY_CHANGE, TimeLimit
-from base.data_check import DataCheck, location_prior
-from run_config import RunConfig, meaning_of
+from base.base_dataloader import Batch, Loader, check_shared_memory
+from base.base_trainer import MAY_CHANGE, TimeLimit, Writer
+from base.data_check import DataCheck, largest_image, location_prior
+from run_config import RunConfig, meaning_of, size_of, validation_of
 from trainer import Trainer
-from utils import checkpoint, run_folder
+from utils import checkpoint, distributed, run_folder
 from utils.config import differences, dump_json
-from utils.errors import CheckpointError, DataError, Stopped, UserError
+from utils.errors import CheckpointError, DataError, Stopped, UserError, failure_of_machine
 from utils.images import write_label, write_picture
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
 from utils.predict import Predictor
 from utils.schema import show
+from utils.sync_batchnorm import SynchronizedBatchNorm
 from utils.visualize import comparison, curves, legend, png_palette
-from utils.writers import open_tensorboard
+from utils.writers import open_writer
 
 logger = logging.getLogger("segwright")
 
@@ -46,6 +48,7 @@ def train(
     modules: Sequence[str] = (),
     resume: Path | None = None,
     state: Mapping[str, Any] | None = None,
+    gpus: int = 1,
 ) -> Path:
     """Train as `config` says, or go on where a checkpoint stopped.
 
@@ -55,6 +58,7 @@ def train(
         modules: Names of third-party modules that have been imported.
         resume: Checkpoint to go on from.
         state: Its content.
+        gpus: How many of them this process uses, by threads.
 
     Returns:
         The run's folder.
@@ -68,34 +72,80 @@ def train(
         compare(config, state, resume)
         set_threads(state, resume, device)
     raise_file_limit()
+    check_workers(config)
     dry = assemble.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
+    run_dir = distributed.from_first(lambda: open_folder(config, loaders, resume))
+    with alone_in(run_dir):
+        environment = run_folder.environment(str(device), config.seed, modules)
+        try:
+            run_folder.check_space(run_dir, 12 * dry.parameters)
+            trainer = start(config, run_dir, device, loaders, environment, state, resume, gpus, dry.unused)
+        except (UserError, Stopped):
+            if resume is None and distributed.is_first():
+                run_folder.remove_unstarted(run_dir)
+            raise
+        announce(config, trainer, dry)
+        if resume is None and config.trainer.wants_drill(device.type):
+            drill(config, trainer, loaders)
+        if trainer.finished and has_results(run_dir, trainer.progress.step):
+            logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))
+        else:
+            finish(config, trainer, loaders)
+    return run_dir
+
+
+def open_folder(config: RunConfig, loaders: tuple[Loader, Loader | None], resume: Path | None) -> Path:
+    """The folder of a new run, if the data are good enough to begin one, or that of the run to go on with."""
     check_data(config, loaders)
-    if resume is None:
-        run_dir = run_folder.create(config.trainer.save_dir, config.name, datetime.now())
-    else:
-        run_dir = resume.resolve().parent
+    if resume is not None:
+        return resume.resolve().parent
+    return run_folder.create(config.trainer.save_dir, config.name, datetime.now())
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Log to a run's folder, which nobody else may train in meanwhile; that is rank 0's business."""
+    if not distributed.is_first():
+        yield
+        return
     lock = run_folder.Lock(run_dir)
     try:
         log_to(run_dir / "train.log")
         checkpoint.remove_unfinished(run_dir)
-        environment = run_folder.environment(str(device), config.seed, modules)
-        try:
-            run_folder.check_space(run_dir, 12 * dry.parameters)
-            trainer = start(config, run_dir, device, loaders, environment, state, resume)
-        except (UserError, Stopped):
-            if resume is None:
-                run_folder.remove_unstarted(run_dir)
-            raise
-        announce(config, trainer, dry)
-        if trainer.finished and has_results(run_dir, trainer.progress.step):
-            logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))
-            return run_dir
-        finish(config, trainer, loaders)
-        return run_dir
+        yield
     finally:
         lock.release()
         log_to()
+
+
+def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+    """Take a training step and a validation of the largest images there will be, so that both are known to fit.
+
+    Raises:
+        Stopped: One does not; it names what to turn.
+    """
+    train_loader, val_loader = loaders
+    size = size_of(config.train_loader) or largest_image(train_loader.view)
+    share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.dataset.channels
+    images = torch.randint(256, (share, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.randint(len(config.classes), (share, *size), dtype=torch.uint8)
+    what, image = f"a step on {share} images of {size[0]}x{size[1]}", None
+    if val_loader is not None:
+        section = config.val_loader or validation_of(config.train_loader)
+        high, wide = size_of(section) or largest_image(val_loader.view)
+        image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
+        what += f", or validating one of {high}x{wide},"
+    try:
+        trainer.rehearse(Batch(images, labels, ("drill",) * share).to(trainer.device), image)
+    except (MemoryError, RuntimeError) as error:
+        if not (failure := failure_of_machine(error)):
+            raise
+        raise Stopped(
+            f"memory drill: {what} takes more than there is: {failure}. Raise trainer.accumulate, set "
+            f"trainer.activation_checkpointing, or lower train_loader.args.batch_size or a crop_size; no step was taken"
+        ) from error
+    logger.info("memory drill: %s fits", what)
 
 
 def announce(config: RunConfig, trainer: Trainer, dry: assemble.DryRun) -> None:
@@ -105,6 +155,9 @@ def announce(config: RunConfig, trainer: Trainer, dry: assemble.DryRun) -> None:
         "%s: %.2f M parameters, %.2f M of them trained, on %s",
         *(config.arch.type, dry.parameters / 1e6, dry.trainable / 1e6, trainer.device),
     )
+    if distributed.world_size() > 1:
+        share = trainer.batch_size // distributed.world_size()
+        logger.info("%d processes, %d images of each step for each", distributed.world_size(), share)
     logger.debug("config: %s", dump_json(config.to_json()))
     logger.debug("model: %s", trainer.model)
     for note in notes(config, trainer):
@@ -119,6 +172,8 @@ def start(
     environment: dict[str, Any],
     state: Mapping[str, Any] | None,
     resume: Path | None,
+    gpus: int,
+    unused: bool,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on, with its first files written."""
     trainer = assemble.build_trainer(
@@ -128,6 +183,8 @@ def start(
         loaders=loaders,
         environment=environment,
         load_weights=state is None,
+        gpus=gpus,
+        unused=unused,
     )
     if state is not None and resume is not None:
         trainer.resume(state, resume)
@@ -137,13 +194,26 @@ def start(
             group = trainer.optimizer.param_groups[0]
             new = group["base_lr"] * trainer.schedule.factor(step)
             logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
-    if not trainer.finished:
-        if config.trainer.tensorboard:  # what was shown of steps that will be taken once more is void
-            log_dir = config.trainer.log_dir / config.name / run_dir.name
-            trainer.writers = open_tensorboard(log_dir, trainer.progress.step + 1 if state else None)
+    if not trainer.finished and distributed.is_first():
+        trainer.writers = open_writers(config, run_dir, trainer.progress.step + 1 if state else None)
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
     return trainer
+
+
+def open_writers(config: RunConfig, run_dir: Path, purge_step: int | None) -> list[Writer]:
+    """Where the config wants results to be shown.
+
+    Args:
+        config: A checked config.
+        run_dir: Folder of the run.
+        purge_step: Steps from this one on will be taken once more, so what was shown of them is void.
+    """
+    log_dir, found = config.trainer.log_dir / config.name / run_dir.name, []
+    for index, writer in enumerate(config.trainer.writers):
+        if writer.type != "tensorboard" or config.trainer.tensorboard:
+            found += open_writer(writer, f"trainer.writers[{index}]", log_dir, purge_step)
+    return found
 
 
 def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
@@ -173,12 +243,13 @@ def set_threads(state: Mapping[str, Any], path: Path, device: torch.device) -> N
     """
     made = state["environment"]
     torch.set_num_threads(made.get("num_threads", torch.get_num_threads()))
-    then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("device"))
-    now = (str(torch.__version__), torch.get_num_threads(), str(device))
+    kind = str(made.get("device")).partition(":")[0]
+    then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("world_size"), kind)
+    now = (str(torch.__version__), torch.get_num_threads(), distributed.world_size(), device.type)
     if then != now:
         logger.warning(
-            "%s was made by torch %s with %s threads on %s, this is torch %s with %d on %s: results will not be the "
-            "same to the last bit.",
+            "%s was made by torch %s with %s threads in %s processes on %s, this is torch %s with %d in %d on %s: "
+            "results will not be the same to the last bit.",
             *(path, *then, *now),
         )
 
@@ -194,12 +265,34 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def check_workers(config: RunConfig) -> None:
+    """See to it that the batches of the data workers have a place to be handed over.
+
+    Raises:
+        Stopped: They have not.
+    """
+    args, size = config.train_loader.args, size_of(config.train_loader)
+    if size and args["num_workers"]:
+        pixels = args["batch_size"] // distributed.world_size() * size[0] * size[1]
+        channels = config.arch.args.get("in_channels", 3)
+        check_shared_memory(args["num_workers"], pixels * (channels + 1))
+
+
 def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint of the newest run, by its step, that means the same as `config`; (None, None) if there is none.
+
+    Of several processes rank 0 looks, and the others read what it has found.
 
     Raises:
         CheckpointError: The only matching runs have no checkpoint that can be used.
     """
+    if distributed.world_size() == 1:
+        return _find_run(config)
+    path = distributed.from_first(lambda: _find_run(config)[0])
+    return (None, None) if path is None else (path, checkpoint.load_run(path))
+
+
+def _find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
     best: tuple[Path, dict[str, Any]] | None = None
     broken: list[str] = []
     for folder, resolved in run_folder.past_runs(config.trainer.save_dir, config.name):
@@ -251,8 +344,9 @@ def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     found = []
     if trainer.model.backbone_modules() and not config.arch.args["pretrained"] and config.init_from is None:
         found.append(RANDOM_START)
-    if config.use_synch_bn:
-        found.append("use_synch_bn: no effect, since it takes more than one process on GPUs and there is one")
+    synchronised = (nn.SyncBatchNorm, SynchronizedBatchNorm)
+    if config.use_synch_bn and not any(isinstance(module, synchronised) for module in trainer.model.modules()):
+        found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
     return found
 
 
@@ -270,6 +364,9 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     except TimeLimit as limit:
         logger.info(str(limit))
         return
+    distributed.leave()  # what is left to do takes one process
+    if not distributed.is_first():
+        return
     run_dir, val_loader = trainer.run_dir, loaders[1]
     best = run_dir / "best_model.pth"
     used = best if best.exists() else run_dir / "last.pth"
@@ -279,7 +376,7 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
         "epoch": epoch,
         "steps": progress.step,
         "protocol": trainer.description["protocol"],
-        "metrics": next((record for record in trainer.history if record["epoch"] == epoch), {}),
+        "metrics": metrics_at(trainer, epoch),
         "notes": notes(config, trainer),
     }
     if val_loader is not None:
@@ -293,6 +390,13 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
     run_folder.write_json(run_dir / "results.json", results)
     report(results, config, run_dir)
+
+
+def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
+    """The line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
+    records = [record for record in trainer.history if record["epoch"] == epoch]
+    best = [record for record in records if record.get(trainer.monitor.key) == trainer.progress.best_value]
+    return (best or records or [{}])[0]
 
 
 def has_results(run_dir: Path, steps: int) -> bool:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.config import load_config
-from utils.devices import choose_device, restrict_gpus
-from utils.errors import ArgumentParser, UserError, run
+from utils.devices import choose_device, gpus_to_use, restrict_gpus
+from utils.errors import ArgumentParser, ConfigError, UserError, run
 
 if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped file name need not wait for it
     import argparse
 
     from run_config import RunConfig
 
-KINDS = ("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms")
+KINDS = (
+    *("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms"),
+    *("writers",),
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     raw = {} if from_checkpoint else load_config(args.config or Path("config.json"), overrides)
 
     import assemble
-    from run_config import check_config
-    from utils import checkpoint
+    from run_config import check_config, division_problems
+    from utils import checkpoint, distributed
     from utils.config import override
     from utils.log import log_to
 
-    log_to()
+    place = distributed.announced_place()
+    log_to(rank=place.rank)
     modules = assemble.import_modules(args.modules)
     state = None
     if args.resume not in (None, "auto"):
@@ -62,18 +66,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         assemble.require_modules(state, modules, Path(args.resume))
         raw = override(state["config"], overrides) if from_checkpoint else raw
     config = check_config(raw)
-    device = choose_device(args.device, config.n_gpu)
     if args.check or args.check_data:
         return check(config, args.check_data)
+    gpus = gpus_to_use(args.device, config.n_gpu) if place.size == 1 else 1
+    processes = gpus if gpus > 1 and config.parallel == "ddp" else place.size
+    if problems := division_problems(config, processes):
+        raise ConfigError(*problems)
+    if processes > place.size:
+        return distributed.launch("train", sys.argv[1:] if argv is None else argv, processes)
 
     import session
 
+    device = choose_device(args.device, config.n_gpu if place.size == 1 else -1, place.local_rank)
     resume = Path(args.resume) if state is not None else None
-    if args.resume == "auto":
-        resume, state = session.find_run(config)
-    if state is None:
-        assemble.check_weights(config)
-    session.train(config, device, modules=modules, resume=resume, state=state)
+    with distributed.joined(device):
+        if args.resume == "auto":
+            resume, state = session.find_run(config)
+        if state is None:
+            assemble.check_weights(config)
+        session.train(config, device, modules=modules, resume=resume, state=state, gpus=gpus)
     return 0
 
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from base.base_dataloader import Batch, Loader, Mover
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
-from utils import checkpoint
+from utils import checkpoint, distributed
+from utils.activation_checkpointing import checkpoint_activations
 from utils.classes import ClassTable
 from utils.criterion import Criterion
 from utils.devices import choose_precision
@@ -53,6 +54,7 @@ class Trainer(BaseTrainer):
         monitor: What decides which model is best.
         description: What a checkpoint says about itself; plain values.
         writers: Where results are shown.
+        network: What the training step calls, where that is not `model` itself but several copies of it.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Trainer(BaseTrainer):
         monitor: Monitor,
         description: Mapping[str, Any],
         writers: Sequence[Writer] = (),
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__(
             config,
@@ -86,10 +89,14 @@ class Trainer(BaseTrainer):
         self.device = next(model.parameters()).device
         self.move = Mover(self.device)
         self.ema = AveragedModel(model, config.ema) if config.ema else None
-        self.network: nn.Module = model  # what the training step calls: the model, or its compiled form
+        self.undo = Undo(model) if config.nan_streak > 1 else None
+        self.streak = self.left_out = 0  # steps whose loss was not finite: the last ones, and those of the open epoch
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
+        self.network = network or model
         if config.compile:
             mode = None if config.compile is True else config.compile
-            self.network = torch.compile(model, mode=mode)  # type: ignore[assignment]
+            self.network = torch.compile(self.network, mode=mode)  # type: ignore[assignment]
         precision = PRECISIONS[choose_precision(config.precision, self.device)]
         self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
@@ -102,40 +109,49 @@ class Trainer(BaseTrainer):
         self.model.train()
         for batch in self.batches():
             loss = self.train_step(batch)
-            self.loss_sum += loss
-            self.recent.append((self.progress.step + 1, loss, batch.keys))
+            self.loss_sum += torch.where(loss.isfinite(), loss, 0.0)
+            self.recent.append((self.progress.step + 1, loss, self.progress.position))
             if self.is_log_step():
                 self.log_step(batch)
             self.after_step()
         self.stop_if_not_finite()
-        steps = self.progress.position / self.batch_size
+        steps = max(self.progress.position // self.batch_size - self.left_out, 1)
         return {"loss": self.loss_sum.item() / steps, **figures_of(self.running)}
 
     def is_log_step(self) -> bool:
-        """Whether the step being taken is one of every `log_per_iter`, or the last of its epoch or of the run."""
-        step, last = self.progress.step + 1, self.progress.position + self.batch_size
-        is_last = last // self.batch_size == self.steps_per_epoch or step == self.total_steps
-        return is_last or step % self.config.log_per_iter == 0
+        """Whether the step being taken is one of every `log_per_iter`, or the last before a commit."""
+        return self.steps_left == 1 or (self.progress.step + 1) % self.config.log_per_iter == 0
 
     def train_step(self, batch: Batch) -> Tensor:
         """Take one optimiser step on `batch`, in `accumulate` parts; returns the loss, still on its device."""
         step, parts = self.progress.step, self.config.accumulate
         self.schedule.apply(self.optimizer, step)
-        norms = self.criterion.norms(batch.labels)
+        norms = distributed.add_up(self.criterion.norms(batch.labels))
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
+        if self.undo:
+            self.undo.remember()
         bounds = [len(batch.keys) * part // parts for part in range(parts + 1)]
         for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
             if start == stop:  # of an epoch's last batch, which `drop_last` false keeps
                 continue
             piece = batch.part(start, stop)
-            seed_part(self.seed, step, part)
-            with self.autocast:
-                output = self.network(piece.images)
-            losses = self.criterion(output, piece.labels, norms, step)
-            self.scaler.scale(losses["loss"]).backward()
+            seed_part(self.seed, step, part, distributed.rank())
+            with distributed.keeping_gradients(self.network, part + 1 < parts):
+                with self.autocast:
+                    output = self.network(piece.images)
+                losses = self.criterion(output, piece.labels, norms, step)
+                # Processes average their gradients, and each has a share of the sum.
+                self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
             total += losses["loss"].detach()
             self.output = output.logits.detach()
+        total = distributed.add_up(total)
+        if self.undo:
+            self.undo.drop_gradients(~total.isfinite())
         self.descend()
+        if self.undo:
+            self.undo.take_back(~total.isfinite())
+        if self.ema:
+            self.ema.update(self.model)
         return total
 
     def descend(self) -> None:
@@ -146,18 +162,36 @@ class Trainer(BaseTrainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.model)
+
+    def rehearse(self, batch: Batch, image: Tensor | None) -> None:
+        """Take a step on `batch`, evaluate `image` (1, C, H, W), and forget both; for what they need of memory.
+
+        Both are on the device. The optimiser is one to throw away, which allocates as much as the real one.
+        """
+        weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        kept = self.optimizer, self.ema, self.scaler.state_dict()
+        make: Any = type(self.optimizer)
+        self.optimizer, self.ema = make([dict(group) for group in self.optimizer.param_groups]), None
+        try:
+            self.model.train()
+            self.train_step(batch)
+            if image is not None:
+                with torch.inference_mode():
+                    predicted_labels(self.model.eval()(image).logits, (image.shape[-2], image.shape[-1]))
+        finally:
+            self.optimizer, self.ema = kept[:2]
+            self.scaler.load_state_dict(kept[2])
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.load_state_dict(weights)
 
     def batches(self) -> Iterator[Batch]:
-        """What is left of the open epoch's batches, on the device, with a progress bar."""
-        progress = self.progress
-        left = min(self.steps_per_epoch - progress.position // self.batch_size, self.total_steps - progress.step)
-        if left <= 0:
+        """The batches of the steps that are left, on the device, with a progress bar."""
+        progress, left = self.progress, self.steps_left
+        if not left:
             return
         epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         source = iter(self.train_loader.batches(progress.epoch, progress.position))
-        with tqdm(total=left, desc=f"train {progress.epoch + 1}/{epochs}", leave=False, disable=None) as self.bar:
+        with tqdm(total=left, desc=f"train {progress.epoch + 1}/{epochs}", leave=False, disable=silent()) as self.bar:
             self.waited, self.since = 0.0, time.monotonic()
             for _ in range(left):
                 before = time.monotonic()
@@ -172,8 +206,9 @@ class Trainer(BaseTrainer):
         labels = batch.labels[-len(self.output) :]
         sample = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
         predicted = predicted_labels(self.output, (labels.shape[-2], labels.shape[-1]))
-        for matrix in (sample, self.running):
-            matrix.update(predicted, labels)
+        sample.update(predicted, labels)
+        sample.reduce()
+        self.running.include(sample)
         figures = {"Pixel_Accuracy": math.nan, "Mean_IoU": math.nan, **figures_of(sample)}
         waiting = self.waited / max(time.monotonic() - self.since, 1e-9)
         step = self.progress.step + 1
@@ -196,18 +231,28 @@ class Trainer(BaseTrainer):
         """Look at the losses since the last look; returns the newest.
 
         Raises:
-            Stopped: One was NaN or infinite; nothing of it has been saved.
+            Stopped: `nan_streak` of them in a row were NaN or infinite; nothing of it has been saved.
         """
         if not self.recent:
             return math.nan
         losses = torch.stack([loss for _, loss, _ in self.recent]).tolist()
-        for loss, (step, _, keys) in zip(losses, self.recent, strict=True):
-            if not math.isfinite(loss):
+        for loss, (step, _, position) in zip(losses, self.recent, strict=True):
+            if math.isfinite(loss):
+                self.streak = 0
+                continue
+            self.streak += 1
+            self.left_out += 1
+            keys = self.train_loader.keys(self.progress.epoch, position)  # of all processes' parts
+            what = (
+                f"the loss became {loss} at step {step} of {self.total_steps} (epoch {self.progress.epoch + 1}, images "
+                f"{', '.join(map(repr, keys[:8]))})"
+            )
+            if self.streak >= self.config.nan_streak:
                 raise Stopped(
-                    f"training: the loss became {loss} at step {step} of {self.total_steps} (epoch "
-                    f"{self.progress.epoch + 1}, images {', '.join(map(repr, keys[:8]))}). Lower optimizer.args.lr, "
-                    f"set trainer.clip_grad_norm, or look at these images; {self.last_good}"
+                    f"training: {what}. Lower optimizer.args.lr, set trainer.clip_grad_norm, or look at these images; "
+                    f"{self.last_good}"
                 )
+            logger.warning("%s; left out, number %d in a row", what, self.streak)
         self.recent.clear()
         return losses[-1]
 
@@ -240,12 +285,14 @@ class Trainer(BaseTrainer):
     def eval_epoch(self) -> dict[str, float]:
         assert self.val_loader is not None
         model = self.evaluated_model.eval()
+        distributed.copy_from_first(model.buffers())  # each process has running means of its own batches
         self.matrix.reset()
-        numerators = norms = torch.zeros(())
+        numerators = norms = torch.zeros(len(self.criterion.names), dtype=torch.float64)
         pictures: list[np.ndarray] = []
         loader = self.val_loader
-        for batch in tqdm(loader.batches(), total=len(loader), desc="validate", leave=False, disable=None):
-            self.check_signal()
+        for batch in tqdm(loader.batches(), total=len(loader), desc="validate", leave=False, disable=silent()):
+            if self.signal:
+                break
             batch = self.move(batch)
             output = model(batch.images)
             labels = self.matrix.add(output.logits, batch.labels)
@@ -253,6 +300,9 @@ class Trainer(BaseTrainer):
             numerators, norms = numerators + sums[0].cpu().double(), norms + sums[1].cpu().double()
             if self.writers and len(pictures) < PICTURES:
                 pictures += comparisons(batch, labels, self.classes, PICTURES - len(pictures))
+        self.check_signal()  # where all processes have come to, also one that had no image
+        self.matrix.reduce()
+        numerators, norms = distributed.add_up(numerators), distributed.add_up(norms)
         for writer in self.writers:
             writer.image("val/inputs_targets_predictions", np.concatenate(pictures), self.progress.step)
         losses = self.criterion.evaluation_loss(numerators, norms)
@@ -266,15 +316,17 @@ class Trainer(BaseTrainer):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=dtype, device=self.device)
         self.running = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
-        self.recent: list[tuple[int, Tensor, tuple[str, ...]]] = []  # steps that nobody has looked at yet
+        self.left_out = 0
+        self.recent: list[tuple[int, Tensor, int]] = []  # step, loss, position: what nobody has looked at yet
 
     def after_validation(self, value: float) -> None:
         self.schedule.after_validation(value)
 
     def save(self, *names: str) -> None:
-        self.stop_if_not_finite()
-        self.stop_if_weights_are_not_finite()
-        super().save(*names)
+        if distributed.is_first():
+            self.stop_if_not_finite()
+            self.stop_if_weights_are_not_finite()
+            super().save(*names)
 
     def parts_state(self) -> dict[str, Any]:
         return {
@@ -283,8 +335,12 @@ class Trainer(BaseTrainer):
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "lr_scheduler": self.schedule.state_dict(),
-            "running": {"loss": self.loss_sum.cpu(), "matrix": self.running.state_dict()},
-            "nan_streak": 0,  # a state with one is never saved
+            "running": {
+                "loss": self.loss_sum.cpu(),
+                "matrix": self.running.state_dict(),
+                "left_out": self.left_out,
+            },
+            "nan_streak": self.streak,
         }
 
     def load_parts_state(self, state: Mapping[str, Any], path: Path) -> None:
@@ -297,6 +353,8 @@ class Trainer(BaseTrainer):
                 self.ema.load_state_dict(state["ema"])
             self.running.load_state_dict(state["running"]["matrix"])
             self.loss_sum.copy_(state["running"]["loss"])
+            self.left_out = state["running"].get("left_out", 0)
+            self.streak = state.get("nan_streak", 0)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: its training state does not fit this config ({error}). Use it as init_from, not as --resume."
@@ -333,6 +391,42 @@ class AveragedModel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["state_dict"])
         self.updates = state["updates"]
+
+
+class Undo:
+    """Takes back what an optimiser step did to a model, if a device finds it spoilt; the host need not know.
+
+    Args:
+        model: Whose weights and statistics to keep a copy of.
+    """
+
+    def __init__(self, model: BaseModel) -> None:
+        self.parameters = list(model.parameters())
+        self.values = [*self.parameters, *model.buffers()]
+        self.kept = [value.detach().clone() for value in self.values]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep everything as it is."""
+        for kept, value in zip(self.kept, self.values, strict=True):
+            kept.copy_(value)
+
+    def drop_gradients(self, spoilt: Tensor) -> None:
+        """Let the optimiser see gradients of 0 where `spoilt`, (), is true, so that its own state stays finite."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(spoilt, 0.0)
+
+    @torch.no_grad()
+    def take_back(self, spoilt: Tensor) -> None:
+        """Put everything back where `spoilt`, (), is true."""
+        for kept, value in zip(self.kept, self.values, strict=True):
+            value.copy_(torch.where(spoilt, kept, value))
+
+
+def silent() -> bool | None:
+    """Whether to show no progress bar, as `tqdm` takes it: None leaves it to the terminal."""
+    return None if distributed.is_first() else True
 
 
 def figures_of(matrix: ConfusionMatrix) -> dict[str, float]:

@@ -27,6 +27,7 @@ from utils.schema import AtLeast, Between
 logger = logging.getLogger("segwright")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+PATIENCE = 600.0  # seconds that a data worker may take for a batch
 MOST_SKIPPED = 0.05  # of the images that may be left out; more of them are no accident
 
 
@@ -248,6 +249,7 @@ class Loader:
             collate_fn=functools.partial(collate, bad=bad),
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            timeout=PATIENCE if num_workers else 0,
             worker_init_fn=start_worker if num_workers else None,
             # Its own generator: an iterator draws a seed for its workers, which would move the global one.
             generator=torch.Generator().manual_seed(seed),
@@ -255,6 +257,11 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def keys(self, epoch: int, position: int) -> list[str]:
+        """Names of the images of the batch that begins after `position` images of `epoch`, over all processes."""
+        chosen = self.sampler.order(epoch)[position : position + self.batch_size]
+        return [self.view.dataset.samples[self.view.indices[index]].key for index in chosen]
 
     def batches(self, epoch: int = 0, position: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` after its first `position` images.
@@ -274,6 +281,11 @@ class Loader:
                 else:
                     self._skip(tuple(batch.problems))
         except RuntimeError as error:
+            if "DataLoader timed out" in str(error):
+                raise Stopped(
+                    f"no data worker has delivered a batch for {PATIENCE:g} s. See whether the disk answers, or raise "
+                    f"train_loader.args.num_workers"
+                ) from error
             if "DataLoader worker" not in str(error):
                 raise
             raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
@@ -321,12 +333,37 @@ def obey_the_next(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)
 
 
+def check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Refuse workers whose batches would not fit where they hand them over; there, a process dies of a bus error.
+
+    Args:
+        workers: Their number.
+        batch_bytes: Bytes of a batch; each worker prepares two.
+
+    Raises:
+        Stopped: There is too little shared memory.
+    """
+    free, needed = free_shared_memory(), 2 * workers * batch_bytes
+    if free is not None and needed > free:
+        raise Stopped(
+            f"/dev/shm: {free >> 20} MiB are free, and {workers} workers prepare {needed >> 20} MiB of batches there. "
+            f"Use train_loader.args.num_workers {free // (2 * batch_bytes)}, or give it more (docker run --shm-size); "
+            f"nothing was started"
+        )
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free in the memory that workers share with us; None where it is not a folder."""
+    if not os.path.isdir("/dev/shm"):
+        return None
+    stats = os.statvfs("/dev/shm")
+    return stats.f_bavail * stats.f_frsize
+
+
 def memory_hint() -> str:
     """How much memory there is for workers, and what to turn."""
-    shared = ""
-    if os.path.isdir("/dev/shm"):
-        stats = os.statvfs("/dev/shm")
-        shared = f" /dev/shm has {stats.f_bavail * stats.f_frsize >> 20} MiB free."
+    free = free_shared_memory()
+    shared = "" if free is None else f" /dev/shm has {free >> 20} MiB free."
     return f"Memory may have run out.{shared} Lower train_loader.args.num_workers"
 
 

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.errors import CheckpointError, ConfigError, Interrupted, Stopped, failure_of_machine
 from utils.metrics import ExtraMetric
-from utils.schema import Above, AtLeast, Between, did_you_mean
+from utils.registry import WRITERS
+from utils.schema import Above, AtLeast, Between, Component, did_you_mean
 
 logger = logging.getLogger("segwright")
 
+TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
@@ -44,18 +46,26 @@ class TrainerConfig:
         monitor: `max KEY` or `min KEY` decides which model is best; `off` keeps none. KEY is one of metrics.jsonl,
             such as `Mean_IoU`, `val/loss` or `Class_IoU/car`.
         early_stop: Stop when the best is this many epochs old; 0 never does.
-        tensorboard: Write TensorBoard files.
+        writers: Where results are shown besides the run's folder.
+        tensorboard: Write TensorBoard files; false silences that writer.
         log_dir: Folder for them; this run's is `<log_dir>/<name>/<date and time>`.
         log_per_iter: Optimiser steps between two readings of loss, accuracy and mIoU on the training batch.
         val: Validate at all.
         val_per_epochs: Epochs between validations; the last epoch is always validated.
+        val_per_steps: Optimiser steps between validations; given, it wins over `val_per_epochs`.
         metrics: Figures that validation reports besides pixel accuracy and IoU.
         precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
         channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA.
         accumulate: Parts in which a batch is worked through, to save memory; results do not change.
+        activation_checkpointing: Keep only the inputs of a network's blocks, and compute their insides again for the
+            gradient: less memory, a third more time, the same results.
+        memory_drill: Before the first epoch, take one step and one validation of the largest images, and forget them,
+            so that memory that does not suffice shows at once; `auto` on CUDA.
         clip_grad_norm: Largest norm of the gradient; null for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated and used.
+        nan_streak: Consecutive steps with a loss that is NaN or infinite after which the run stops. Above 1, steps
+            before that are left out: they change no weight, which takes memory for a copy of the weights.
         deterministic: Forbid operations that differ from run to run on a GPU; a CPU has none.
     """
 
@@ -69,19 +79,28 @@ class TrainerConfig:
     max_time: Annotated[float, Above(0)] | None = None
     monitor: str = "max Mean_IoU"
     early_stop: Annotated[int, AtLeast(0)] = 0
+    writers: tuple[Annotated[Component, WRITERS], ...] = (Component("tensorboard"),)
     tensorboard: bool = True
     log_dir: Path = Path("saved/runs")
     log_per_iter: Annotated[int, AtLeast(1)] = 20
     val: bool = True
     val_per_epochs: Annotated[int, AtLeast(1)] = 1
+    val_per_steps: Annotated[int, AtLeast(1)] | None = None
     metrics: tuple[ExtraMetric, ...] = ()
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     channels_last: bool | Literal["auto"] = "auto"
     accumulate: Annotated[int, Between(1, 65536)] = 1
+    activation_checkpointing: bool = False
+    memory_drill: bool | Literal["auto"] = "auto"
     clip_grad_norm: Annotated[float, Above(0)] | None = None
     ema: Annotated[float, Between(0, 1)] | None = None
+    nan_streak: Annotated[int, AtLeast(1)] = 1
     deterministic: bool = False
+
+    def wants_drill(self, device: str) -> bool:
+        """Whether to try the largest step and validation first, on a device of that type."""
+        return device == "cuda" if self.memory_drill == "auto" else self.memory_drill
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps in the whole run."""
@@ -98,6 +117,7 @@ MAY_CHANGE = (
     ),
     *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),
+    *("trainer.writers", "trainer.memory_drill"),
     *("trainer.log_per_iter",),  # of the figures, it changes those of training batches, which are samples
     *("trainer.metrics",),
 )
@@ -112,7 +132,7 @@ class Progress:
         step: Optimiser steps taken.
         position: Images of the open epoch that have been used.
         best_value: Best monitored value; None before the first.
-        best_epoch: Epoch (completed ones, so from 1) that gave it; 0 before the first.
+        best_epoch: Epoch (completed ones, so from 1) that gave it, or within which it was; 0 before the first.
     """
 
     epoch: int = 0
@@ -211,11 +231,11 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def train_epoch(self) -> dict[str, float]:
-        """Train from `progress.position` to the end of the open epoch, calling `after_step` after each step."""
+        """Train from `progress.position` for `steps_left` steps, calling `after_step` after each."""
 
     @abstractmethod
     def eval_epoch(self) -> dict[str, float]:
-        """Evaluate the model on the validation set, calling `check_signal` now and then."""
+        """Evaluate the model on the validation set; call `check_signal` where all processes come to, at its end."""
 
     @abstractmethod
     def parts_state(self) -> dict[str, Any]:
@@ -244,6 +264,9 @@ class BaseTrainer(ABC):
                 raise ConfigError(
                     f"trainer.deterministic: '{name}' {UNORDERED} on this device. Set it to false, or use another arch."
                 ) from error
+            if distributed.is_of_communication(error):
+                what = f"{distributed.explain(error)}, after step {self.progress.step} of {self.total_steps}"
+                raise Stopped(f"training: {what}; {self.last_good}") from error
             failure = failure_of_machine(error)
             if not failure:
                 raise
@@ -264,45 +287,71 @@ class BaseTrainer(ABC):
         return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
 
     def run_epoch(self) -> None:
-        """Train what is left of the open epoch, validate if it is time, and commit it."""
+        """Train to the end of the open epoch or the next validation within it, validate if it is time, and commit."""
         results = {f"train/{key}": value for key, value in self.train_epoch().items()}
         self.save_last()  # so that a kill during validation costs no training
         if self.validates():
             results |= {f"val/{key}": value for key, value in self.eval_epoch().items()}
-        self.close_epoch(results)
+        self.commit(results)
+
+    @property
+    def steps_left(self) -> int:
+        """Optimiser steps to take before the next commit: that of the epoch, or of a validation within it."""
+        progress, config = self.progress, self.config
+        left = min(self.steps_per_epoch - progress.position // self.batch_size, self.total_steps - progress.step)
+        if config.val_per_steps and config.val:
+            committed = self.history[-1]["step"] if self.history else 0
+            passed = progress.step % config.val_per_steps  # 0 where a validation is due, or has been committed
+            due = 0 if passed == 0 and progress.step > committed else config.val_per_steps - passed
+            left = min(left, due)
+        return max(left, 0)
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether no step of the open epoch is left."""
+        whole = self.progress.position // self.batch_size >= self.steps_per_epoch
+        return whole or self.progress.step >= self.total_steps
 
     def validates(self) -> bool:
-        """Whether the open epoch, trained to its end, is to be validated."""
-        is_last = self.progress.step >= self.total_steps
-        return self.config.val and (is_last or (self.progress.epoch + 1) % self.config.val_per_epochs == 0)
+        """Whether what has been trained is to be validated, before it is committed."""
+        step, config = self.progress.step, self.config
+        if config.val_per_steps:
+            is_due = step % config.val_per_steps == 0
+        else:
+            is_due = (self.progress.epoch + 1) % config.val_per_epochs == 0
+        return config.val and (is_due or step >= self.total_steps)
 
-    def close_epoch(self, results: Mapping[str, float]) -> None:
-        """Commit the open epoch: its best model, its periodic checkpoint, and last of all `last.pth`."""
-        progress = self.progress
-        progress.epoch, progress.position = progress.epoch + 1, 0
+    def commit(self, results: Mapping[str, float]) -> None:
+        """Commit the open epoch, or what has been trained of it: the best model, and last of all `last.pth`."""
+        progress, ends = self.progress, self.epoch_is_over
         # A class that never occurred has no IoU: JSON knows no NaN and no infinity, so such keys are left out.
         results = {key: value for key, value in results.items() if math.isfinite(value)}
-        self.history.append({"epoch": progress.epoch, "step": progress.step, **results})
-        self.start_epoch()
+        epoch = progress.epoch + 1
+        self.history.append({"epoch": epoch, "step": progress.step, **results})
+        if ends:
+            progress.epoch, progress.position = epoch, 0
+            self.start_epoch()
         names = []
         if self.monitor.key in results:
             self.after_validation(results[self.monitor.key])
         if self.monitor.improves(results.get(self.monitor.key), progress.best_value):
-            progress.best_value, progress.best_epoch = results[self.monitor.key], progress.epoch
+            progress.best_value, progress.best_epoch = results[self.monitor.key], epoch
             names.append("best_model.pth")
-        if progress.epoch % self.config.save_period == 0 or progress.step >= self.total_steps:
-            names.append(f"checkpoint-epoch{progress.epoch}.pth")
+        if ends and (epoch % self.config.save_period == 0 or progress.step >= self.total_steps):
+            names.append(f"checkpoint-epoch{epoch}.pth")
         self.save(*names, "last.pth")
-        self.prune()
-        self.write_history()
+        if distributed.is_first():
+            self.prune()
+            self.write_history()
         for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
             writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
         shown = {key: results[key] for key in SHOWN if key in results}
         best = " (best)" if "best_model.pth" in names else ""
         logger.info(
-            "epoch %d/%s: %s%s",
-            progress.epoch,
+            "epoch %d/%s%s: %s%s",
+            epoch,
             -(-self.total_steps // self.steps_per_epoch),
+            "" if ends else f", step {progress.step}",
             ", ".join(f"{key} {value:.4f}" for key, value in shown.items()),
             best,
         )
@@ -323,38 +372,43 @@ class BaseTrainer(ABC):
         if progress.step >= self.total_steps and progress.epoch:
             return True
         kind = self.monitor.key.partition("/")[0] + "/"  # of results: only an epoch that has them can be too late
-        judged = bool(self.history) and any(key.startswith(kind) for key in self.history[-1])
+        lines = [record for record in self.history if record["epoch"] == progress.epoch]
+        judged = any(key.startswith(kind) for record in lines for key in record)
         return bool(patience and judged and progress.epoch - progress.best_epoch >= patience)
 
     def after_step(self) -> None:
         """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
         progress, config = self.progress, self.config
         progress.step, progress.position = progress.step + 1, progress.position + self.batch_size
-        now, asked = time.monotonic(), self.signal  # looked at once: what comes later is heard after the next step
+        now = time.monotonic()
         is_over = config.max_time is not None and now - self.started >= config.max_time * 60
+        # The signal is looked at once: one that comes later is heard after the next step.
+        asked = distributed.agreed(progress.step, self.signal or (TIME_IS_OVER if is_over else 0))
         is_due = config.save_steps is not None and progress.step % config.save_steps == 0
-        if asked or is_over or is_due or now - self.saved_at >= config.save_minutes * 60:
+        if asked or is_due or now - self.saved_at >= config.save_minutes * 60:
             self.save_last()
-        if asked:
-            self.check_signal()
-        if is_over:
+        if asked > 0:
+            raise self.interrupted(asked)
+        if asked == TIME_IS_OVER:
             raise TimeLimit(
                 f"trainer.max_time: {config.max_time:g} minutes are over at step {progress.step} of "
                 f"{self.total_steps}. Go on with --resume {self.run_dir / 'last.pth'}"
             )
 
     def check_signal(self) -> None:
-        """Leave if a signal came; what has to be saved has been.
+        """Leave if a signal came to any of the processes; what has to be saved has been.
 
         Raises:
             Interrupted: One did.
         """
-        if self.signal:
-            name, last = signal.Signals(self.signal).name, self.run_dir / "last.pth"
-            raise Interrupted(
-                self.signal,
-                f"{name}: stopped at step {self.progress.step} of {self.total_steps}. Go on with --resume {last}",
-            )
+        if number := distributed.largest(self.signal):
+            raise self.interrupted(number)
+
+    def interrupted(self, number: int) -> Interrupted:
+        """What to raise after signal `number`, when all is saved."""
+        name, last = signal.Signals(number).name, self.run_dir / "last.pth"
+        text = f"{name}: stopped at step {self.progress.step} of {self.total_steps}. Go on with --resume {last}"
+        return Interrupted(number, text)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -395,7 +449,10 @@ class BaseTrainer(ABC):
         self.save("last.pth")
 
     def save(self, *names: str) -> None:
-        """Write the state once, under all `names`; `last.pth` keeps its predecessor as `last.prev.pth`."""
+        """Write the state once, under all `names`; `last.pth` keeps its predecessor as `last.prev.pth`.
+
+        Of several processes only rank 0 comes here, and no other has anything to add to its state.
+        """
         first = self.run_dir / names[0]
         previous = self.run_dir / "last.prev.pth"
         checkpoint.save(first, self.state(), previous=previous if names[0] == "last.pth" else None)
@@ -430,7 +487,7 @@ class BaseTrainer(ABC):
         best = state["best"]
         self.progress = Progress(state["epoch"], state["step"], state["position"], best["value"], best["epoch"])
         self.history = [dict(record) for record in state["history"]]
-        if self.history:
+        if self.history and distributed.is_first():
             self.write_history()
 
 

@@ -6,11 +6,13 @@ a guess that never looks at the image would score: a figure that any network mus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from base.base_dataset import View
 from utils.classes import IGNORE
@@ -67,6 +69,19 @@ def check_samples(view: View, *, everything: bool = False) -> DataCheck:
         counts += np.bincount(label.ravel(), minlength=256)
         read += 1
     return DataCheck(read, counts[:num_classes], int(counts[IGNORE]))
+
+
+def largest_image(view: View) -> tuple[int, int]:
+    """Height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
+    largest = (0, 0)
+    for index in view.indices:
+        try:
+            with Image.open(view.dataset.samples[index].image) as image:
+                largest = max(largest, (image.height, image.width), key=math.prod)
+        except (OSError, ValueError, Image.DecompressionBombError):  # not a file, or none of Pillow's kinds
+            height, width = view.dataset.read(index).label.shape
+            return max(largest, (height, width), key=math.prod)
+    return largest
 
 
 def location_prior(train: View, val: View) -> float:

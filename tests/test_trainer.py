@@ -28,7 +28,7 @@ from base.base_trainer import Monitor, TrainerConfig
 from models.build import build_model
 from tests.tiny import Squares, tiny_config
 from trainer import AveragedModel, Trainer
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.criterion import build_criterion
 from utils.errors import ConfigError, DataError, Interrupted, Stopped, run
 from utils.images import read_image
@@ -45,12 +45,21 @@ ARCH = {
 }
 
 
-def make_trainer(folder: Path, *, loss: Any = "CrossEntropyLoss2d", freeze_bn: bool = False, **options: Any) -> Trainer:
+def make_trainer(
+    folder: Path,
+    *,
+    loss: Any = "CrossEntropyLoss2d",
+    freeze_bn: bool = False,
+    val_length: int = 3,
+    **options: Any,
+) -> Trainer:
     """A trainer from finished objects: no JSON file, no run folder of its own making."""
     torch.manual_seed(0)
     arch = {**ARCH, "args": {**ARCH["args"], "freeze_bn": freeze_bn}}
     model = build_model(arch, num_classes=3)
-    loader = Loader(View(Squares(length=9, size=(33, 41)), None), 4, training=True)
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = Loader(View(Squares(length=9, size=(33, 41)), None), 4, training=True, **ranks)
+    validation = View(Squares(length=val_length, split="val"), None)
     config = TrainerConfig(**{"epochs": 2, "log_per_iter": 1, **options})
     optimizer = build_optimizer({"type": "SGD", "args": {"lr": 0.05, "momentum": 0.9}}, model)
     return Trainer(
@@ -61,7 +70,7 @@ def make_trainer(folder: Path, *, loss: Any = "CrossEntropyLoss2d", freeze_bn: b
         optimizer=optimizer,
         schedule=build_scheduler("Poly", optimizer, total_steps=4, steps_per_epoch=2),
         train_loader=loader,
-        val_loader=Loader(View(Squares(length=3, split="val"), None), 1, training=False),
+        val_loader=Loader(validation, distributed.world_size(), training=False, **ranks),
         classes=Squares.base_classes(),
         monitor=Monitor.parse("max Mean_IoU", ["val/Mean_IoU"]),
         description={},

@@ -38,12 +38,26 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def choose_device(device: str | None, n_gpu: int = -1) -> torch.device:
+def gpus_to_use(device: str | None, n_gpu: int) -> int:
+    """How many GPUs training gets when `n_gpu` are asked for: as many as there are, at most."""
+    import torch
+
+    if device not in (None, "cuda") and not GPUS.fullmatch(str(device)):
+        return 0
+    available = torch.cuda.device_count()
+    if n_gpu > available > 0:
+        logger.warning("n_gpu: %d asked for, %d available: using %d.", n_gpu, available, available)
+    return min(n_gpu, available)
+
+
+def choose_device(device: str | None, n_gpu: int = -1, local_rank: int = 0) -> torch.device:
     """The `torch.device` to use.
 
     Args:
         device: ``--device``: GPU numbers, ``cpu``, ``cuda`` or ``mps``; None leaves it to `n_gpu`.
         n_gpu: GPUs that the config asks for; 0 is the CPU, -1 whatever there is.
+        local_rank: This process's number among those on this machine; where there are more of them than GPUs, they
+            share.
 
     Raises:
         UserError: `device` names something that is not there.
@@ -58,9 +72,7 @@ def choose_device(device: str | None, n_gpu: int = -1) -> torch.device:
             return torch.device("cpu")
         index = gpu_index(device)
         if index < available:
-            if n_gpu > 1:
-                logger.warning("n_gpu: %d asked for, 1 of %d is used: training runs in one process.", n_gpu, available)
-            return torch.device("cuda", index)
+            return torch.device("cuda", (index + local_rank) % available)
         if device is not None:
             raise UserError(f"--device {device}: no such GPU is available. Use --device cpu.")
         if n_gpu > 0:

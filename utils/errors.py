@@ -54,6 +54,14 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class AlreadyTold(Exception):
+    """Another of several processes has failed and said why; this one ends with the same status, in silence."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch says of a GPU, and of the machine
 
 
@@ -69,6 +77,19 @@ def failure_of_machine(error: BaseException) -> str:
     return f"a data worker died ({first})" if "DataLoader worker" in str(error) else ""
 
 
+def status_of(error: BaseException) -> int:
+    """The exit status that `run` makes of `error`."""
+    if isinstance(error, AlreadyTold):
+        return error.status
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, UserError):
+        return 2
+    return 4 if isinstance(error, Stopped) or failure_of_machine(error) else 1
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An `argparse` parser whose complaints look like all our other errors."""
 
@@ -77,7 +98,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Call `main(argv)` and turn what it raises into lines on standard error and an exit status."""
+    """Call `main(argv)` and turn what it raises into lines on standard error and an exit status.
+
+    Of several processes on a machine, the first one speaks; what went wrong in another alone, that one has said.
+    """
+
+    def say(text: str) -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(one_line(text), file=sys.stderr)
 
     def show() -> None:
         if "--debug" in (sys.argv[1:] if argv is None else argv):
@@ -88,21 +116,23 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except UserError as error:
         show()
         for problem in error.problems:
-            print(f"error: {one_line(problem)}", file=sys.stderr)
+            say(f"error: {problem}")
         return 2
     except Stopped as error:
         show()
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        say(f"error: {error}")
         return 4
     except Interrupted as error:
-        print(one_line(str(error)), file=sys.stderr)
+        say(str(error))
         return 128 + error.signum
+    except AlreadyTold as error:
+        return error.status
     except (MemoryError, RuntimeError) as error:
         failure = failure_of_machine(error)
         if not failure:
             raise
         show()
-        print(f"error: {one_line(failure)}. Give smaller images or batches, or fewer workers", file=sys.stderr)
+        say(f"error: {failure}. Give smaller images or batches, or fewer workers")
         return 4
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

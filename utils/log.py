@@ -29,8 +29,11 @@ class ConsoleHandler(logging.Handler):
         sys.stdout.flush()
 
 
-def log_to(path: Path | None = None) -> logging.Logger:
-    """Send the project's log to the console and, from now on, to the file at `path`."""
+def log_to(path: Path | None = None, rank: int = 0) -> logging.Logger:
+    """Send the project's log to the console and, from now on, to the file at `path`.
+
+    Of several processes that train together, only the one of `rank` 0 speaks.
+    """
     logger = logging.getLogger("segwright")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -39,7 +42,7 @@ def log_to(path: Path | None = None) -> logging.Logger:
     for handler in list(logger.handlers):
         handler.close()
         logger.removeHandler(handler)
-    console = ConsoleHandler(logging.INFO)
+    console = ConsoleHandler(logging.CRITICAL if rank else logging.INFO)
     logger.addHandler(console)
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils import distributed
 from utils.classes import IGNORE
 from utils.upsampled_loss import predicted_labels, winning_probabilities
 
@@ -53,14 +54,13 @@ class Counts:
         """Start again."""
         self._counts.zero_()
 
-    def reduce(self, device: torch.device) -> None:
-        """Add up the counts of all processes, in each of them; of a single process, nothing changes.
+    def include(self, other: Counts) -> None:
+        """Add what `other` has counted."""
+        self.on(other._counts.device).add_(other._counts)
 
-        Args:
-            device: Where the processes exchange tensors.
-        """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.on(device))
+    def reduce(self) -> None:
+        """Add up the counts of all processes, in each of them; of a single process, nothing changes."""
+        self._counts = distributed.add_up(self._counts)
 
 
 class ConfusionMatrix(Counts):
@@ -202,10 +202,10 @@ class Metrics(ConfusionMatrix):
         for other in self.others.values():
             other.reset()
 
-    def reduce(self, device: torch.device) -> None:
-        super().reduce(device)
+    def reduce(self) -> None:
+        super().reduce()
         for other in self.others.values():
-            other.reduce(device)
+            other.reduce()
 
 
 class PixelMetric(Counts):

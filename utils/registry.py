@@ -262,6 +262,7 @@ NECKS, HEADS = Registry("neck"), Registry("head")
 DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})
+WRITERS = Registry("writer", reserved={"log_dir", "purge_step"})
 
 KINDS = {
     "models": MODELS,
@@ -273,4 +274,5 @@ KINDS = {
     "transforms": TRANSFORMS,
     "optimizers": OPTIMIZERS,
     "schedulers": SCHEDULERS,
+    "writers": WRITERS,
 }

@@ -135,6 +135,8 @@ def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str
     import numpy
     import torch
 
+    from utils import distributed
+
     return {
         "versions": {
             "python": platform.python_version(),
@@ -146,7 +148,7 @@ def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "num_threads": torch.get_num_threads(),
-        "world_size": 1,
+        "world_size": distributed.world_size(),
         "seed": seed,
         "modules": list(modules),
         "git": git_commit(),

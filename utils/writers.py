@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.errors import ConfigError
+from utils.registry import WRITERS
+from utils.schema import Component
 
 logger = logging.getLogger("segwright")
 
 
+@WRITERS.register("tensorboard")
 class TensorBoardWriter:
     """TensorBoard event files; the package is imported only when one is made.
 
@@ -40,16 +44,23 @@ class TensorBoardWriter:
         self._writer.close()
 
 
-def open_tensorboard(log_dir: Path, purge_step: int | None = None) -> list[TensorBoardWriter]:
-    """A writer, or none and a warning where the package is missing.
+def open_writer(writer: Component, where: str, log_dir: Path, purge_step: int | None = None) -> list[Any]:
+    """A writer, or none and a warning where the package that it needs is missing.
+
+    Args:
+        writer: Its name in the registry, and arguments.
+        where: Its place in the config.
+        log_dir: Folder of this run.
+        purge_step: Step from which on what it showed before is void.
 
     Raises:
         ConfigError: The folder cannot be written.
     """
     try:
-        return [TensorBoardWriter(log_dir, purge_step)]
+        return [WRITERS.build(writer, where=where, log_dir=log_dir, purge_step=purge_step)]
     except ImportError as error:
-        logger.warning("trainer.tensorboard: not written, %s. `pip install tensorboard` mends it.", error)
+        place = "trainer.tensorboard" if writer.type == "tensorboard" else where
+        logger.warning("%s: not written, %s. `pip install %s` mends it.", place, error, writer.type)
         return []
     except OSError as error:
         reason = error.strerror or error
