@@ -24,7 +24,15 @@ from dataloader.doctor import count_labels, default_cache, examine, has_files, r
 from dataloader.sample_cache import build_cache
 from dataloader.transforms import ChainOptions, build_chain
 from models.build import build_model
-from models.fine_tuning import Transfer, class_axes, public_name, read_start, transfer, transfer_by_class_name
+from models.fine_tuning import (
+    Transfer,
+    class_axes,
+    match_classes,
+    public_name,
+    read_start,
+    transfer,
+    transfer_by_class_name,
+)
 from run_config import (
     InitFrom,
     RunConfig,
@@ -347,10 +355,12 @@ def initialise_from(start: InitFrom, config: RunConfig, model: BaseModel) -> Tra
     Raises:
         UserError: There are none, or none fit.
     """
-    found = read_start(start.path, where="init_from")
+    found, names = read_start(start.path, where="init_from"), config.classes.names
     if not start.by_class_name:
+        if found.classes not in (None, names) and match_classes(names, found.classes or ()):
+            hint = '{"path": ..., "by_class_name": true} copies what it knows of those with the same name'
+            logger.warning("init_from: %s has other classes, or another order of them; %s.", found.source, hint)
         return transfer(model, found)
-    names = config.classes.names
     with torch.device("meta"):
         larger = build_model(config.arch, num_classes=len(names) + 1, load_weights=False)
     axes = class_axes(model, larger, len(names))

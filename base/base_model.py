@@ -26,6 +26,10 @@ class FeatureShape(NamedTuple):
     level: int
 
 
+class MissingLevel(ValueError):
+    """A brick needs a feature map of a level that it is not offered."""
+
+
 class Backbone(nn.Module, ABC):
     """Images to feature maps, finest first. `shapes` describes the maps without running the network."""
 
@@ -176,11 +180,11 @@ def at_level(shapes: Sequence[FeatureShape], level: int) -> int:
     """Index of the feature map of `level`.
 
     Raises:
-        ValueError: There is none; the message lists the levels there are.
+        MissingLevel: There is none; the message lists the levels there are.
     """
     levels = [shape.level for shape in shapes]
     if level not in levels:
-        raise ValueError(f"needs a feature map of level {level}, but is offered levels {', '.join(map(str, levels))}")
+        raise MissingLevel(f"needs a feature map of level {level}, but is offered levels {', '.join(map(str, levels))}")
     return levels.index(level)
 
 

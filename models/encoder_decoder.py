@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from base.base_model import Backbone, BaseModel, FeatureShape, Head, Neck
+from base.base_model import Backbone, BaseModel, FeatureShape, Head, MissingLevel, Neck
 from models.blocks import OutputStride
 from utils.errors import ConfigError
 from utils.outputs import SegOutput
@@ -153,8 +155,24 @@ def _build(registry: Registry, brick: Placed, **facts: Any) -> Any:
         return registry.build(brick.component, where=brick.where, **facts)
     except ConfigError:
         raise
+    except MissingLevel as error:
+        others = ", ".join(_fitting(registry, facts))
+        raise ConfigError(
+            f"{brick.where}: {brick.component.type} {error}. "
+            f"Change the bricks before it, or take a {registry.kind} that fits: {others}."
+        ) from error
     except ValueError as error:
         raise ConfigError(
             f"{brick.where}: {brick.component.type} {error}. "
             f"Change its arguments or the bricks before it, or choose another {registry.kind}."
         ) from error
+
+
+def _fitting(registry: Registry, facts: dict[str, Any]) -> list[str]:
+    """Names of components that can be built from `facts`, without arguments."""
+    names = []
+    for name in sorted(registry):
+        with suppress(Exception), torch.device("meta"):  # components of others fail each in their own way
+            registry.build(Component(name), where=name, **facts)
+            names.append(name)
+    return names

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 
+import assemble
 from base.base_model import BaseModel
 from models.fine_tuning import Start, Transfer, class_axes, match_classes, read_start, transfer, transfer_by_class_name
+from run_config import check_config
 from tests.test_models import NARROW, SMALL, build, randomised
+from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import MODELS
 
@@ -130,16 +134,27 @@ def test_a_run_starts_from_another_whose_classes_are_others(
     state = torch.load(finished_run / "best_model.pth", weights_only=True)
     state["classes"] = ["dot", "ground", "other"]
     torch.save(state, tmp_path / "old.pth")
-    file = config_file(
-        {"init_from": {"path": str(tmp_path / "old.pth"), "by_class_name": True}, "optimizer.args.lr": 0.0}
-    )
-    answer = train_command("-c", file, "--import", "tests.tiny", "-s", "trainer.epochs=1")
+    start = {"path": str(tmp_path / "old.pth"), "by_class_name": True}
+    file = config_file({"init_from": start, "optimizer.args.lr": 0.0, "trainer.epochs": 1})
+    answer = train_command("-c", file, "--import", "tests.tiny")
     assert answer.status == 0, answer.err
     assert "mapped for the classes ground, dot; fresh classes: square" in answer.out
     (trained,) = tmp_path.glob("saved/tiny/*/last.pth")
     rows = torch.load(trained, weights_only=True)["state_dict"]["head.classify.weight"]
     assert torch.equal(rows[[0, 2]], state["state_dict"]["head.classify.weight"][[1, 0]])
     assert not torch.equal(rows[1], state["state_dict"]["head.classify.weight"][2])
+
+
+def test_other_classes_that_are_taken_as_they_come_are_pointed_out(
+    finished_run: Path, tmp_path: Path, config_file: Callable[..., Path], train_command: Callable[..., Any]
+) -> None:
+    state = torch.load(finished_run / "best_model.pth", weights_only=True)
+    for classes, hinted in ((state["classes"], False), (state["classes"][::-1], True), (["a", "b", "c"], False)):
+        torch.save({**state, "classes": classes}, tmp_path / "old.pth")
+        config = check_config(load_config(config_file({"init_from": str(tmp_path / "old.pth")})))
+        with mock.patch.object(assemble.logger, "warning") as warning:
+            assemble.initialise_from(config.start, config, assemble.build_network(config))
+        assert warning.called == hinted
 
 
 # torchvision's segmentation networks
