@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -486,6 +487,33 @@ def check_training(config: RunConfig, model: BaseModel) -> None:
     build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     build_scheduler(config.lr_scheduler, optimizer, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)
+
+
+def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
+    """Learning rate of each group of parameters, by name, at up to 2,000 steps (step, rate) of the whole run.
+
+    Needs the training set, for the length of an epoch, but neither memory nor time for the model.
+
+    Raises:
+        ConfigError: The schedule depends on what validation gives.
+        DataError: The data is not there.
+    """
+    if config.lr_scheduler.type == "ReduceLROnPlateau":
+        raise ConfigError("lr_scheduler: ReduceLROnPlateau depends on results. --draw-schedule needs another type.")
+    steps = len(build_loaders(config)[0])
+    total = config.trainer.total_steps(steps)
+    with torch.device("meta"):
+        model = build_network(config, load_weights=False)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    rates: dict[str, list[tuple[int, float]]] = {group["name"]: [] for group in optimizer.param_groups}
+    with warnings.catch_warnings():  # torch's own schedulers miss the steps of the optimiser
+        warnings.simplefilter("ignore", UserWarning)
+        schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+        for step in sorted({*range(0, total, -(-total // 2000)), total - 1}):
+            schedule.apply(optimizer, step)
+            for group in optimizer.param_groups:
+                rates[group["name"]].append((step, float(group["lr"])))
+    return rates
 
 
 def dry_run(config: RunConfig) -> DryRun:

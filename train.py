@@ -33,6 +33,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--bs", type=int, help="batch size: train_loader.args.batch_size")
     add("--check", action="store_true", help="check config, data and shapes, say what a step needs, and stop")
     add("--check-data", action="store_true", help="the same, and read every image and label of both loaders")
+    add(
+        "--draw-schedule", type=Path, metavar="FILE", help="draw the learning rates of the whole run as a PNG, and stop"
+    )
     add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
     add("--list", nargs="?", const="all", choices=["all", *KINDS], help="what a config may name")
     add("--describe", metavar="NAME", help="arguments of one of them")
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = check_config(raw)
     if args.check or args.check_data:
         return check(config, args.check_data)
+    if args.draw_schedule:
+        return draw_schedule(config, args.draw_schedule)
     gpus = gpus_to_use(args.device, config.n_gpu) if place.size == 1 else 1
     processes = gpus if gpus > 1 and config.parallel == "ddp" else place.size
     if problems := division_problems(config, processes):
@@ -105,6 +110,26 @@ def check(config: RunConfig, everything: bool = False) -> int:
             kind = "training" if loader.training else "validation"
             found = check_samples(loader.view, everything=everything)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
+    return 0
+
+
+def draw_schedule(config: RunConfig, path: Path) -> int:
+    """Draw the learning rate of every group of parameters over the steps of the run, and print its course."""
+    import assemble
+    from utils.images import write_picture
+    from utils.visualize import curves
+
+    rates = {name.removesuffix("/no_decay"): line for name, line in assemble.learning_rates(config).items()}
+    lines = {", ".join(name for name in rates if rates[name] == line): line for line in rates.values()}
+    picture = curves(lines, x_label="optimiser steps", size=(480, 960), least=1e-12)
+    try:
+        write_picture(path, picture)
+    except OSError as error:
+        raise UserError(f"--draw-schedule {path}: cannot be written ({error.strerror}). Name another file.") from error
+    for name, line in lines.items():
+        highest, step = max((rate, -step) for step, rate in line)
+        print(f"{name}: {line[0][1]:.3g} at first, {highest:.3g} at step {-step}, {line[-1][1]:.3g} at {line[-1][0]}")
+    print(f"written to {path}")
     return 0
 
 

@@ -46,6 +46,27 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of normalised images (N, in_channels, H, W)."""
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Parameters by depth, the first layer's first: here by the finest feature map that depends on them."""
+        named = dict(self.named_parameters())
+        meta = {
+            name: torch.empty_like(tensor, device="meta") for name, tensor in self.state_dict(keep_vars=True).items()
+        }
+        left = {name: meta[name].requires_grad_() for name in named}
+        channels = next(p.shape[1] for p in named.values() if p.dim() == 4)
+        modes = {module: module.training for module in self.modules()}
+        maps = torch.func.functional_call(self.eval(), meta, (torch.empty(1, channels, 64, 64, device="meta"),))
+        for module, mode in modes.items():
+            module.training = mode
+        found: list[list[nn.Parameter]] = []
+        for feature in maps:
+            gradients = torch.autograd.grad(feature.sum(), [*left.values()], retain_graph=True, allow_unused=True)
+            used = [name for name, gradient in zip(left, gradients, strict=True) if gradient is not None]
+            found.append([named[name] for name in used])
+            left = {name: tensor for name, tensor in left.items() if name not in used}
+        found[-1] += [named[name] for name in left]
+        return [layer for layer in found if layer]
+
 
 class Neck(nn.Module, ABC):
     """Feature maps to feature maps, such as ASPP on the coarsest. `shapes` describes what it returns."""
@@ -135,18 +156,37 @@ class BaseModel(nn.Module, ABC):
         backbone = {id(p) for p in self.backbone_parameters()}
         return _unique(p for p in self.parameters() if id(p) not in backbone)
 
-    def parameter_groups(self, lr: float, *, backbone_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, *, backbone_lr_scale: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Groups for an optimiser, decoder first: a partition of the parameters, frozen ones included.
 
         Args:
             lr: Learning rate of the decoder.
             backbone_lr_scale: Learning rate of the backbone, as a share of `lr`.
+            layer_decay: Learning rate of each of the backbone's layers as a share of that of the next one; the last
+                one's is a share of the backbone's. Below 1, each layer is a group, "backbone/layer_0" the first.
+
+        Raises:
+            ValueError: `layer_decay` is below 1, and there is no backbone whose layers are known.
         """
-        groups = [
-            {"name": "decoder", "params": self.decoder_parameters(), "lr": lr},
-            {"name": "backbone", "params": self.backbone_parameters(), "lr": lr * backbone_lr_scale},
-        ]
+        rate = lr * backbone_lr_scale
+        groups = [{"name": "decoder", "params": self.decoder_parameters(), "lr": lr}]
+        if layer_decay == 1:
+            groups.append({"name": "backbone", "params": self.backbone_parameters(), "lr": rate})
+        else:
+            layers = self._backbone_layers()
+            groups += [
+                {"name": f"backbone/layer_{i}", "params": layer, "lr": rate * layer_decay ** (len(layers) - i)}
+                for i, layer in enumerate(layers)
+            ]
         return [group for group in groups if group["params"]]
+
+    def _backbone_layers(self) -> list[list[nn.Parameter]]:
+        modules = self.backbone_modules()
+        if len(modules) != 1 or not isinstance(modules[0], Backbone):
+            raise ValueError("the model has no backbone whose layers are known")
+        return modules[0].layers()
 
     def freeze(self, *, backbone: bool = False, norm: bool | Literal["backbone"] = False) -> None:
         """Stop training the backbone (weights and statistics), or batch-norm statistics; survives `train()`.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -388,6 +389,36 @@ def test_a_description_says_types_defaults_and_meanings(train_command):
     assert "length: int = 11" in out
     assert "Number of pictures." in out
     assert "seed" not in out
+
+
+def test_the_schedule_of_a_run_can_be_drawn_without_training(config_file, train_command, tmp_path):
+    file, picture = config_file(), tmp_path / "schedule.png"
+    changes = ("-s", 'optimizer.no_decay=["bias"]', "-s", 'lr_scheduler={"type": "Poly", "args": {"warmup_epochs": 1}}')
+    answer = train_command("-c", file, *TINY, *changes, "--draw-schedule", picture)
+    assert answer.status == 0, answer.err
+    # 11 images in batches of 2 are 5 steps in each of 3 epochs.
+    highest, last = 0.05 * (1 - 5 / 15) ** 0.9, 0.05 * (1 - 14 / 15) ** 0.9
+    assert answer.out.splitlines()[:2] == [
+        f"decoder: {0.05 / 6:.3g} at first, {highest:.3g} at step 5, {last:.3g} at 14",
+        f"backbone: {0.005 / 6:.3g} at first, {highest / 10:.3g} at step 5, {last / 10:.3g} at 14",
+    ]
+    assert cv2.imread(str(picture)).shape == (480, 960, 3)
+    assert not (tmp_path / "saved").exists()
+    gamma = 'lr_scheduler={"type": "ExponentialLR", "args": {"gamma": 0.5}}'
+    torchs = train_command("-c", file, *TINY, "-s", gamma, "--draw-schedule", picture)
+    assert torchs.out.startswith("decoder: 0.05 at first, 0.05 at step 0, 0.0125 at 14\n")
+    plateau = train_command(
+        "-c",
+        file,
+        *TINY,
+        "-s",
+        'lr_scheduler={"type": "ReduceLROnPlateau", "args": {"mode": "max"}}',
+        "--draw-schedule",
+        picture,
+    )
+    assert plateau.errors == ["lr_scheduler: ReduceLROnPlateau depends on results. --draw-schedule needs another type."]
+    nowhere = train_command("-c", file, *TINY, "--draw-schedule", tmp_path / "no" / "folder.png")
+    assert nowhere.status == 2
 
 
 def test_check_says_what_one_step_needs_and_makes_no_folder(config_file, train_command, tmp_path):

@@ -15,9 +15,8 @@ from torch import Tensor
 from base.base_dataloader import Batch, Mover
 from tests.tiny import tiny_config
 from utils.losses import Loss
-from utils.metrics import ConfusionMatrix
+from utils.metrics import Metrics
 from utils.registry import LOSSES
-from utils.upsampled_loss import predicted_labels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -115,12 +114,13 @@ def test_a_loss_is_the_same_on_a_gpu(name: str) -> None:
 def test_pixels_are_counted_alike_on_a_gpu() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 17, 25, dtype=torch.float64), torch.randint(7, (2, 65, 97), dtype=torch.uint8)
-    matrices = []
+    found = []
     for device in ("cpu", "cuda"):
-        matrix = ConfusionMatrix(5, "abcde")
-        matrix.update(predicted_labels(logits.to(device), (65, 97)), labels.to(device))
-        matrices.append(matrix.counts.cpu())
-    assert torch.equal(*matrices)
+        figures = Metrics(5, "abcde", extra=["Boundary_IoU", "Calibration_Error"])
+        figures.add(logits.to(device), labels.to(device))
+        found.append(figures)
+    assert torch.equal(*(figures.counts.cpu() for figures in found))
+    assert found[1].results() == pytest.approx(found[0].results(), rel=1e-6)
 
 
 def test_batches_arrive_whole_while_the_gpu_is_busy() -> None:

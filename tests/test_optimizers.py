@@ -5,10 +5,17 @@ import torch
 from torch import nn
 
 from base.base_model import BaseModel
+from models.build import build_model
 from utils.errors import ConfigError
+from utils.lr_scheduler import build_scheduler
 from utils.optimizers import OptimizerConfig, PartOptions, build_optimizer, check_optimizer
 from utils.outputs import SegOutput
 from utils.registry import OPTIMIZERS
+
+LEGO = {
+    "type": "EncoderDecoder",
+    "args": {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}, "head": "FCNHead"},
+}
 
 
 class Small(BaseModel):
@@ -84,6 +91,49 @@ def test_no_decay_splits_groups_and_keeps_their_order(spared, expected):
     assert ("decoder/no_decay" in found) == (spared == ["bias"])
 
 
+@pytest.mark.parametrize("schedule", ["Poly", "OneCycle", {"type": "StepLR", "args": {"step_size": 1, "gamma": 0.3}}])
+def test_each_layer_of_the_backbone_learns_more_slowly_than_the_next(schedule):
+    model = build_model(LEGO, num_classes=3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    section = {
+        "args": {"lr": 0.1, "weight_decay": 1e-4},
+        "layer_decay": 0.75,
+        "differential_lr": 0.5,
+        "parts": {"backbone": {"decay_mult": 2}},
+        "no_decay": ["norm"],
+    }
+    optimizer = build_optimizer(section, model)
+    course = build_scheduler(schedule, optimizer, total_steps=20, steps_per_epoch=5)
+    optimizer.step()
+    for step in (0, 7, 19):
+        course.apply(optimizer, step)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        for layer in range(5):
+            expected = rates["decoder"] * 0.5 * 0.75 ** (5 - layer)
+            assert rates[f"backbone/layer_{layer}"] == pytest.approx(expected)
+            assert rates[f"backbone/layer_{layer}/no_decay"] == pytest.approx(expected)
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert (decays["decoder"], decays["backbone/layer_3"], decays["backbone/layer_3/no_decay"]) == (1e-4, 2e-4, 0)
+    found = {
+        names[id(parameter)]: group["name"].removesuffix("/no_decay")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    for name, group in found.items():
+        stem, stage = name.startswith(("backbone.conv1", "backbone.bn1")), name.partition("backbone.layer")[2][:1]
+        assert group == ("backbone/layer_0" if stem else f"backbone/layer_{stage}" if stage else "decoder")
+
+
+def test_looking_for_layers_leaves_the_model_as_it_is():
+    model = build_model({**LEGO, "args": {**LEGO["args"], "freeze_bn": True}}, num_classes=3).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    build_optimizer({"layer_decay": 0.5}, model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_frozen_parameters_stay_and_empty_groups_go():
     model = Small()
     model.freeze(backbone=True)
@@ -104,7 +154,7 @@ def test_groups_go_through_a_checkpoint(tmp_path):
     ("config", "lines"),
     [
         ("Adm", ["optimizer: no optimizer is called 'Adm'. Did you mean 'Adam'?"]),
-        ({"lr": 1}, ["optimizer.lr: unknown key. Choose from args, differential_lr, no_decay, parts, type."]),
+        ({"lr": 1}, ["optimizer.lr: unknown key. Choose from args, differential_lr, layer_decay, no_decay, parts"]),
         ({"args": {"lr": "0.1"}}, ["optimizer.args.lr: expected a number"]),
         (
             {"args": {"lr": -1}},
@@ -131,6 +181,11 @@ def test_groups_go_through_a_checkpoint(tmp_path):
             {"parts": {"backbone": {"lr": 1}}},
             ["optimizer.parts.backbone.lr: unknown key."],
         ),
+        (
+            {"layer_decay": 0.5},
+            ["optimizer.layer_decay: has no effect, the model has no backbone whose layers are known. Set it to 1."],
+        ),
+        ({"layer_decay": 0}, ["optimizer.layer_decay: expected a number above 0 and of at most 1, got 0."]),
         ({"no_decay": ["biases"]}, ['optimizer.no_decay[0]: expected one of "norm", "bias", "depthwise"']),
         (
             {"type": "Rprop", "no_decay": ["bias"]},

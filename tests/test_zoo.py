@@ -74,6 +74,21 @@ def test_xception_has_one_kind_of_activation(bounded: bool, kind: type[nn.Module
 
 
 @needs_timm
+def test_layers_of_timm_encoders_are_their_blocks() -> None:
+    """ConvNeXt's stem and 2 + 2 + 6 + 2 blocks, each downsampling with the block behind it; a stage's norm likewise."""
+    model = build("EncoderDecoder", with_timm("convnext_atto"))
+    names = {id(parameter): name.removeprefix("backbone.net.") for name, parameter in model.named_parameters()}
+    layers = [{names[id(parameter)] for parameter in layer} for layer in model.backbone.layers()]
+    blocks = [(stage, block) for stage, depth in enumerate((2, 2, 6, 2)) for block in range(depth)]
+    assert len(layers) == 1 + len(blocks)
+    assert all(name.startswith("stem_") for name in layers[0])
+    for (stage, block), layer in zip(blocks, layers[1:], strict=True):
+        assert f"stages_{stage}.blocks.{block}.conv_dw.weight" in layer
+        assert (f"stages_{stage}.downsample.1.weight" in layer) == (block == 0 and stage > 0)
+    assert sum(map(len, layers)) == len(list(model.backbone.parameters()))
+
+
+@needs_timm
 @pytest.mark.parametrize(
     ("name", "stride"), [("xception41", 32), ("xception41", 16), ("xception71", 32), ("xception65", 16)]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from utils.errors import ConfigError
 from utils.registry import OPTIMIZERS
-from utils.schema import Above, AtLeast, Mismatch, convert, did_you_mean, join, parameters_of
+from utils.schema import Above, AtLeast, Mismatch, Range, convert, did_you_mean, join, parameters_of
 
 # The private base class is the only thing that all batch and instance norms have in common.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -23,8 +23,14 @@ DIFFERENTIAL_LR = 0.1  # of the backbone, as a share of the decoder's, where the
 class Grouped(Protocol):
     """What an optimiser needs to know of a model."""
 
-    def parameter_groups(self, lr: float, *, backbone_lr_scale: float = 1.0) -> list[dict[str, Any]]:
-        """Groups with "name", "params" and "lr": a partition of the parameters."""
+    def parameter_groups(
+        self, lr: float, *, backbone_lr_scale: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Groups with "name", PART or "PART/layer", "params" and "lr": a partition of the parameters.
+
+        Raises:
+            ValueError: `layer_decay` is below 1, and there are no layers that it could be for.
+        """
 
     def named_modules(self) -> Any:
         """As `torch.nn.Module` has it."""
@@ -51,6 +57,8 @@ class OptimizerConfig:
         type: A class of `torch.optim`, or a registered one.
         args: Its arguments, without `params`.
         differential_lr: Learning rate of the backbone as a share of the decoder's; true is 0.1, false is 1.
+        layer_decay: Learning rate of each layer of the backbone as a share of that of the next one, for fine-tuning
+            deep pretrained encoders (Clark et al. 2020, https://arxiv.org/abs/2003.10555); 1 is the same for all.
         parts: What differs for parts of the model, "decoder" and "backbone".
         no_decay: Parameters without weight decay: those of normalisation layers, biases, depthwise convolutions.
     """
@@ -58,6 +66,7 @@ class OptimizerConfig:
     type: str = "SGD"
     args: Mapping[str, Any] = field(default_factory=dict)
     differential_lr: bool | Annotated[float, Above(0)] = False
+    layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
     parts: Mapping[str, PartOptions] = field(default_factory=dict)
     no_decay: tuple[Literal["norm", "bias", "depthwise"], ...] = ()
 
@@ -73,7 +82,7 @@ def check_optimizer(value: Any, *, where: str = "optimizer", problems: list[str]
     """An "optimizer" section with every default filled in; what is wrong with it goes to `problems`.
 
     Args:
-        value: A name, or ``{"type", "args", "differential_lr", "parts", "no_decay"}``.
+        value: A name, or ``{"type", "args", "differential_lr", "layer_decay", "parts", "no_decay"}``.
     """
     found = len(problems)
     try:
@@ -102,13 +111,14 @@ def check_optimizer(value: Any, *, where: str = "optimizer", problems: list[str]
             for place in [f"parts.{name}.decay_mult" for name, part in config.parts.items() if part.decay_mult != 1]
             + (["no_decay"] if config.no_decay else [])
         ]
-    return OptimizerConfig(component.type, component.args, config.differential_lr, config.parts, config.no_decay)
+    return replace(config, type=component.type, args=component.args)
 
 
 def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") -> Optimizer:
     """The optimiser that an "optimizer" section describes, for the parameters of `model`.
 
-    Its groups are the model's, decoder first. `no_decay` splits a group NAME in two, NAME and "NAME/no_decay".
+    Its groups are the model's, decoder first; with `layer_decay`, one for each layer of the backbone. `no_decay` splits
+    a group NAME in two, NAME and "NAME/no_decay".
     Frozen parameters stay in their group, so that freezing changes no group; groups without parameters are dropped.
     Each group keeps its learning rate in "base_lr", for schedules to scale.
 
@@ -123,15 +133,19 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") ->
     if problems:
         raise ConfigError(*problems)
     lr, decay = (_argument(checked, name) for name in ("lr", "weight_decay"))
-    groups = model.parameter_groups(lr, backbone_lr_scale=checked.backbone_lr_scale)
-    names = [group["name"] for group in groups]
+    scale, decay_by_layer = checked.backbone_lr_scale, checked.layer_decay
+    try:
+        groups = model.parameter_groups(lr, backbone_lr_scale=scale, layer_decay=decay_by_layer)
+    except ValueError as error:
+        raise ConfigError(f"{join(where, 'layer_decay')}: has no effect, {error}. Set it to 1.") from None
+    names = [*dict.fromkeys(part_of(group) for group in groups)]
     if unknown := [name for name in checked.parts if name not in names]:
         place = join(where, "parts")
         raise ConfigError(*(f"{join(place, n)}: the model has no such part. {did_you_mean(n, names)}" for n in unknown))
     spared = {id(parameter) for kind in checked.no_decay for parameter in _spared(model, kind)}
     finished = []
     for group in groups:
-        part = checked.parts.get(group["name"], PartOptions())
+        part = checked.parts.get(part_of(group), PartOptions())
         rate = group["lr"] * part.lr_mult
         options = {"lr": rate, "base_lr": rate}
         if decay is not None:
@@ -141,6 +155,11 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") ->
         finished.append({"name": group["name"], "params": decayed, **options})
         finished.append({"name": f"{group['name']}/no_decay", "params": rest, **options, "weight_decay": 0.0})
     return _make(checked.type, checked.args, [group for group in finished if group["params"]], where)
+
+
+def part_of(group: Mapping[str, Any]) -> str:
+    """The part of the model that a parameter group belongs to, "decoder" or "backbone"."""
+    return group["name"].partition("/")[0]
 
 
 def _make(kind: str, args: Mapping[str, Any], parameters: list, where: str) -> Optimizer:

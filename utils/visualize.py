@@ -79,24 +79,30 @@ def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarr
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, size: tuple[int, int] = (360, 640)
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    size: tuple[int, int] = (360, 640),
+    least: float = 1.0,
 ) -> np.ndarray:
-    """Lines in one diagram whose y axis runs from 0 to the largest value, at least 1.
+    """Lines in one diagram whose y axis runs from 0 to the largest value, at least `least`.
 
     Args:
         series: Points (x, y), in order of x, by name.
         x_label: What x counts.
         size: Height and width of the picture.
+        least: Where the y axis ends at least; above 0.
 
     Returns:
         (H, W, 3) uint8.
     """
     height, width = size
-    left, right, top, bottom = 56, width - 16, 34, height - 44
+    across = (width - 56) // 145  # names in a row of the legend
+    left, right, top, bottom = 56, width - 16, 34 + 16 * ((len(series) - 1) // across), height - 44
     picture = np.full((height, width, 3), 255, np.uint8)
     points = [point for line in series.values() for point in line]
     last = max([x for x, _ in points], default=1) or 1
-    highest = max([1.0, *(y for _, y in points)])
+    highest = max([least, *(y for _, y in points)])
 
     def text(words: str, x: int, y: int, color: tuple[int, ...] = (60, 60, 60)) -> None:
         cv2.putText(picture, words, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
@@ -104,7 +110,7 @@ def curves(
     for tick in range(6):
         y = round(bottom - tick / 5 * (bottom - top))
         cv2.line(picture, (left, y), (right, y), (225, 225, 225), 1)
-        text(f"{tick / 5 * highest:.1f}", 18, y + 4)
+        text(f"{tick / 5 * highest:.2g}", 8, y + 4)
         x = round(left + tick / 5 * (right - left))
         text(f"{tick / 5 * last:g}", x - 8, bottom + 18)
     text(x_label, (left + right) // 2 - 20, height - 8)
@@ -113,5 +119,5 @@ def curves(
             (round(left + x / last * (right - left)), round(bottom - y / highest * (bottom - top))) for x, y in line
         ]
         cv2.polylines(picture, [np.array(places, np.int32).reshape(-1, 1, 2)], False, color, 2, cv2.LINE_AA)
-        text(name, left + number * 150, 20, color)
+        text(name, left + number % across * 145, 20 + number // across * 16, color)
     return picture

@@ -70,15 +70,30 @@ class TimmEncoder(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.net(images))
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Parameters by depth, as timm groups them: mostly block by block."""
+        timm = import_timm(self.weights or "timm", where="backbone")
+        with torch.device("meta"):
+            whole = timm.create_model((self.weights or "").removeprefix("timm/"))
+        if not hasattr(whole, "group_matcher"):
+            return super().layers()
+        numbers = timm.models.group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
+        found: dict[int, list[nn.Parameter]] = {}
+        known = {name: numbers[_in_whole(name)] for name, _ in self.named_parameters() if _in_whole(name) in numbers}
+        for name, parameter in self.named_parameters():
+            found.setdefault(known.get(name, max(known.values())), []).append(parameter)
+        return [found[number] for number in sorted(found)]
+
     def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Find the weights of a classification network under the names that timm gives them in an encoder."""
-
-        def theirs(key: str) -> str:
-            return re.sub(r"^([a-z]\w*?)_(\d+)\.", r"\1.\2.", key.removeprefix("net.").removeprefix("model."))
-
         found = {key: key if key in state else key.removeprefix("net.") for key in self.state_dict()}
-        found = {key: old if old in state else theirs(key) for key, old in found.items()}
+        found = {key: old if old in state else _in_whole(key) for key, old in found.items()}
         return {**state, **{key: state[old] for key, old in found.items() if old in state}}
+
+
+def _in_whole(key: str) -> str:
+    """The name in a classification network of timm's of what is called `key` in our encoder."""
+    return re.sub(r"^([a-z]\w*?)_(\d+)\.", r"\1.\2.", key.removeprefix("net.").removeprefix("model."))
 
 
 def import_timm(name: str, *, where: str) -> Any:
