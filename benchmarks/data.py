@@ -44,6 +44,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Subset
 
 import dataloader  # noqa: F401  registers
 from base import base_dataloader
@@ -56,6 +57,7 @@ from utils.registry import DATASETS
 from utils.schema import Component
 
 OURS, CACHED, LIMIT = "ours", "ours, cached", "decode only"
+BATCH = 8  # images, of whole loaders
 FORK = multiprocessing.get_context("fork")
 CITY = (7, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33, 0)  # raw ids of Cityscapes for CamVid's classes and void
 Case = Callable[[int], Any]
@@ -346,14 +348,17 @@ def measure(cases: dict[str, Callable[[], Case]], images: int, rounds: int, *, m
 def measure_loaders(
     column: Column, root: Path, flags: argparse.Namespace, images: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds for all images of whole loaders with workers, by turns."""
+    """Seconds by the clock for `images` images of whole loaders with workers, by turns."""
+    indices = [index % flags.images for index in range(images)]
     loaders: dict[str, Any] = {}
     for name, cached in ((OURS, False), (CACHED, True)):
-        loaders[name] = Loader(our_view(column, root, cached=cached), 8, num_workers=flags.workers, training=True)
+        view = our_view(column, root, cached=cached)
+        view.indices = indices
+        loaders[name] = Loader(view, BATCH, num_workers=flags.workers, training=True)
     if flags.yassouali:
-        dataset = yassouali_case(column, root, flags.yassouali).__self__  # type: ignore[attr-defined]
-        loaders["yassouali"] = torch.utils.data.DataLoader(
-            dataset, batch_size=8, num_workers=flags.workers, shuffle=True, drop_last=True, persistent_workers=True
+        dataset: Any = yassouali_case(column, root, flags.yassouali)
+        loaders["yassouali"] = DataLoader(
+            Subset(dataset.__self__, indices), BATCH, num_workers=flags.workers, shuffle=True, persistent_workers=True
         )
     rows: dict[str, list[float]] = {name: [] for name in loaders}
     for turn in range(rounds + 1):
@@ -404,8 +409,9 @@ def main() -> None:
             cases = cases_of(column, root, pairs, flags)
             report(title, measure(cases, flags.images, flags.rounds, malloc=flags.malloc), flags.images)
             if flags.workers:
-                rows = measure_loaders(column, root, flags, flags.images, max(3, flags.rounds // 2))
-                report(f"{name}: loaders with {flags.workers} workers", rows, flags.images // 8 * 8)
+                images = 20 * BATCH if column.size[0] < 1000 else 6 * BATCH
+                rows = measure_loaders(column, root, flags, images, max(3, flags.rounds // 3))
+                report(f"{name}: loaders with {flags.workers} workers", rows, images)
 
 
 if __name__ == "__main__":
