@@ -153,16 +153,25 @@ def hold_out(length: int, val_split: float, seed: int) -> tuple[list[int], list[
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
 
 
-def build_loaders(config: RunConfig, *, pin_memory: bool = False) -> tuple[Loader, Loader | None]:
+def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
     """The training loader and, unless the trainer does not validate, the validation loader.
+
+    Args:
+        config: A checked config.
+        pin_memory: Put batches where a GPU can fetch them.
+        cached: Decode images beforehand where the config says so, which takes as long as an epoch's reading.
 
     Raises:
         UserError: The data is not there or cannot be used.
     """
     section, seed = config.train_loader, config.seed
+    if not cached:
+        section = without_cache(section)
     dataset = build_dataset(section, where="train_loader", seed=seed, ignore_index=config.ignore_index)
     options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
     kept, held_out, val_set, val_section = None, None, dataset, config.val_loader
+    if val_section is not None and not cached:
+        val_section = without_cache(val_section)
     if options.val_split:
         kept, held_out = hold_out(len(dataset), options.val_split, seed)
         val_section = validation_of(section)
@@ -183,6 +192,11 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False) -> tuple[Loade
     if held_out is None:
         val_set = build_dataset(val_section, where="val_loader", seed=seed, ignore_index=config.ignore_index)
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
+
+
+def without_cache(section: Component) -> Component:
+    """A loader section that reads its files whenever they are wanted."""
+    return Component(section.type, {**section.args, "cache": None})
 
 
 def build_val_loader(

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from utils.find_images import find_images, output_names
-    from utils.images import read_image, write_picture
+    from utils.images import write_picture
     from utils.visualize import legend
 
     paths = find_images(args.images, args.extension)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken: list[str] = []
     for path, name in zip(tqdm(paths, unit="image", disable=None), names, strict=True):
         try:
-            write(targets(args.output, name, wanted), read_image(path), predictor)
+            write(targets(args.output, name, wanted), predictor.read(path), predictor)
         except DataError as error:
             broken += error.problems
         except (MemoryError, RuntimeError) as error:

@@ -105,10 +105,10 @@ def check(config: RunConfig, everything: bool = False) -> int:
     print(f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}")
     need = dry.activation_bytes + 16 * dry.parameters
     print(f"memory      {gib(dry.activation_bytes)} of activations in each part of a step, {gib(need)} with weights")
-    for loader in assemble.build_loaders(config):
+    for loader in assemble.build_loaders(config, cached=False):
         if loader is not None:
             kind = "training" if loader.training else "validation"
-            found = check_samples(loader.view, everything=everything)
+            found = check_samples(loader.view, everything=True) if everything else assemble.look_at(loader.view)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
     return 0
 

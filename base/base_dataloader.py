@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from base.base_dataset import Item, View
 from utils.classes import IGNORE
@@ -125,8 +125,9 @@ def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "
         return DataError(f"train_loader.args: images of different sizes in one batch ({shown}). Give a crop_size.")
     if bad == "void":
         good += [Item(good[0].image, np.full_like(good[0].label, IGNORE), good[0].key)] * len(errors)
-    images = torch.from_numpy(np.stack([item.image for item in good])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([item.label for item in good]))
+    # In a worker, torch's function stacks right into shared memory, so that pixels are copied once.
+    images = default_collate([torch.from_numpy(item.image) for item in good]).permute(0, 3, 1, 2)
+    labels = default_collate([torch.from_numpy(item.label) for item in good])
     skipped = tuple(error.problems[0] for error in errors)
     return Batch(images, labels, tuple(item.key for item in good), skipped)
 

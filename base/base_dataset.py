@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.classes import ClassTable
+from utils.classes import STRANGE, ClassTable
 from utils.errors import ConfigError, DataError
 from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
@@ -146,7 +146,8 @@ class BaseDataset(ABC):
         """
         path = self.samples[index].label
         raw = self.read_raw(path)
-        if (value := self.classes.unknown(raw)) is not None:
+        ids = self.classes.marked_ids(raw)
+        if (ids == STRANGE).any() and (value := self.classes.unknown(raw)) is not None:
             row, column = np.argwhere(raw == value)[0]
             known = sorted(v for values in self.classes.raw_ids for v in values)
             raise DataError(
@@ -154,7 +155,7 @@ class BaseDataset(ABC):
                 f"({known[0]}..{known[-1]}) nor void ({', '.join(map(str, self.classes.void_ids))}). "
                 f'Say what it means with "label_map" in the loader\'s args.'
             )
-        return self.classes.train_ids(raw)
+        return ids
 
     def read_raw(self, path: Path) -> np.ndarray:
         """The raw values in a label file, (H, W) uint8; for datasets whose files store them otherwise."""

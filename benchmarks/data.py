@@ -9,10 +9,10 @@ little grain, so that files are about as large as real ones. `--yassouali` and `
 yassouali/pytorch-segmentation and hszhao/semseg; albumentations takes part where it is installed. Others give what
 they give in training: normalised float tensors; we give bytes, which the model normalises.
 
-Cases take turns; what is printed is the median over rounds of the ratio to our loader in the same round, and only that
-means anything on a machine that does something else as well. Times are those of the processor, not of the clock.
-`--workers` measures whole loaders of that many processes too; `--malloc` gives everybody the settings of the allocator
-that our workers have.
+Each case runs in a process of its own, as a data worker does, with the allocator as its authors leave it: ours keeps
+memory that was freed (`--malloc` gives that to all). They take turns; what is printed is the median over rounds of the
+ratio to our loader in the same round, and only that means anything on a machine that does something else as well. Times
+are those of the processor, not of the clock. `--workers` measures whole loaders of that many processes too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import argparse
 import collections
 import collections.abc
 import importlib
+import importlib.util
+import io
+import multiprocessing
 import random
 import statistics
 import sys
@@ -28,8 +31,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Subset
 
 import dataloader  # noqa: F401  registers
 from base import base_dataloader
@@ -50,7 +56,9 @@ from dataloader.transforms import ChainOptions, build_chain
 from utils.registry import DATASETS
 from utils.schema import Component
 
-OURS = "ours"
+OURS, CACHED, LIMIT = "ours", "ours, cached", "decode only"
+BATCH = 8  # images, of whole loaders
+FORK = multiprocessing.get_context("fork")
 CITY = (7, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33, 0)  # raw ids of Cityscapes for CamVid's classes and void
 Case = Callable[[int], Any]
 
@@ -281,47 +289,76 @@ def semseg_case(column: Column, root: Path, folder: Path) -> Case:
 
 def cases_of(
     column: Column, root: Path, pairs: Sequence[tuple[Path, Path]], flags: argparse.Namespace
-) -> dict[str, Case]:
-    """By name, ours first."""
-    found = {OURS: ours(column, root), "ours, cached": ours(column, root, cached=True)}
-    found |= {"decode only": decoding(pairs), "torchvision v2": torchvision_case(column, pairs)}
-    with suppress(ImportError):
-        found["albumentations"] = albumentations_case(column, pairs)
+) -> dict[str, Callable[[], Case]]:
+    """What makes each case, by its name, ours first."""
+    found: dict[str, Callable[[], Case]] = {
+        OURS: partial(ours, column, root),
+        CACHED: partial(ours, column, root, cached=True),
+        LIMIT: partial(decoding, pairs),
+        "torchvision v2": partial(torchvision_case, column, pairs),
+    }
+    if importlib.util.find_spec("albumentations"):
+        found["albumentations"] = partial(albumentations_case, column, pairs)
     if flags.yassouali:
-        found["yassouali"] = yassouali_case(column, root, flags.yassouali)
+        found["yassouali"] = partial(yassouali_case, column, root, flags.yassouali)
     if flags.semseg:
-        found["semseg"] = semseg_case(column, root, flags.semseg)
+        found["semseg"] = partial(semseg_case, column, root, flags.semseg)
     return found
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-def measure(cases: dict[str, Case], images: int, rounds: int) -> dict[str, list[float]]:
+def contestant(make: Callable[[], Case], images: int, keep_memory: bool, pipe: Connection) -> None:
+    """A process that reads all images whenever it is told to, and says how many seconds that took."""
+    if keep_memory:
+        base_dataloader.keep_memory()
+    with redirect_stdout(io.StringIO()):
+        case = make()
+        for index in range(images):
+            case(index)
+    pipe.send(0.0)
+    while pipe.recv():
+        case(0)  # what others left in the processor's caches is not ours
+        start = time.thread_time()
+        for index in range(images):
+            case(index)
+        pipe.send(time.thread_time() - start)
+
+
+def measure(cases: dict[str, Callable[[], Case]], images: int, rounds: int, *, malloc: bool) -> dict[str, list[float]]:
     """Seconds for all images, of each round and case; cases take turns, in a new order each time."""
-    order = random.Random(0)
+    pipes: dict[str, Connection] = {}
+    for name, make in cases.items():
+        pipes[name], theirs = FORK.Pipe()
+        keeps = malloc or name in (OURS, CACHED, LIMIT)
+        FORK.Process(target=contestant, args=(make, images, keeps, theirs), daemon=True).start()
+        pipes[name].recv()
     rows: dict[str, list[float]] = {name: [] for name in cases}
+    order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(cases), len(cases)):
-            cases[name](0)  # what the case before left in the processor's caches is not ours
-            start = time.thread_time()
-            for index in range(images):
-                cases[name](index)
-            rows[name].append(time.thread_time() - start)
+            pipes[name].send(True)
+            rows[name].append(pipes[name].recv())
+    for pipe in pipes.values():
+        pipe.send(False)
     return rows
 
 
 def measure_loaders(
     column: Column, root: Path, flags: argparse.Namespace, images: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds for all images of whole loaders with workers, by turns."""
+    """Seconds by the clock for `images` images of whole loaders with workers, by turns."""
+    indices = [index % flags.images for index in range(images)]
     loaders: dict[str, Any] = {}
-    for name, cached in ((OURS, False), ("ours, cached", True)):
-        loaders[name] = Loader(our_view(column, root, cached=cached), 8, num_workers=flags.workers, training=True)
+    for name, cached in ((OURS, False), (CACHED, True)):
+        view = our_view(column, root, cached=cached)
+        view.indices = indices
+        loaders[name] = Loader(view, BATCH, num_workers=flags.workers, training=True)
     if flags.yassouali:
-        dataset = yassouali_case(column, root, flags.yassouali).__self__  # type: ignore[attr-defined]
-        loaders["yassouali"] = torch.utils.data.DataLoader(
-            dataset, batch_size=8, num_workers=flags.workers, shuffle=True, drop_last=True, persistent_workers=True
+        dataset: Any = yassouali_case(column, root, flags.yassouali)
+        loaders["yassouali"] = DataLoader(
+            Subset(dataset.__self__, indices), BATCH, num_workers=flags.workers, shuffle=True, persistent_workers=True
         )
     rows: dict[str, list[float]] = {name: [] for name in loaders}
     for turn in range(rounds + 1):
@@ -339,7 +376,7 @@ def report(title: str, rows: dict[str, list[float]], images: int) -> None:
     print(f"\n{title}\n  {'':<16}{'ms':>8}{'ours is':>10}{'cached is':>11}", flush=True)
     for name, times in rows.items():
         ratios = []
-        for mine in (OURS, "ours, cached"):
+        for mine in (OURS, CACHED):
             pairs = zip(times, rows[mine], strict=True)
             ratios.append(f"{statistics.median(theirs / own for theirs, own in pairs):.2f}x")
         print(f"  {name:<16}{1e3 * statistics.median(times) / images:8.2f}{ratios[0]:>10}{ratios[1]:>11}", flush=True)
@@ -359,21 +396,22 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     warnings.filterwarnings("ignore")
-    if flags.malloc:
-        base_dataloader.keep_memory()
     for name in flags.only:
         column = COLUMNS[name]
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            pairs = write(column, root, flags.frames, flags.images)
+            with FORK.Pool(1) as pool:  # so that this process's heap stays as it is at a worker's start
+                pairs = pool.apply(write, (column, root, flags.frames, flags.images))
             sizes = statistics.mean(path.stat().st_size for path, _ in pairs) / 1e6
             title = (
                 f"{name}: {column.size[1]}x{column.size[0]} of {sizes:.2f} MB, base {column.base}, crop {column.crop}"
             )
-            report(title, measure(cases_of(column, root, pairs, flags), flags.images, flags.rounds), flags.images)
+            cases = cases_of(column, root, pairs, flags)
+            report(title, measure(cases, flags.images, flags.rounds, malloc=flags.malloc), flags.images)
             if flags.workers:
-                rows = measure_loaders(column, root, flags, flags.images, max(3, flags.rounds // 2))
-                report(f"{name}: loaders with {flags.workers} workers", rows, flags.images // 8 * 8)
+                images = 20 * BATCH if column.size[0] < 1000 else 6 * BATCH
+                rows = measure_loaders(column, root, flags, images, max(3, flags.rounds // 3))
+                report(f"{name}: loaders with {flags.workers} workers", rows, images)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ FILE_PROBLEMS = (
     ("Labels are 8-bit", "wide labels", '"label_map" has no value above 255: convert the files'),
     ("EXIF orientation is not applied", "turned image", "`exiftool -Orientation= FILES`"),
     ("Give both the same size", "different sizes", SKIP),
+    ("was cut or altered since it was packed", "altered archive", "`prepare.py pack --force` again"),
     ("of no class's color", "unknown color", '"unknown": "void", or add the color to "classes"'),
 )
 

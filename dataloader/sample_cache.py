@@ -338,14 +338,17 @@ def cache_name(dataset: BaseDataset, indices: Sequence[int], name: str) -> tuple
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had; very many where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except (OSError, ValueError):
-        pass
-    return 1 << 60
+    """Bytes of memory that can be had, here and in this container; very many where the system does not say."""
+    found = [1 << 60]
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(limit - used + int(stats["file"]))  # what files take is given back when it is wanted
+    return max(0, min(found))
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -85,8 +85,8 @@ def warp(
 def _shown(matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int]) -> tuple[int, int, int, int]:
     """First and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
     # Interpolation reaches less than a pixel beyond the source.
-    corners = np.array([[-1, source[1], -1, source[1]], [-1, -1, source[0], source[0]]])
-    columns, rows = np.linalg.solve(matrix[:, :2], corners - matrix[:, 2:])
+    corners = np.array([[-1, source[1], -1, source[1]], [-1, -1, source[0], source[0]], [1, 1, 1, 1]])
+    columns, rows = cv2.invertAffineTransform(matrix) @ corners
     bounds = []
     for values, length in ((rows, crop[0]), (columns, crop[1])):
         first = min(max(math.floor(values.min()), 0), length - 1)

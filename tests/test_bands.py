@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import inference
 import prepare
 from dataloader.folder import Folder
 from tests.conftest import Answer, call
@@ -146,6 +147,12 @@ def test_they_train_with_the_numbers_that_stats_prints(
     file.write_text(json.dumps(config(root, tmp_path / "saved", channels, normalization=numbers)))
     trained = train_command("-c", file)
     assert trained.status == 0, trained.err
+    (run_dir,) = (tmp_path / "saved" / "bands").iterdir()
+    flags = ("-i", root / "images", "-e", "npy", "--save", "index,overlay", "--mode", "single", "-d", "cpu")
+    predicted = call(inference, "-m", run_dir / "last.pth", *flags, "-o", tmp_path / "out")
+    assert predicted.status == 0, predicted.err
+    assert np.asarray(Image.open(tmp_path / "out" / "3_index.png")).shape == SIZE
+    assert np.asarray(Image.open(tmp_path / "out" / "3_overlay.png")).shape == (*SIZE, 3)
 
 
 def test_channels_are_told_to_everybody_or_refused(tmp_path: Path, train_command: Callable[..., Answer]) -> None:

@@ -156,7 +156,7 @@ def test_a_config_asks_for_it_in_one_line_and_trains_the_same(
     root = make(make(tmp_path / "data"), "val")
     args = {"data_dir": str(root), "classes": list("abcd"), "mask_suffix": "_mask", "num_workers": 0}
     train_args = {**args, "batch_size": 2, "split": "train", "augment": True, "crop_size": 32, "flip": True}
-    lines = {}
+    lines: dict[str | None, Any] = {}
     for number, where in enumerate((None, "ram", "disk")):
         changes = {
             "name": f"run{number}",
@@ -164,6 +164,9 @@ def test_a_config_asks_for_it_in_one_line_and_trains_the_same(
             "val_loader": {"type": "Folder", "args": {**args, "batch_size": 1, "split": "val", "cache": where}},
             "trainer.epochs": 2,
         }
+        before = sorted((tmp_path / "cache").rglob("*.bin"))
+        assert train_command("-c", config_file(changes), "--import", "tests.tiny", "--check").status == 0
+        assert sorted((tmp_path / "cache").rglob("*.bin")) == before  # a check is quick
         answer = train_command("-c", config_file(changes), "--import", "tests.tiny")
         assert answer.status == 0, answer.err
         (run_dir,) = (tmp_path / "saved" / f"run{number}").iterdir()

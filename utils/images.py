@@ -171,7 +171,10 @@ def read_label_values(path: Path) -> np.ndarray:
     Raises:
         DataError: It cannot be read, holds colors, or is stored with loss.
     """
-    image, data = _open_label(path)
+    data = _read_file(path)
+    if (values := _png_values(path, data)) is not None:
+        return values
+    image = _open_label(path, data)
     if image.mode in ("L", "P", "1"):
         values = np.asarray(image, np.uint8)
         # Pillow stretches gray values of 2 and 4 bits to 0..255; the label was the number itself.
@@ -195,8 +198,7 @@ def read_label_colors(path: Path) -> np.ndarray:
     Raises:
         DataError: It cannot be read or is stored with loss.
     """
-    image, _ = _open_label(path)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(_open_label(path, _read_file(path)).convert("RGB"))
 
 
 def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
@@ -323,9 +325,31 @@ def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:
     return np.rint(values * (255 / top)).astype(np.uint8)
 
 
-def _open_label(path: Path) -> tuple[Image.Image, bytes]:
-    """A label file, decoded, and its bytes."""
-    data = _read_file(path)
+def _png_values(path: Path, data: bytes) -> np.ndarray | None:
+    """Values of a PNG of 8 bits, gray or with a palette, (H, W) uint8; None for other files.
+
+    OpenCV decodes faster than Pillow, and would give the palette's colors: it is told that the values are gray.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or data[12:16] != b"IHDR" or data[24:26] not in (b"\x08\0", b"\x08\3"):
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    if width * height > MAX_PIXELS:
+        return None
+    try:
+        _check_png(data)
+    except (ValueError, struct.error):
+        raise DataError(f"{path}: {_DAMAGED}") from None
+    header = data[12:25] + b"\0" + data[26:29]
+    kept = [data[start : start + 12 + size] for kind, start, size in _png_chunks(data) if kind in (b"IDAT", b"IEND")]
+    gray = b"".join([data[:12], header, struct.pack(">I", zlib.crc32(header)), *kept])
+    values = cv2.imdecode(np.frombuffer(gray, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.shape != (height, width):
+        raise DataError(f"{path}: {_DAMAGED}")
+    return values
+
+
+def _open_label(path: Path, data: bytes) -> Image.Image:
+    """The label in the file's `data`, decoded."""
     image = _open(path, data)
     if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]):
         raise DataError(
@@ -337,7 +361,7 @@ def _open_label(path: Path) -> tuple[Image.Image, bytes]:
         image.load()
     except Exception:
         raise DataError(f"{path}: {_DAMAGED}") from None
-    return image, data
+    return image
 
 
 def _check_png(data: bytes) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.classes import ClassTable
-from utils.images import read_image
+from utils.images import read_bands, read_image
 from utils.look import Look
 from utils.metrics import predicted_labels
 from utils.outputs import resize
@@ -75,7 +75,16 @@ class Predictor:
             DataError: The file cannot be read.
             TypeError: The array is none of 8-bit integers.
         """
-        return self.predict_image(image if isinstance(image, np.ndarray) else read_image(Path(image)))
+        return self.predict_image(image if isinstance(image, np.ndarray) else self.read(Path(image)))
+
+    def read(self, path: Path) -> np.ndarray:
+        """The image in `path` with the channels that the model takes.
+
+        Raises:
+            DataError: It cannot be read, or has other channels.
+        """
+        channels = self.about["arch"]["args"].get("in_channels", 3)
+        return read_image(path) if channels == 3 and path.suffix != ".npy" else read_bands(path, channels)
 
     def predict_image(self, image: np.ndarray) -> np.ndarray:
         """Label map (H, W) uint8 of an image (H, W, C) uint8, at its own size.

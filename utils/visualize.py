@@ -26,17 +26,30 @@ def png_palette(classes: ClassTable) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.5) -> np.ndarray:
-    """Colored labels over an image (H, W, 3) uint8; void pixels show the image alone."""
+    """Colored labels over an image (H, W, C), shown as `as_picture` does; void pixels show the image alone."""
+    image = np.ascontiguousarray(as_picture(image))
     mixed = cv2.addWeighted(colorize(labels, classes), opacity, image, 1 - opacity, 0)
     return np.where((labels == IGNORE)[..., None], image, mixed)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C) as one to look at, (H, W, 3) uint8.
+
+    One channel is shown gray, of more than three the first three; values of other types than uint8 from the smallest
+    to the largest.
+    """
+    shown = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
+    if shown.dtype == np.uint8:
+        return shown
+    low, high = float(shown.min()), float(shown.max())
+    return np.rint((shown.astype(np.float64) - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
 
 
 def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTable, width: int = 1200) -> np.ndarray:
     """An image and label maps of it, side by side.
 
     Args:
-        image: (H, W, C); one channel is shown gray, of more than three the first three; values of other types than
-            uint8 from the smallest to the largest.
+        image: (H, W, C), shown as `as_picture` does.
         labels: Label maps (H, W) uint8.
         classes: Their colors.
         width: Width of the result; its height follows.
@@ -44,11 +57,7 @@ def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTa
     Returns:
         (h, width, 3) uint8, with a white gap after each part and below.
     """
-    shown = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
-    if shown.dtype != np.uint8:
-        low, high = float(shown.min()), float(shown.max())
-        shown = np.rint((shown.astype(np.float64) - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
-    parts = [shown, *(colorize(each, classes) for each in labels)]
+    parts = [as_picture(image), *(colorize(each, classes) for each in labels)]
     w = width // len(parts) - GAP
     h = max(1, round(w * image.shape[0] / image.shape[1]))
     row = np.full((h + GAP, width, 3), 255, np.uint8)
