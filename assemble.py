@@ -330,7 +330,7 @@ def build_trainer(
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train_loader.args["num_workers"])
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
-    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=device.type == "cuda")
     total = trainer.total_steps(steps)
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
     network: nn.Module

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import load_config
+from utils.config import list_presets, load_config
 from utils.devices import choose_device, gpus_to_use, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
 
@@ -25,7 +25,7 @@ KINDS = (
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="train.py", description=__doc__)
     add = parser.add_argument
-    add("-c", "--config", type=Path, metavar="FILE", help="config to train (default: config.json)")
+    add("-c", "--config", type=Path, metavar="FILE", help="config or preset to train (default: config.json)")
     add("-r", "--resume", metavar="CKPT|auto", help="go on from a checkpoint, or from the newest run of this config")
     add("-d", "--device", help="GPUs such as 0 or 0,1, or cpu, cuda, mps")
     add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--draw-schedule", type=Path, metavar="FILE", help="draw the learning rates of the whole run as a PNG, and stop"
     )
     add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--list", nargs="?", const="all", choices=["all", *KINDS], help="what a config may name")
+    add("--list", nargs="?", const="all", choices=["all", *KINDS, "presets"], help="what a config may name")
     add("--describe", metavar="NAME", help="arguments of one of them")
     add("--debug", action="store_true", help="show tracebacks of user errors too")
     return parser.parse_args(argv)
@@ -140,6 +140,10 @@ def gib(size: int) -> str:
 
 def explain(args: argparse.Namespace) -> int:
     """Answer ``--list`` and ``--describe``."""
+    if args.list == "presets":
+        print(list_presets())
+        return 0
+
     import assemble
     from run_config import SHARED_OPTIONS
     from utils.describe import describe, list_names
@@ -147,6 +151,8 @@ def explain(args: argparse.Namespace) -> int:
     assemble.import_modules(args.modules)
     if args.list:
         print(list_names(KINDS if args.list == "all" else [args.list]))
+        if args.list == "all":
+            print(f"\n{list_presets()}")
     if args.describe is not None:
         text = describe(args.describe, SHARED_OPTIONS)
         if text is None:

@@ -51,7 +51,7 @@ def gradients(model: BaseModel, images: Tensor) -> tuple[dict[str, Tensor], dict
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model.state_dict(), size
 
 
-@pytest.mark.parametrize(("arch", "share"), zip(MODELS, SHARES, strict=True))
+@pytest.mark.parametrize(("arch", "share"), list(zip(MODELS, SHARES, strict=True)))
 def test_gradients_and_statistics_are_those_of_the_plain_network(arch: Any, share: float) -> None:
     torch.manual_seed(0)
     plain = build_model(arch, num_classes=3).train()

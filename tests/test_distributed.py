@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,29 @@ def test_what_is_wrong_in_one_process_ends_all_and_is_said_once(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_and_kill_9_of_a_rank_ends_it(tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_saves_and_a_killed_rank_makes_it_start_again(tmp_path: Path) -> None:
     config = write_config(tmp_path, epochs=2000, save_steps=2)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(ROOT / "train.py"), "-c", str(config), "--import", "tests.tiny", *CPU, "-r", "auto"]
+    command = [
+        *torchrun,
+        "--max-restarts",
+        "1",
+        str(ROOT / "train.py"),
+        "-c",
+        str(config),
+        "--import",
+        "tests.tiny",
+        *CPU,
+        "-r",
+        "auto",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     steps = [0]
     for how in (signal.SIGTERM, signal.SIGKILL):
-        run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+        limit = ["-s", "trainer.max_time=0.2"] if how == signal.SIGKILL else []
+        run = subprocess.Popen(
+            [*command, *limit], env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+        )
         while not (saved := list(tmp_path.glob("saved/tiny/*/last.pth"))) or step_of(saved[0]) < steps[-1] + 10:
             assert run.poll() is None
             time.sleep(0.1)
@@ -138,7 +154,7 @@ def test_sigterm_to_torchrun_saves_and_kill_9_of_a_rank_ends_it(tmp_path: Path) 
             _, said = run.communicate(timeout=60)
         finally:
             run.kill()
-        assert run.returncode != 0
+        assert (run.returncode == 0) == (how == signal.SIGKILL)  # started again, it runs until its time is over
         assert ("SIGTERM: stopped at step" if how == signal.SIGTERM else "processes, rank ") in said
         steps.append(step_of(only_run(tmp_path) / "last.pth"))
     assert steps == sorted(steps)
@@ -181,6 +197,32 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             distributed.joined(torch.device("cpu")),
         ):
             raise AssertionError
+
+
+def test_processes_meet_though_an_earlier_group_has_left_its_words() -> None:
+    store, names = dist.HashStore(), []
+
+    def meet(rank: int) -> None:
+        names.append(distributed._meet(store, Place(rank, 3, rank, 3)))
+
+    for group in (1, 2, 3):
+        threads = [threading.Thread(target=meet, args=(rank,)) for rank in (1, 0, 2)]
+        for thread in threads[: 3 if group != 2 else 2]:
+            thread.start()
+        if group == 2:  # the third comes late
+            time.sleep(0.1)
+            threads[2].start()
+        for thread in threads:
+            thread.join(20)
+        assert len(names) == 3 * group
+    assert [len(set(names[start : start + 3])) for start in (0, 3, 6)] == [1, 1, 1]
+    assert len(set(names)) == 3
+
+
+def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=0.05))
+    with pytest.raises(RuntimeError, match="rank 1, 2 did not come"):
+        distributed._meet(dist.HashStore(), Place(0, 3, 0, 3))
 
 
 @pytest.mark.parametrize("changes", [{"RANK": "2"}, {"RANK": "-1"}, {"RANK": "x"}, {"LOCAL_RANK": "5"}])

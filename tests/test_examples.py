@@ -16,7 +16,7 @@ from PIL import Image
 
 from run_config import check_config
 from tests.conftest import ROOT, Answer
-from utils.config import differences, load_config, parse_json
+from utils.config import PRESETS, differences, load_config, parse_json
 
 SHARED = ROOT.parent / "shared"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -247,6 +247,38 @@ def test_every_command_of_the_readme_names_flags_that_exist() -> None:
     assert found >= 8
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
+RECIPES = sorted([*(ROOT / "configs").glob("*.json"), *PRESETS.glob("*/*.json")])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_is_a_right_config(path: Path) -> None:
     check_config(load_config(path))
+
+
+def test_every_preset_is_listed_and_does_what_its_line_says(train_command: Callable[..., Answer]) -> None:
+    answer = train_command("--list", "presets")
+    assert answer.status == 0
+    lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines()[1:])
+    assert len(lines) == len(list(PRESETS.glob("*/*.json"))) == 16
+    for name, text in lines.items():
+        config = load_config(Path(name)), load_config(Path(name), ["optimizer.args.lr=0.5"])
+        loader, trainer = config[0]["train_loader"]["args"], config[0]["trainer"]
+        crop = loader["crop_size"]
+        size = "x".join(map(str, crop)) if isinstance(crop, list) else crop
+        what = f"{trainer['max_steps']:,} steps of {loader['batch_size']} crops of {size}"
+        assert text.endswith(f": {what}, learning rate {config[0]['optimizer']['args']['lr']:g}.")
+        assert config[1]["optimizer"]["args"] == {**config[0]["optimizer"]["args"], "lr": 0.5}
+        assert "After" in (PRESETS / f"{name}.json").read_text().splitlines()[1]
+
+
+def test_a_config_can_differ_from_a_preset_and_a_file_of_its_name_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.json").write_text('{"extends": "pspnet/voc", "name": "mine"}')
+    expected = load_config(PRESETS / "pspnet" / "voc.json")
+    assert load_config(tmp_path / "mine.json") == {**expected, "name": "mine"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pspnet").mkdir()
+    (tmp_path / "pspnet" / "voc").write_text('{"name": "file"}')
+    assert load_config(Path("pspnet/voc")) == {"name": "file"}
+    assert load_config(tmp_path / "mine.json") == {"name": "mine"}

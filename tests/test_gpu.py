@@ -14,6 +14,7 @@ from torch import Tensor
 
 from base.base_dataloader import Batch, Mover
 from tests.tiny import tiny_config
+from utils.distributed import launch
 from utils.losses import Loss
 from utils.metrics import Metrics
 from utils.registry import LOSSES
@@ -68,6 +69,41 @@ def test_a_run_on_a_gpu_saves_what_any_machine_can_read_and_goes_on(
     (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
     state = torch.load(run_dir / "last.pth", weights_only=True)  # without a map_location
     assert {tensor.device.type for tensor in tensors(state)} == {"cpu"}
+
+
+def test_two_processes_on_one_gpu_with_batch_norm_over_both_train_as_one_does(
+    tmp_path: Path, train_command: Any
+) -> None:
+    lines = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        config = tiny_config(folder / "saved")
+        config["arch"]["args"]["head"]["args"]["dropout"] = 0.0
+        config["train_loader"]["args"]["batch_size"] = 4
+        config["trainer"]["epochs"] = 2
+        config["use_synch_bn"] = True
+        (folder / "c.json").write_text(json.dumps(config))
+        flags = ["-c", str(folder / "c.json"), "--import", "tests.tiny", "-d", "cuda"]
+        status = train_command(*flags).status if processes == 1 else launch("train", flags, 2)
+        assert status == 0
+        (run_dir,) = (folder / "saved" / "tiny").iterdir()
+        lines[processes] = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for one, two in zip(lines[1], lines[2], strict=True):
+        for key in ("train/loss", "val/loss", "val/Pixel_Accuracy"):
+            assert two[key] == pytest.approx(one[key], rel=0.02), key
+
+
+def test_a_memory_drill_comes_first(tmp_path: Path, train_command: Any) -> None:
+    answer = trained(tmp_path, train_command, "-d", "cuda", epochs=1)
+    assert answer.status == 0
+    assert "memory drill: a step on 2 images of 32x32, or validating one of 40x48, fits" in answer.out
+
+
+@pytest.mark.parametrize("parts", [{"activation_checkpointing": True}, {"nan_streak": 2}])
+def test_options_of_the_engine_work_on_a_gpu(tmp_path: Path, train_command: Any, parts: dict[str, Any]) -> None:
+    lines = lines_of(tmp_path, train_command, "-d", "cuda", epochs=1, **parts)
+    assert math.isfinite(lines[0]["train/loss"])
 
 
 def test_deterministic_training_is_the_same_twice_or_refused_by_its_key(tmp_path: Path, train_command: Any) -> None:

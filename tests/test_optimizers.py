@@ -210,3 +210,21 @@ def test_the_resolved_section_gives_itself_again():
     assert check_optimizer(config, problems=problems) == config
     assert isinstance(config, OptimizerConfig)
     assert not problems
+
+
+def test_one_kernel_computes_what_many_do_where_torch_has_it():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 9, 9)
+    found = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = Small()
+        optimizer = build_optimizer({"type": "AdamW", "args": {"lr": 0.1}}, model, fused=fused)
+        model(images).logits.square().sum().backward()
+        optimizer.step()
+        found[fused] = [parameter.detach() for parameter in model.parameters()]
+        assert bool(optimizer.param_groups[0]["fused"]) is fused
+    for one, many in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-5)
+    for config in ({"type": "SGD", "args": {"fused": False}}, {"type": "SGD", "args": {"foreach": True}}, "RMSprop"):
+        assert not build_optimizer(config, Small(), fused=True).param_groups[0].get("fused")

@@ -16,6 +16,7 @@ from typing import Any
 
 from utils.errors import ConfigError
 
+PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
 MAX_DEPTH = 8  # of `extends`
 MAX_BYTES = 1 << 20
 MAX_DIGITS = 20  # of an integer
@@ -33,6 +34,7 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
 
 def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read `path` and merge it over the files that its ``"extends"`` names, relative to its own folder."""
+    path = preset_or(path)
     config = read_json(path)
     if path.resolve() in children:
         raise ConfigError(f"{path}: extends itself, by way of {children[-1]}. Break the circle.")
@@ -45,8 +47,26 @@ def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, 
         raise ConfigError(f"{path}: extends: expected a path or a list of paths, got {json.dumps(parents)}.")
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = merge(merged, read_with_parents(path.parent / parent, (*children, path.resolve())))
+        above = path.parent / parent
+        above = above if above.exists() else preset_or(Path(parent), above)
+        merged = merge(merged, read_with_parents(above, (*children, path.resolve())))
     return merge(merged, config)
+
+
+def preset_or(path: Path, otherwise: Path | None = None) -> Path:
+    """The file of the preset that `path` names, such as ``pspnet/voc``, unless there is a file of that name."""
+    found = PRESETS / f"{path}.json"
+    return found if not path.exists() and found.exists() else otherwise or path
+
+
+def list_presets() -> str:
+    """Names of all presets, with what the first line of their file says."""
+    lines = {
+        path.relative_to(PRESETS).with_suffix("").as_posix(): path.read_text(encoding="utf-8").partition("\n")[0]
+        for path in sorted(PRESETS.glob("*/*.json"))
+    }
+    width = max(map(len, lines), default=0)
+    return "\n".join(["presets:", *(f"  {name:<{width}}  {line.removeprefix('// ')}" for name, line in lines.items())])
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -118,10 +119,9 @@ def joined(device: torch.device) -> Iterator[None]:
     if place.size == 1:
         yield
         return
-    _join(place, device)
+    name = _join(place, device)
     _place, _device = place, device
-    nonce = from_first(lambda: os.urandom(8).hex())  # a store may outlive a run that torchrun restarts
-    _peers = Peers(place, (_connect(nonce), _connect(nonce)))
+    _peers = Peers(place, (dist.PrefixStore(name, _connect()), dist.PrefixStore(name, _connect())))
     try:
         yield
     except BaseException as error:
@@ -131,16 +131,25 @@ def joined(device: torch.device) -> Iterator[None]:
         _place, _peers = Place(), None
 
 
-def _join(place: Place, device: torch.device) -> None:
-    """Form torch's process group: NCCL with a GPU for each of us, gloo otherwise."""
+def _join(place: Place, device: torch.device) -> str:
+    """Form torch's process group, NCCL with a GPU for each of us and gloo otherwise; returns a name for our keys."""
     own_gpu = device.type == "cuda" and place.local_size <= torch.cuda.device_count()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        dist.init_process_group("nccl" if own_gpu else "gloo", timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(". ")
+        store = _connect(keep=place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+        name = _meet(store, place)
+        dist.init_process_group(
+            "nccl" if own_gpu else "gloo",
+            store=dist.PrefixStore(f"{name}/torch", store),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=TIMEOUT,
+        )
+        return name
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = first_line(error)
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             raise UserError(
                 f"MASTER_PORT: {address} is in use by another program. Choose another port, or use torchrun with "
@@ -150,6 +159,40 @@ def _join(place: Place, device: torch.device) -> None:
             f"MASTER_ADDR: rank {place.rank} of {place.size} did not meet the others at {address} ({reason}). Start "
             f"all processes within {TIMEOUT}, and let them reach that port"
         ) from error
+
+
+def _connect(*, keep: bool = False) -> dist.Store:
+    """A connection to the store that all processes share, which this one may have to keep."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=keep, timeout=TIMEOUT, wait_for_workers=False)
+
+
+def _meet(store: dist.Store, place: Place) -> str:
+    """A name for the keys of these processes, since a store outlives those that torchrun starts again.
+
+    Rank 0 invents it and tells whoever asks. A question has a random number in it, and so has the answer: nobody takes
+    what an earlier group has left for a word of this one.
+
+    Raises:
+        RuntimeError: Some did not come; it names them.
+    """
+    own = os.urandom(8).hex()
+    if place.rank:
+        store.set(f"hello/{place.rank}", own)
+        name = store.get(f"welcome/{own}").decode()
+        store.set(f"thanks/{name}/{place.rank}", "")
+        return name
+    missing, deadline = set(range(1, place.size)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"thanks/{own}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} did not come")
+        time.sleep(0.005)
+    return own
 
 
 def leave() -> None:
@@ -460,12 +503,6 @@ class Peers:
         return silent
 
 
-def _connect(nonce: str) -> dist.Store:
-    """A connection to the store, where our keys are apart from everybody else's."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
-    return dist.PrefixStore(f"segwright/{nonce}", store)
-
-
 def is_of_communication(error: BaseException) -> bool:
     """Whether `error` says that processes could not talk to each other; known by torch's and gloo's words."""
     if _place.size == 1 or not isinstance(error, RuntimeError):
@@ -479,8 +516,9 @@ def explain(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the rest."""
-    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+    """What an error says, without the lines that follow and the places in torch's code that it comes from."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"\[/[^]]*\] *", "", line).partition(". ")[0].rstrip(". ") or type(error).__name__
 
 
 def say(problem: str) -> None:

@@ -17,6 +17,7 @@ from utils.schema import Above, AtLeast, Mismatch, Range, convert, did_you_mean,
 # The private base class is the only thing that all batch and instance norms have in common.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
+FUSED = ("SGD", "Adam", "AdamW")  # what torch can compute in one kernel on a GPU
 DIFFERENTIAL_LR = 0.1  # of the backbone, as a share of the decoder's, where the config says `true`
 
 
@@ -114,7 +115,7 @@ def check_optimizer(value: Any, *, where: str = "optimizer", problems: list[str]
     return replace(config, type=component.type, args=component.args)
 
 
-def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") -> Optimizer:
+def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fused: bool = False) -> Optimizer:
     """The optimiser that an "optimizer" section describes, for the parameters of `model`.
 
     Its groups are the model's, decoder first; with `layer_decay`, one for each layer of the backbone. `no_decay` splits
@@ -124,6 +125,7 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") ->
 
     Args:
         config: A name, the section, or an `OptimizerConfig`.
+        fused: Take torch's implementation in one kernel where there is one and the section does not say otherwise.
 
     Raises:
         ConfigError: The section is wrong, torch refuses the arguments, or the model has no part of a given name.
@@ -154,7 +156,11 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer") ->
         rest = [p for p in group["params"] if id(p) in spared]
         finished.append({"name": group["name"], "params": decayed, **options})
         finished.append({"name": f"{group['name']}/no_decay", "params": rest, **options, "weight_decay": 0.0})
-    return _make(checked.type, checked.args, [group for group in finished if group["params"]], where)
+    args = dict(checked.args)
+    is_open = args.get("fused") is None and args.get("foreach") is None and not args.get("differentiable")
+    if fused and is_open and checked.type in FUSED:
+        args["fused"] = True
+    return _make(checked.type, args, [group for group in finished if group["params"]], where)
 
 
 def part_of(group: Mapping[str, Any]) -> str:

@@ -1,0 +1,278 @@
+"""What the trainer costs beside the bare training step, what a checkpoint costs, and how long a start takes.
+
+    python benchmarks/engine.py [--rounds 7] [--threads 1] [--only loop checkpoint start] [--yassouali DIR]
+
+`loop`: rounds of steps of the same network on the same batches, by turns: the bare step (forward, loss, backward,
+optimiser), the trainer, and, with `--yassouali`, the trainer of github.com/yassouali/pytorch-segmentation in DIR, which
+gets normalised float images and full-size logits, as its own networks give them. `checkpoint`: how long training
+pauses to write last.pth. `start`: commands in fresh processes. Medians; on a busy machine only ratios mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+from base.base_dataloader import Batch
+from base.base_trainer import Monitor, TrainerConfig
+from models.build import build_model
+from trainer import Trainer
+from utils.classes import ClassTable, distinct_colors
+from utils.criterion import build_criterion
+from utils.lr_scheduler import build_scheduler
+from utils.optimizers import build_optimizer
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES, BATCH, SIZE = 19, 4, (160, 208)
+STEPS = 20  # of a round; the trainer reads its loss and figures once in each, as by default
+ARCH = {"type": "DeepLab", "args": {"backbone": {"type": "resnet18", "args": {"width_mult": 0.5}}, "channels": 64}}
+
+
+class Memory:
+    """A loader whose batches are in memory."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        images = torch.randint(256, (BATCH, *SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        labels = torch.randint(CLASSES, (BATCH, SIZE[0] // 8, SIZE[1] // 8), dtype=torch.uint8)
+        labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        self.batch, self.batch_size = Batch(images, labels, ("image",) * BATCH), BATCH
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def batches(self, epoch: int = 0, position: int = 0) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+
+def make_trainer(folder: Path, arch: Any = ARCH) -> Trainer:
+    """The trainer, on batches in memory."""
+    names = tuple(f"class {index}" for index in range(CLASSES))
+    classes = ClassTable(names, tuple(distinct_colors(CLASSES)), tuple((index,) for index in range(CLASSES)))
+    model, loader = build_model(arch, num_classes=CLASSES), Memory()
+    optimizer = build_optimizer({"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}, model)
+    return Trainer(
+        TrainerConfig(epochs=1000, val=False, monitor="off", log_per_iter=STEPS),
+        folder,
+        model=model,
+        criterion=build_criterion("CrossEntropyLoss2d", num_classes=CLASSES),
+        optimizer=optimizer,
+        schedule=build_scheduler("Poly", optimizer, total_steps=1000 * STEPS, steps_per_epoch=STEPS),
+        train_loader=loader,  # type: ignore[arg-type]
+        val_loader=None,
+        classes=classes,
+        monitor=Monitor.parse("off", []),
+        description={},
+    )
+
+
+def bare(trainer: Trainer) -> None:
+    """A round of what no trainer can do without."""
+    batch, model = trainer.train_loader.batch, trainer.model.train()  # type: ignore[attr-defined]
+    for _ in range(STEPS):
+        loss = trainer.criterion(model(batch.images), batch.labels)["loss"]
+        loss.backward()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def ours(trainer: Trainer) -> None:
+    """A round of the trainer."""
+    trainer.progress.position = 0
+    trainer.start_epoch()
+    trainer.train_epoch()
+
+
+class FullSize(nn.Module):
+    """A model as pytorch-segmentation has them: normalised images to logits of their size."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.predict(images).full(images.shape[-2:]).logits
+
+
+def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
+    """A round of the trainer in `checkout`, on a model and batches like ours."""
+    if not (checkout / "trainer.py").is_file():
+        sys.exit(f"{checkout}: has no trainer.py. Name a checkout of github.com/yassouali/pytorch-segmentation.")
+    mine = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in OURS}
+    for package in ("skimage", "sklearn", "scipy"):  # imported there, and of no use to a step
+        if importlib.util.find_spec(package) is None:
+            sys.modules.update({f"{package}{name}": MagicMock() for name in ("", ".filters", ".utils", ".ndimage")})
+    sys.path.insert(0, str(checkout))
+    try:
+        from trainer import Trainer as Theirs  # type: ignore[attr-defined]
+        from utils.losses import CrossEntropyLoss2d as TheirLoss
+    finally:
+        sys.path.remove(str(checkout))
+        for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
+            sys.modules[f"theirs.{name}"] = sys.modules.pop(name)
+        sys.modules.update(mine)
+    model, batch = build_model(ARCH, num_classes=CLASSES), Memory().batch
+    images, labels = model.normalize(batch.images).contiguous(), batch.labels.long()
+    dataset = SimpleNamespace(num_classes=CLASSES)
+    loader: Any = SimpleNamespace(batch_size=BATCH, dataset=dataset, MEAN=[0.5] * 3, STD=[0.25] * 3)
+
+    class Loader:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter([(images, labels)] * STEPS)
+
+        def __len__(self) -> int:
+            return STEPS
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loader, name)
+
+    section = {"epochs": 1, "save_dir": str(folder), "save_period": 10, "monitor": "off", "early_stop": 10}
+    section |= {"tensorboard": True, "log_dir": str(folder), "log_per_iter": STEPS, "val": False, "val_per_epochs": 1}
+    arch = {"type": "x", "args": {"freeze_bn": False}}
+    config = {
+        "name": "theirs",
+        "n_gpu": 0,
+        "use_synch_bn": False,
+        "arch": arch,
+        "trainer": section,
+        "optimizer": {"type": "SGD", "differential_lr": False, "args": {"lr": 0.01, "momentum": 0.9}},
+        "lr_scheduler": {"type": "Poly", "args": {}},
+    }
+    built = Theirs(
+        model=FullSize(model),
+        loss=TheirLoss(ignore_index=255),
+        resume=None,
+        config=config,
+        train_loader=Loader(),
+        val_loader=None,
+        train_logger=None,
+        prefetch=False,
+    )
+    return lambda: built._train_epoch(1)
+
+
+OURS = ("trainer", "utils", "base", "models", "dataloader")
+
+
+def timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def loop(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
+    """Milliseconds of a step, bare and by trainers, and ratios."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = [make_trainer(Path(folder)) for _ in range(2)]
+        calls: dict[str, Callable[[], Any]] = {"bare": lambda: bare(trainers[0]), "ours": lambda: ours(trainers[1])}
+        if yassouali is not None:
+            calls["theirs"] = theirs(yassouali, Path(folder))
+        for call in calls.values():
+            call()
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(timed(call) / STEPS * 1e3)
+    ratio = {name: statistics.median(a / b for a, b in zip(times["ours"], t, strict=True)) for name, t in times.items()}
+    rows = [("bare step", statistics.median(times["bare"]), "ms")]
+    rows += [("our trainer, a step", statistics.median(times["ours"]), "ms"), ("ours / bare", ratio["bare"], "")]
+    if "theirs" in times:
+        rows += [("yassouali's trainer, a step", statistics.median(times["theirs"]), "ms")]
+        rows += [("ours / yassouali's", ratio["theirs"], "")]
+    return rows
+
+
+def checkpoint_pause(rounds: int) -> list[tuple[str, float, str]]:
+    """Seconds that training waits for last.pth, and for as many bytes written plainly."""
+    arch = {"type": "DeepLab", "args": {"backbone": "resnet50"}}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder), arch)
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.descend()
+        pauses, plain = [], []
+        for _ in range(rounds):
+            pauses.append(timed(trainer.save_last))
+            plain.append(timed(lambda: torch.save(trainer.state(), Path(folder) / "plain.pth")))
+        size = (Path(folder) / "last.pth").stat().st_size / 2**20
+    return [
+        ("last.pth of DeepLabV3+-R50", size, "MiB"),
+        ("pause: written, flushed, checked, renamed", statistics.median(pauses), "s"),
+        ("plain torch.save", statistics.median(plain), "s"),
+    ]
+
+
+def start(rounds: int) -> list[tuple[str, float, str]]:
+    """Seconds of commands in fresh processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        bad, tiny = Path(folder) / "bad.json", Path(folder) / "tiny.json"
+        bad.write_text('{"name": }')
+        loader = {"length": 8, "size": [32, 32], "num_workers": 0}
+        tiny.write_text(
+            json.dumps(
+                {
+                    "extends": str(ROOT / "config.json"),
+                    "train_loader": {"args": {**loader, "batch_size": 4, "base_size": 32, "crop_size": 32}},
+                    "val_loader": None,
+                    "trainer": {"max_steps": 1, "val": False, "monitor": "off", "save_dir": folder, "log_dir": folder},
+                }
+            )
+        )
+        train = [sys.executable, str(ROOT / "train.py")]
+        commands = {
+            "python -c pass": [sys.executable, "-c", "pass"],
+            "train.py --help": [*train, "--help"],
+            "train.py, bad JSON": [*train, "-c", str(bad)],
+            "import torch, cv2, torch.utils.data": [sys.executable, "-c", "import torch, cv2, torch.utils.data"],
+            "train.py --check": [*train, "-c", str(tiny), "--check"],
+            "train.py, one step, no TensorBoard": [*train, "-c", str(tiny), "-s", "trainer.tensorboard=false"],
+            "train.py, one step, TensorBoard": [*train, "-c", str(tiny)],
+        }
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                times[name].append(timed(lambda c=command: subprocess.run(c, capture_output=True)))
+    return [(name, statistics.median(values), "s") for name, values in times.items()]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Cost of the trainer, of checkpoints and of starting.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=["loop", "checkpoint", "start"])
+    parser.add_argument("--yassouali", type=Path, metavar="DIR", help="checkout of yassouali/pytorch-segmentation")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    logging.getLogger("segwright").setLevel(logging.ERROR)
+    chosen = arguments.only or ["loop", "checkpoint", "start"]
+    print("| what | figure |\n|---|---|")
+    for name in chosen:
+        measure = {
+            "loop": lambda: loop(arguments.rounds, arguments.yassouali),
+            "checkpoint": lambda: checkpoint_pause(arguments.rounds),
+            "start": lambda: start(arguments.rounds),
+        }[name]
+        for what, figure, unit in measure():
+            print(f"| {what} | {figure:.3f} {unit}".rstrip() + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
