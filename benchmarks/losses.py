@@ -107,7 +107,6 @@ PLAIN: dict[str, Case] = {
     "Dice-global": functools.partial(plain_dice, per_class=False),
     "CE+Dice-global": plain_both,
     "Lovasz": plain_lovasz,
-    "Lovasz-histogram": plain_lovasz,
 }
 OURS: dict[str, Case] = {
     "CE": CrossEntropyLoss2d(),
@@ -134,7 +133,6 @@ def smp() -> dict[str, Case]:
         "CE": losses.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORE),  # divides by void pixels too
         "Dice": losses.DiceLoss("multiclass", ignore_index=IGNORE, smooth=1.0),
         "Lovasz": losses.LovaszLoss("multiclass", ignore_index=IGNORE),
-        "Lovasz-histogram": losses.LovaszLoss("multiclass", ignore_index=IGNORE),
     }
     return {name: lambda z, t, loss=loss: loss(full(z, t), t.long()) for name, loss in made.items()}
 

@@ -67,8 +67,6 @@ def save_half(state: Any, file: Any) -> None:
 torch_save = torch.save
 torch.save = save_half
 around(trainer.Trainer, "descend", before="step")
-around(
-    trainer, "predicted_labels", before="mid_validation", when=lambda logits, size: torch.is_inference_mode_enabled()
-)
+around(trainer.Metrics, "add", before="mid_validation")
 around(checkpoint, "save", after="after_best", when=lambda path, state: path.name == "best_model.pth")
 around(os, "replace", before="before_rename", after="after_rename")

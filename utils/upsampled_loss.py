@@ -93,7 +93,7 @@ def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     # The first of several largest is the one with the largest of these.
     rank = torch.arange(num_classes, 0, -1, dtype=torch.uint8, device=logits.device).view(-1, 1, 1)
     for index, strip in resizing.strips(len(logits), num_classes):
-        tiles = resizing.enlarge(logits[index], strip)
+        tiles = resizing.enlarge(logits[index], strip, fresh=False)
         if tiles.device.type == "cpu":  # where argmax over a dimension in the middle is slow: 3 times as fast
             best = num_classes - ((tiles == tiles.amax(1, keepdim=True)).to(torch.uint8) * rank).amax(1)
             best.clamp_(max=num_classes - 1)  # a pixel of NaNs equals nothing
@@ -181,12 +181,12 @@ class Resizing:
             return Strip(top, bottom, top, bottom)
         return Strip(top, bottom, self._first[top], self._last[bottom - 1])
 
-    def enlarge(self, logits: Tensor, strip: Strip) -> Tensor:
-        """Tiles (blocks, C, rows, width) of a strip of `logits` (C, h, w); fresh memory, to be overwritten."""
+    def enlarge(self, logits: Tensor, strip: Strip, *, fresh: bool = True) -> Tensor:
+        """Tiles (blocks, C, rows, width) of a strip of `logits` (C, h, w); `fresh` memory may be overwritten."""
         channels, rows = len(logits), strip.bottom - strip.top
         source = logits[:, strip.first : strip.last]
         if self.identity:
-            return source.clone(memory_format=torch.contiguous_format)[None]
+            return source.clone(memory_format=torch.contiguous_format)[None] if fresh else source[None]
         # Rows first: they are fewer columns then.
         tall = torch.matmul(self._row_weights(strip), source).view(channels * rows, -1)
         taken = tall.index_select(1, self._take).view(channels * rows, self.blocks, -1).transpose(0, 1)
