@@ -540,7 +540,7 @@ def test_large_kernels_replace_two_stages_of_a_resnet() -> None:
         assert {c.out_channels for c in inside} == {inner}
     plain = BACKBONES.build("resnet50", where="", in_channels=3)
     assert {type(b) for b in backbone.layer1} == {type(b) for b in plain.layer1}
-    for name in ("layer3.1", "layer4.1"):  # table 6 was made to cost about the same
+    for name in ("layer3.1", "layer4.1"):  # they were made to cost about the same
         sizes = [sum(p.numel() for p in net.get_submodule(name).parameters()) for net in (backbone, plain)]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.08)
 

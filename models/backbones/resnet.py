@@ -117,7 +117,7 @@ class LargeKernelBottleneck(_Block):
 
     Each of the four convolutions is followed by batch norm and ReLU, and strided along its own axis.
 
-    Source: Peng et al. 2017, https://arxiv.org/abs/1703.02719, figure 5 B and table 6.
+    Source: Peng et al. 2017, https://arxiv.org/abs/1703.02719, its ResNet50-GCN.
 
     Args:
         in_channels: Channels of the input.
@@ -199,8 +199,8 @@ class ResNet(Backbone):
     dilated network computes the strided one's features, only at more places.
 
     Source: He et al. 2015, https://arxiv.org/abs/1512.03385, table 1; parameters are named as in torchvision. The
-    ones called `_gcn` have blocks of large kernels in stages 4 and 5 (https://arxiv.org/abs/1703.02719, section 4.3);
-    public weights fill their first stages only.
+    ones called `_gcn` have blocks of large kernels in stages 4 and 5, as ResNet50-GCN has
+    (https://arxiv.org/abs/1703.02719); public weights fill their first stages only.
 
     Args:
         variant: Whose public weights fit.
