@@ -65,13 +65,14 @@ def warp(
     if scaled == label.shape and not angle:
         return _cut(image, label, crop, offset, flip, fill)
     matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
-    # Parts of the crop that show nothing of the image are filled, not warped.
-    top, bottom, left, right = (
-        _shown(matrix, label.shape, crop) if image.shape[2] in (3, 4) else (0, crop[0], 0, crop[1])
-    )
-    matrix[:, 2] += matrix[:, :2] @ (left, top)
-    inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
     step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
+    inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
+    top, bottom, left, right = 0, crop[0], 0, crop[1]
+    if (
+        image.shape[2] in (3, 4) and not inside
+    ):  # parts of the crop that show nothing of the image are filled, not warped
+        top, bottom, left, right = _shown(matrix, label.shape, crop, step)
+        matrix[:, 2] += matrix[:, :2] @ (left, top)
     image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
     if label.shape == crop:
         return image, label
@@ -82,15 +83,22 @@ def warp(
     )
 
 
-def _shown(matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int]) -> tuple[int, int, int, int]:
+def _span(function: Sequence[float], columns: tuple[float, float], rows: tuple[float, float]) -> tuple[float, float]:
+    """Smallest and largest value of an affine function of column and row, (a, b, c), on a rectangle."""
+    a, b, c = function
+    xs, ys = sorted((a * columns[0], a * columns[1])), sorted((b * rows[0], b * rows[1]))
+    return c + xs[0] + ys[0], c + xs[1] + ys[1]
+
+
+def _shown(matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int], step: int) -> tuple[int, int, int, int]:
     """First and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
-    # Interpolation reaches less than a pixel beyond the source.
-    corners = np.array([[-1, source[1], -1, source[1]], [-1, -1, source[0], source[0]], [1, 1, 1, 1]])
-    columns, rows = cv2.invertAffineTransform(matrix) @ corners
+    to_column, to_row = cv2.invertAffineTransform(matrix).tolist()
     bounds = []
-    for values, length in ((rows, crop[0]), (columns, crop[1])):
-        first = min(max(math.floor(values.min()), 0), length - 1)
-        bounds += [first, max(min(math.ceil(values.max()) + 1, length), first + 1)]
+    for function, length in ((to_row, crop[0]), (to_column, crop[1])):
+        # Interpolation reaches less than a step beyond the source.
+        low, high = _span(function, (-step, source[1] - 1 + step), (-step, source[0] - 1 + step))
+        first = min(max(math.floor(low), 0), length - 1)
+        bounds += [first, max(min(math.ceil(high) + 1, length), first + 1)]
     return bounds[0], bounds[1], bounds[2], bounds[3]
 
 
@@ -105,9 +113,9 @@ def _warp_pair(
 ) -> Pair:
     """Interpolate a crop through a matrix from its pixels to the source's, in steps of `step` source pixels."""
     # What the crop shows of the source, with a margin for interpolation; all else is left alone.
-    corners = matrix @ np.array([[0, crop[1] - 1, 0, crop[1] - 1], [0, 0, crop[0] - 1, crop[0] - 1], [1, 1, 1, 1]])
-    top, bottom = _region(corners[1], label.shape[0], step)
-    left, right = _region(corners[0], label.shape[1], step)
+    to_column, to_row = matrix.tolist()
+    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[0], step)
+    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], step)
     matrix[:, 2] -= left, top
     image, label = image[top:bottom, left:right], label[top:bottom, left:right]
     label = cv2.warpAffine(
@@ -135,13 +143,16 @@ def _crop_to_source(
     flip: bool,
 ) -> np.ndarray:
     """(2, 3) matrix from (column, row, 1) in the crop to (column, row) in the source."""
-    unflip = np.array([[-1, 0, crop[1] - 1], [0, 1, 0], [0, 0, 1]]) if flip else np.eye(3)
-    shift = np.array([[1, 0, offset[1]], [0, 1, offset[0]], [0, 0, 1]])
+    # Column and row in the resized image are (sign * column + x0, row + y0); it is turned about (x, y).
+    sign, x0, y0 = (-1, crop[1] - 1 + offset[1], offset[0]) if flip else (1, *offset[::-1])
     c, s, x, y = math.cos(angle), math.sin(angle), (scaled[1] - 1) / 2, (scaled[0] - 1) / 2
-    turn = np.array([[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y], [0, 0, 1]])
     fy, fx = source[0] / scaled[0], source[1] / scaled[1]
-    stretch = np.array([[fx, 0, fx / 2 - 0.5], [0, fy, fy / 2 - 0.5]])
-    return stretch @ turn @ shift @ unflip
+    return np.array(
+        [
+            [fx * c * sign, -fx * s, fx * (c * (x0 - x) - s * (y0 - y) + x + 0.5) - 0.5],
+            [fy * s * sign, fy * c, fy * (s * (x0 - x) + c * (y0 - y) + y + 0.5) - 0.5],
+        ]
+    )
 
 
 def _reduce(image: np.ndarray, step: int) -> np.ndarray:
@@ -153,11 +164,11 @@ def _reduce(image: np.ndarray, step: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def _region(coordinates: np.ndarray, length: int, step: int) -> tuple[int, int]:
-    """First and last + 1 of `length` rows (or columns) that lie between `coordinates`, in multiples of `step`."""
+def _region(span: tuple[float, float], length: int, step: int) -> tuple[int, int]:
+    """First and last + 1 of `length` rows (or columns) between two coordinates, in multiples of `step`."""
     margin = step + 1
-    first = min(max(int(coordinates.min()) - margin, 0), length - 1)
-    last = max(int(coordinates.max()) + margin + 1, first + 1)
+    first = min(max(int(span[0]) - margin, 0), length - 1)
+    last = max(int(span[1]) + margin + 1, first + 1)
     return first, min(first - (first - last) // step * step, length)
 
 
