@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import session
 
-    if place.size > 1 and config.n_gpu != place.local_size:
+    if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != place.local_size:
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {place.local_size} processes here"
         logging.getLogger("segwright").info(text)
     device = choose_device(args.device, config.n_gpu if place.size == 1 else -1, place.local_rank)

@@ -81,7 +81,8 @@ def announced_place() -> Place:
 
 
 def _variables(size: str) -> tuple[tuple[str, str], ...]:
-    return ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", size)
+    rank = "0" if size == "1" else "?"
+    return ("RANK", rank), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", size)
 
 
 def rank() -> int:
@@ -125,7 +126,10 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        raise _peers.tell(error) from error
+        told = _peers.tell(error)
+        if told is error:
+            raise
+        raise told from error
     finally:
         leave()
         _place, _peers = Place(), None
