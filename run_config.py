@@ -129,7 +129,7 @@ def loader_json_schema() -> dict[str, Any]:
         merged = dict(schemas[0])
         for schema in schemas[1:]:
             merged["properties"] = {**merged["properties"], **schema["properties"]}
-            merged["required"] = merged.get("required", []) + schema.get("required", [])
+        merged.pop("required", None)  # a file that extends another holds only the differences
         return merged
 
     rules = [
@@ -143,7 +143,6 @@ def loader_json_schema() -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {"type": kind, "args": {"type": "object"}},
-        "required": ["type"],
         "additionalProperties": False,
         "allOf": rules,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import session
 
+    if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != place.local_size:
+        text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {place.local_size} processes here"
+        logging.getLogger("segwright").info(text)
     device = choose_device(args.device, config.n_gpu if place.size == 1 else -1, place.local_rank)
     resume = Path(args.resume) if state is not None else None
     with distributed.joined(device):

@@ -4,7 +4,8 @@
 
 `loop`: rounds of steps of the same network on the same batches, by turns: the bare step (forward, loss, backward,
 optimiser), the trainer, and, with `--yassouali`, the trainer of github.com/yassouali/pytorch-segmentation in DIR, which
-gets normalised float images and full-size logits, as its own networks give them. `checkpoint`: how long training
+gets normalised float images and full-size logits, as its own networks give them; in processor time, which other
+programs disturb least. `checkpoint`: how long training
 pauses to write last.pth. `start`: commands in fresh processes. Medians; on a busy machine only ratios mean anything.
 """
 
@@ -172,14 +173,14 @@ def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
 OURS = ("trainer", "utils", "base", "models", "dataloader")
 
 
-def timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def timed(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def loop(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
-    """Milliseconds of a step, bare and by trainers, and ratios."""
+    """Milliseconds of processor time of a step, bare and by trainers, and ratios of the rounds' medians."""
     with tempfile.TemporaryDirectory() as folder:
         trainers = [make_trainer(Path(folder)) for _ in range(2)]
         calls: dict[str, Callable[[], Any]] = {"bare": lambda: bare(trainers[0]), "ours": lambda: ours(trainers[1])}
@@ -190,7 +191,7 @@ def loop(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
-                times[name].append(timed(call) / STEPS * 1e3)
+                times[name].append(timed(call, time.process_time) / STEPS * 1e3)
     ratio = {name: statistics.median(a / b for a, b in zip(times["ours"], t, strict=True)) for name, t in times.items()}
     rows = [("bare step", statistics.median(times["bare"]), "ms")]
     rows += [("our trainer, a step", statistics.median(times["ours"]), "ms"), ("ours / bare", ratio["bare"], "")]

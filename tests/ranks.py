@@ -21,6 +21,7 @@ CASES = [
     {"loss": {"type": "CrossEntropyLoss2d", "args": {"class_weights": [1.0, 2.0, 5.0]}}, "accumulate": 2},
     {"loss": {"type": "DiceLoss", "args": {"per_image": True}}, "ema": 0.5},
     {"loss": "FocalLoss", "unused": True, "val_length": 1},
+    {"loss": "CrossEntropyLoss2d", "freeze_bn": False},  # with statistics of each process's own images
 ]
 
 
@@ -70,11 +71,13 @@ def figures_of_a_share() -> dict[str, float]:
     return figures.results()
 
 
-def steps_of(folder: Path, *, unused: bool = False, val_length: int = 3, **options: Any) -> dict[str, Any]:
+def steps_of(
+    folder: Path, *, unused: bool = False, val_length: int = 3, freeze_bn: bool = True, **options: Any
+) -> dict[str, Any]:
     """Losses, gradients and figures of two steps and a validation, in however many processes there are."""
     from tests import test_trainer
 
-    trainer = test_trainer.make_trainer(folder, freeze_bn=True, val_length=val_length, **options)
+    trainer = test_trainer.make_trainer(folder, freeze_bn=freeze_bn, val_length=val_length, **options)
     if unused:
         trainer.model.register_parameter("spare", torch.nn.Parameter(torch.ones(2)))
     trainer.network = distributed.wrap(trainer.model, unused=unused)

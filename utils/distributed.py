@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import AlreadyTold, Stopped, UserError, one_line, run, status_of
+from utils.errors import AlreadyTold, Interrupted, Stopped, UserError, one_line, run, status_of
 
 T = TypeVar("T")
 
@@ -81,7 +81,8 @@ def announced_place() -> Place:
 
 
 def _variables(size: str) -> tuple[tuple[str, str], ...]:
-    return ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", size)
+    rank = "0" if size == "1" else "?"
+    return ("RANK", rank), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", size)
 
 
 def rank() -> int:
@@ -125,7 +126,10 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        raise _peers.tell(error) from error
+        told = _peers.tell(error)
+        if told is error:
+            raise
+        raise told from error
     finally:
         leave()
         _place, _peers = Place(), None
@@ -235,7 +239,7 @@ def launch(command: str, argv: Sequence[str], processes: int, *, start_method: s
 
 def _start(local_rank: int, command: str, argv: Sequence[str], processes: int, port: int) -> None:
     """What each process does: take its place, and be the command."""
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # Windows has no such groups
         os.setpgid(0, 0)  # out of reach of the terminal, whose signals the parent hands on
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // processes))
     torch.set_num_threads(threads)
@@ -405,12 +409,12 @@ class Peers:
 
     def tell(self, error: BaseException) -> BaseException:
         """Let the others know of `error`; returns what this process is to raise in its place."""
-        self.failed = True
         if is_of_communication(error):
             error = Stopped(f"training: {self.explain(error)}. Go on with --resume")
         status = status_of(error)
-        if status > 128 or isinstance(error, SystemExit):  # a signal, which all have heard of
+        if isinstance(error, Interrupted):  # all have heard of it, and end together
             return AlreadyTold(status) if self.place.rank else error
+        self.failed = True
         if not self._is_first_to_fail(self._store, status):
             return AlreadyTold(self._status_of_failed())
         if self.place.local_rank and status > 1:  # else `errors.run`, or Python, will show it
