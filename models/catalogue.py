@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -38,9 +40,15 @@ FITTING = """\
 A head or neck fits where the levels that it needs are offered; otherwise it is refused, with the levels there are,
 before training begins. All backbones below offer levels 1 to 5, and necks leave all levels in place, so that
 everything fits: {backbones} backbones at 5 output strides, {necks} necks or none, {heads} heads, {total:,}
-combinations, each of which `pytest -m slow tests/test_zoo.py` builds, trains for a step and evaluates. Encoders of
-timm may lack level 1, or some output strides; they are asked when they are built.
+combinations. `pytest -m slow tests/test_zoo.py -k all_bricks` builds each of them, takes a training step that must
+reach every parameter, evaluates it, and counts it in this table. Encoders of timm may lack level 1, or some output
+strides; they are asked when they are built.
+
+Necks: {neck_names}. Heads: {head_names}.
 """
+
+STRIDES = (32, 16, 8, 4, 2)
+VERIFIED = Path(__file__).parent.parent / "docs" / "verified.json"  # written by tests/test_zoo.py
 
 
 def catalogue() -> str:
@@ -49,9 +57,7 @@ def catalogue() -> str:
     lines += _table(("model", "parameters", "output strides", "what it is"), map(_model_row, _own(MODELS)))
     lines += ["", "### Arguments of all models", "", *_arguments(ModelOptions)]
     lines += _details(MODELS)
-    backbones, necks, heads = len(BACKBONES), len(_distinct(NECKS)), len(_distinct(HEADS))
-    total = backbones * 5 * (necks + 1) * heads
-    lines += ["", FITTING.format(backbones=backbones, necks=necks, heads=heads, total=total)]
+    lines += ["", *_fitting()]
     lines += ["## Backbones", "", "Channels are those of levels 1 to 5, whose strides are 2 to 32 undilated.", ""]
     columns = ("backbone", "parameters", "channels", "output strides", "public weights")
     lines += [*_table(columns, map(_backbone_row, _own(BACKBONES))), *_details(BACKBONES), *_timm()]
@@ -62,6 +68,22 @@ def catalogue() -> str:
         lines += _table((registry.kind, "parameters", "levels it needs", "what it does"), rows)
         lines += _details(registry)
     return "\n".join(lines) + "\n"
+
+
+def _fitting() -> Iterator[str]:
+    """How many combinations of necks and heads have been verified on each backbone at each output stride."""
+    necks, heads = ([min(names, key=len) for names in _distinct(each).values()] for each in (NECKS, HEADS))
+    each = (len(necks) + 1) * len(heads)
+    total = len(BACKBONES) * len(STRIDES) * each
+    names = {"neck_names": ", ".join(necks), "head_names": ", ".join(heads)}
+    yield FITTING.format(backbones=len(BACKBONES), necks=len(necks), heads=len(heads), total=total, **names)
+    found = json.loads(VERIFIED.read_text(encoding="utf-8"))
+    rows = [
+        (f"`{name}`", *(f"{found.get(f'{name}/{stride}', 0)} of {each}" for stride in STRIDES))
+        for name in _own(BACKBONES)
+    ]
+    yield from _table(("verified at output stride", *map(str, STRIDES)), rows)
+    yield ""
 
 
 def _own(registry: Registry) -> list[str]:
