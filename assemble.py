@@ -46,6 +46,7 @@ from run_config import (
 )
 from trainer import PRECISIONS, Trainer
 from utils import checkpoint, distributed
+from utils.activation_checkpointing import blocks_of, checkpoint_activations
 from utils.classes import IGNORE, ClassTable, as_colors
 from utils.criterion import build_criterion, needs_class_pixels
 from utils.devices import choose_precision
@@ -555,7 +556,16 @@ def dry_run(config: RunConfig) -> DryRun:
         alive.append(tensor)  # a freed storage's number could be given to another
         return tensor
 
+    def keep_inputs(module: nn.Module, inputs: Sequence[Any]) -> None:
+        for each in inputs:
+            for tensor in each if isinstance(each, list | tuple) else [each]:
+                keep(tensor)
+
     alive: list[torch.Tensor] = []
+    if config.trainer.activation_checkpointing:  # torch keeps the inputs of blocks without telling the hooks below
+        for block in blocks_of(model):
+            block.register_forward_pre_hook(keep_inputs)
+        checkpoint_activations(model)
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = model.train()(images)

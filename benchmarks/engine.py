@@ -4,9 +4,9 @@
 
 `loop`: rounds of steps of the same network on the same batches, by turns: the bare step (forward, loss, backward,
 optimiser), the trainer, and, with `--yassouali`, the trainer of github.com/yassouali/pytorch-segmentation in DIR, which
-gets normalised float images and full-size logits, as its own networks give them; in processor time, which other
-programs disturb least. `checkpoint`: how long training
-pauses to write last.pth. `start`: commands in fresh processes. Medians; on a busy machine only ratios mean anything.
+gets normalised float images and full-size logits, as its own networks give them. `checkpoint`: how long training pauses
+to write last.pth. `start`: commands in fresh processes. Medians; of processor time for `loop` and `start`, which other
+programs disturb least.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -222,7 +223,11 @@ def checkpoint_pause(rounds: int) -> list[tuple[str, float, str]]:
 
 
 def start(rounds: int) -> list[tuple[str, float, str]]:
-    """Seconds of commands in fresh processes."""
+    """Seconds of processor time of commands in fresh processes."""
+
+    def clock() -> float:
+        return sum(os.times()[2:4])  # of processes that have ended
+
     with tempfile.TemporaryDirectory() as folder:
         bad, tiny = Path(folder) / "bad.json", Path(folder) / "tiny.json"
         bad.write_text('{"name": }')
@@ -242,7 +247,8 @@ def start(rounds: int) -> list[tuple[str, float, str]]:
             "python -c pass": [sys.executable, "-c", "pass"],
             "train.py --help": [*train, "--help"],
             "train.py, bad JSON": [*train, "-c", str(bad)],
-            "import torch, cv2, torch.utils.data": [sys.executable, "-c", "import torch, cv2, torch.utils.data"],
+            "import torch, torchvision, cv2": [sys.executable, "-c", "import torch, torchvision, cv2"],
+            "the same and torch._dynamo": [sys.executable, "-c", "import torch, torchvision, cv2, torch._dynamo"],
             "train.py --check": [*train, "-c", str(tiny), "--check"],
             "train.py, one step, no TensorBoard": [*train, "-c", str(tiny), "-s", "trainer.tensorboard=false"],
             "train.py, one step, TensorBoard": [*train, "-c", str(tiny)],
@@ -250,7 +256,7 @@ def start(rounds: int) -> list[tuple[str, float, str]]:
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():
-                times[name].append(timed(lambda c=command: subprocess.run(c, capture_output=True)))
+                times[name].append(timed(lambda c=command: subprocess.run(c, capture_output=True), clock))
     return [(name, statistics.median(values), "s") for name, values in times.items()]
 
 

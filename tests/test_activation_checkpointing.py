@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from assemble import dry_run
 from base.base_model import BaseModel
 from models.blocks import ConvNormAct
 from models.build import build_model
@@ -89,6 +90,15 @@ def test_training_is_the_same_with_it(tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 33, 41, dtype=torch.uint8)
     assert copied(images).logits.abs().max() == 0
     assert twice.model.train()(images).logits.abs().max() > 0
+
+
+def test_the_check_says_how_much_less_a_step_holds(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    plain = dry_run(check_config(config))
+    config["trainer"]["activation_checkpointing"] = True
+    less = dry_run(check_config(config))
+    assert 0.1 * plain.activation_bytes < less.activation_bytes < 0.6 * plain.activation_bytes
+    assert (less.logits, less.parameters, less.unused) == (plain.logits, plain.parameters, False)
 
 
 def test_it_is_refused_together_with_compile(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def child(flags: tuple[str, ...], environment: dict[str, str], outputs: list[Pat
     if "SEGWRIGHT_TEST_GROUP" in environment:
         os.setsid()  # else the tests would be hit, too
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # data workers are to be its children, and notice its death
     torch.set_num_threads(1)
     sys.exit(run(train.main, flags))
 

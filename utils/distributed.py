@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -241,6 +242,7 @@ def _start(local_rank: int, command: str, argv: Sequence[str], processes: int, p
     """What each process does: take its place, and be the command."""
     with suppress(OSError, AttributeError):  # Windows has no such groups
         os.setpgid(0, 0)  # out of reach of the terminal, whose signals the parent hands on
+    multiprocessing.set_start_method(None, force=True)  # for data workers: as in a process that was started by hand
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // processes))
     torch.set_num_threads(threads)
     place = {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
