@@ -1,12 +1,12 @@
 """What the trainer costs beside the bare training step, what a checkpoint costs, and how long a start takes.
 
-    python benchmarks/engine.py [--rounds 7] [--threads 1] [--only loop checkpoint start] [--yassouali DIR]
+    python benchmarks/engine.py [--rounds 7] [--threads 1] [--only loop networks checkpoint start] [--yassouali DIR]
 
 `loop`: rounds of steps of the same network on the same batches, by turns: the bare step (forward, loss, backward,
 optimiser), the trainer, and, with `--yassouali`, the trainer of github.com/yassouali/pytorch-segmentation in DIR, which
-gets normalised float images and full-size logits, as its own networks give them. `checkpoint`: how long training pauses
-to write last.pth. `start`: commands in fresh processes. Medians; of processor time for `loop` and `start`, which other
-programs disturb least.
+gets normalised float images and full-size logits, as its own networks give them. `networks`: the bare step of
+whole networks, ours in fp32 and in bf16, and theirs. `checkpoint`: how long training pauses to write last.pth. `start`:
+commands in fresh processes. Medians; of processor time but for `checkpoint`, since other programs disturb it least.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,8 +115,9 @@ class FullSize(nn.Module):
         return self.model.predict(images).full(images.shape[-2:]).logits
 
 
-def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
-    """A round of the trainer in `checkout`, on a model and batches like ours."""
+@contextmanager
+def foreign(checkout: Path) -> Iterator[None]:
+    """Let names of modules mean those in `checkout`, for the imports within."""
     if not (checkout / "trainer.py").is_file():
         sys.exit(f"{checkout}: has no trainer.py. Name a checkout of github.com/yassouali/pytorch-segmentation.")
     mine = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in OURS}
@@ -124,13 +126,19 @@ def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
             sys.modules.update({f"{package}{name}": MagicMock() for name in ("", ".filters", ".utils", ".ndimage")})
     sys.path.insert(0, str(checkout))
     try:
-        from trainer import Trainer as Theirs  # type: ignore[attr-defined]
-        from utils.losses import CrossEntropyLoss2d as TheirLoss
+        yield
     finally:
         sys.path.remove(str(checkout))
         for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
             sys.modules[f"theirs.{name}"] = sys.modules.pop(name)
         sys.modules.update(mine)
+
+
+def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
+    """A round of the trainer in `checkout`, on a model and batches like ours."""
+    with foreign(checkout):
+        from trainer import Trainer as Theirs  # type: ignore[attr-defined]
+        from utils.losses import CrossEntropyLoss2d as TheirLoss
     model, batch = build_model(ARCH, num_classes=CLASSES), Memory().batch
     images, labels = model.normalize(batch.images).contiguous(), batch.labels.long()
     dataset = SimpleNamespace(num_classes=CLASSES)
@@ -202,6 +210,76 @@ def loop(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
     return rows
 
 
+def networks(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
+    """Seconds of processor time of a bare step of whole networks, 2 images of 160x160: ours, in bf16, and theirs."""
+    rows: list[tuple[str, float, str]] = []
+    for name, args in NETWORKS.items():
+        calls = {"fp32": network_step(name, args, torch.float32), "bf16": network_step(name, args, torch.bfloat16)}
+        if yassouali is not None:
+            calls["yassouali's"] = their_network_step(yassouali, name, args)
+        times: dict[str, list[float]] = {kind: [] for kind in calls}
+        for call in calls.values():
+            call()
+        for _ in range(rounds):
+            for kind, call in calls.items():
+                times[kind].append(timed(call, time.process_time))
+        rows += [(f"{name}, {kind}", statistics.median(values), "s") for kind, values in times.items()]
+        for kind in times.keys() - {"fp32"}:
+            ratio = statistics.median(a / b for a, b in zip(times["fp32"], times[kind], strict=True))
+            rows.append((f"{name}, fp32 / {kind}", ratio, ""))
+        if yassouali is not None:
+            pairs = zip(times["yassouali's"], times["bf16"], strict=True)
+            rows.append((f"{name}, yassouali's / bf16", statistics.median(a / b for a, b in pairs), ""))
+    return rows
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "PSPNet": {"backbone": "resnet50"},
+    "DeepLab": {"backbone": "resnet50"},
+    "UNet": {},
+}
+SHAPE = (2, 160, 160)  # of the labels
+
+
+def network_step(name: str, args: Mapping[str, Any], precision: torch.dtype) -> Callable[[], None]:
+    """A step of one of our networks; weights and images channels last."""
+    model = build_model({"type": name, "args": dict(args)}, num_classes=CLASSES).train()
+    model.to(memory_format=torch.channels_last)
+    criterion = build_criterion("CrossEntropyLoss2d", num_classes=CLASSES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images = torch.randint(256, (*SHAPE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.randint(CLASSES, SHAPE, dtype=torch.uint8)
+
+    def step() -> None:
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            output = model(images)
+        criterion(output, labels, criterion.norms(labels))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def their_network_step(checkout: Path, name: str, args: Mapping[str, Any]) -> Callable[[], None]:
+    """A step of the network of this name in `checkout`, as its trainer takes it."""
+    with foreign(checkout):
+        import models as their_models
+    model = getattr(their_models, name)(CLASSES, pretrained=False, **args).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    count, *size = SHAPE
+    images, labels = torch.randn(count, 3, *size), torch.randint(CLASSES, SHAPE)
+
+    def step() -> None:
+        output = model(images)
+        outputs = output if isinstance(output, tuple) else (output,)
+        losses = [nn.functional.cross_entropy(each, labels, ignore_index=255) for each in outputs]
+        (losses[0] + 0.4 * sum(losses[1:])).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def checkpoint_pause(rounds: int) -> list[tuple[str, float, str]]:
     """Seconds that training waits for last.pth, and for as many bytes written plainly."""
     arch = {"type": "DeepLab", "args": {"backbone": "resnet50"}}
@@ -220,6 +298,15 @@ def checkpoint_pause(rounds: int) -> list[tuple[str, float, str]]:
         ("pause: written, flushed, checked, renamed", statistics.median(pauses), "s"),
         ("plain torch.save", statistics.median(plain), "s"),
     ]
+
+
+UNTIL_FIT = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import base.base_trainer, train
+base.base_trainer.BaseTrainer.fit = lambda trainer: os._exit(0)
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 def start(rounds: int) -> list[tuple[str, float, str]]:
@@ -250,6 +337,7 @@ def start(rounds: int) -> list[tuple[str, float, str]]:
             "import torch, torchvision, cv2": [sys.executable, "-c", "import torch, torchvision, cv2"],
             "the same and torch._dynamo": [sys.executable, "-c", "import torch, torchvision, cv2, torch._dynamo"],
             "train.py --check": [*train, "-c", str(tiny), "--check"],
+            "train.py up to its first step": [sys.executable, "-c", UNTIL_FIT, "-c", str(tiny)],
             "train.py, one step, no TensorBoard": [*train, "-c", str(tiny), "-s", "trainer.tensorboard=false"],
             "train.py, one step, TensorBoard": [*train, "-c", str(tiny)],
         }
@@ -264,16 +352,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Cost of the trainer, of checkpoints and of starting.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=["loop", "checkpoint", "start"])
+    parser.add_argument("--only", nargs="+", choices=["loop", "networks", "checkpoint", "start"])
     parser.add_argument("--yassouali", type=Path, metavar="DIR", help="checkout of yassouali/pytorch-segmentation")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     logging.getLogger("segwright").setLevel(logging.ERROR)
-    chosen = arguments.only or ["loop", "checkpoint", "start"]
+    chosen = arguments.only or ["loop", "networks", "checkpoint", "start"]
     print("| what | figure |\n|---|---|")
     for name in chosen:
         measure = {
             "loop": lambda: loop(arguments.rounds, arguments.yassouali),
+            "networks": lambda: networks(arguments.rounds, arguments.yassouali),
             "checkpoint": lambda: checkpoint_pause(arguments.rounds),
             "start": lambda: start(arguments.rounds),
         }[name]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,37 @@ def test_kill_9_with_workers_changes_nothing(tmp_path: Path, whole: Path, kill: 
     assert train_in_child(config, kill=kill) == -signal.SIGKILL
     assert train_in_child(config, "--resume", "auto") == 0
     assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_no_data_worker_outlives_a_killed_run(tmp_path: Path) -> None:
+    flags = ("-c", str(write_config(tmp_path, num_workers=2)), *MODULES)
+    outputs = [tmp_path / "out", tmp_path / "err"]
+    process = CONTEXT.Process(target=leader, args=(flags, {"SEGWRIGHT_TEST_KILL": "step:4"}, outputs))
+    process.start()
+    most, deadline = 0, time.monotonic() + 120
+    while process.is_alive() or members(process.pid):
+        most = max(most, len(members(process.pid)))
+        assert time.monotonic() < deadline, f"still there: {members(process.pid)}"
+        time.sleep(0.05)
+    assert process.exitcode == -signal.SIGKILL
+    assert most >= 3  # the run and two workers
+
+
+def leader(flags: tuple[str, ...], environment: dict[str, str], outputs: list[Path]) -> None:
+    """What a child does whose workers can be told from other processes: lead a group, and be train.py."""
+    os.setsid()
+    child(flags, environment, outputs)
+
+
+def members(group: int | None) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            state, _, leader = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [int(stat.parent.name)] if state != "Z" and int(leader) == group else []
+    return found
 
 
 def test_being_killed_again_and_again_changes_nothing(tmp_path: Path, whole: Path) -> None:
