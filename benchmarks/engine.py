@@ -122,7 +122,7 @@ def foreign(checkout: Path) -> Iterator[None]:
         sys.exit(f"{checkout}: has no trainer.py. Name a checkout of github.com/yassouali/pytorch-segmentation.")
     mine = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in OURS}
     for package in ("skimage", "sklearn", "scipy"):  # imported there, and of no use to a step
-        if importlib.util.find_spec(package) is None:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
             sys.modules.update({f"{package}{name}": MagicMock() for name in ("", ".filters", ".utils", ".ndimage")})
     sys.path.insert(0, str(checkout))
     try:
