@@ -347,6 +347,7 @@ class Chain:
         degrees: Largest rotation, either way.
         flip: Share of images to mirror.
         center: Crop the middle instead of a random place.
+        rare: Share of crops that are placed to show a class drawn from those of the image, before rotation.
         color_jitter: Change of colors; None for none.
         blur: Blur; None for none.
         fill: Raw value of image pixels outside the source, by channel.
@@ -359,6 +360,7 @@ class Chain:
     degrees: float = 0.0
     flip: float = 0.0
     center: bool = False
+    rare: float = 0.0
     color_jitter: ColorJitter | None = None
     blur: GaussianBlur | None = None
     fill: tuple[float, ...] = (0,)
@@ -371,13 +373,12 @@ class Chain:
         factor = self.scale.draw(rng) if self.scale else 1.0
         scaled = max(1, round(height * fy * factor)), max(1, round(width * fx * factor))
         crop = self.crop or scaled
-        spare = max(0, scaled[0] - crop[0]), max(0, scaled[1] - crop[1])
         image, label = warp(
             image,
             label,
             scaled=scaled,
             crop=crop,
-            offset=(spare[0] // 2, spare[1] // 2) if self.center else _place(spare, rng),
+            offset=self._offset(label, scaled, crop, rng),
             angle=float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0,
             flip=bool(self.flip and rng.random() < self.flip),
             fill=self.fill,
@@ -386,6 +387,38 @@ class Chain:
             if change is not None:
                 image, label = change(image, label, rng)
         return image, label
+
+    def _offset(
+        self, label: np.ndarray, scaled: tuple[int, int], crop: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        spare = max(0, scaled[0] - crop[0]), max(0, scaled[1] - crop[1])
+        if self.center:
+            return spare[0] // 2, spare[1] // 2
+        if self.rare and rng.random() < self.rare:
+            return _place_of_a_class(label, scaled, crop, spare, rng)
+        return _place(spare, rng)
+
+
+def _place_of_a_class(
+    label: np.ndarray,
+    scaled: tuple[int, int],
+    crop: tuple[int, int],
+    spare: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    """A random offset of a crop that shows a random pixel of a class; each class of `label` is as likely."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    if not counts.any():
+        return _place(spare, rng)
+    chosen = rng.choice(np.flatnonzero(counts))
+    pixel = np.flatnonzero(label == chosen)[rng.integers(counts[chosen])]
+    offset = []
+    for position, length, size, side, most in zip(
+        divmod(int(pixel), label.shape[1]), label.shape, scaled, crop, spare, strict=True
+    ):
+        at = int((position + 0.5) * size / length)  # the pixel's row or column in the resized image
+        offset.append(int(rng.integers(max(0, at - side + 1), min(most, at) + 1)))
+    return offset[0], offset[1]
 
 
 def _place(spare: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -683,6 +716,8 @@ class ChainOptions:
         blur: Blur half of the images, or as given.
         resize: Resize all images first.
         color_jitter: Change brightness, contrast and saturation, or as given.
+        rare_crop: Place half of the crops, or this share, where they show a class drawn from those of the image, each
+            as likely however small it is, so that rare classes are seen more often.
         transforms: Transforms to apply in this order, instead of all of the above.
     """
 
@@ -696,6 +731,7 @@ class ChainOptions:
     blur: bool | GaussianBlur | None = None
     resize: ResizeOptions | None = None
     color_jitter: bool | ColorJitter | None = None
+    rare_crop: bool | Probability | None = None
     transforms: list[Annotated[Component, TRANSFORMS]] | None = None
 
     @property
@@ -715,7 +751,7 @@ class ChainOptions:
         return ChainOptions(val=True, crop_size=self.crop_size, resize=self.resize)
 
 
-_RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter")  # what only `augment` turns on
+_RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter", "rare_crop")  # what only `augment` turns on
 
 
 def chain_problems(options: ChainOptions, where: str) -> list[str]:
@@ -792,6 +828,7 @@ def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -
             scale=scale if isinstance(scale, ScaleOptions) else None,
             degrees=10.0 if options.rotate is True else float(options.rotate or 0),
             flip=0.5 if options.flip is True else float(options.flip or 0),
+            rare=0.5 if options.rare_crop is True else float(options.rare_crop or 0),
             color_jitter=ColorJitter() if options.color_jitter is True else options.color_jitter or None,
             blur=GaussianBlur() if options.blur is True else options.blur or None,
             fill=fill,

@@ -485,3 +485,22 @@ def test_what_is_held_out_gets_the_same_size_and_nothing_random():
 def test_the_module_says_what_it_needs_of_options():
     assert set(transforms._RANDOM) < set(ChainOptions.__dataclass_fields__)
     assert ResizeOptions(long_side=50).factors(100, 25) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(False, 97), ({"range": [0.4, 2.5]}, 97), (False, 40)])
+def test_a_rare_class_is_cropped_as_often_as_a_frequent_one(scale, size):
+    label = np.zeros((65, 97), np.uint8)
+    label[60, 3] = 1
+    image = np.zeros((65, 97, 3), np.uint8)
+    arguments = {"augment": True, "crop_size": [16, 24], "base_size": size, "scale": scale}
+    usual, rare = (build_chain(options(**arguments, rare_crop=share), FILL, where="args") for share in (0.0, 1.0))
+    seen = [
+        [bool((c(image, label, np.random.default_rng(i))[1] == 1).any()) for i in range(300)] for c in (usual, rare)
+    ]
+    assert sum(seen[0]) < 60
+    if scale is False and size == 97:  # else a single pixel may be lost in resizing
+        assert 120 < seen[1] < 240
+        label[label == 0] = IGNORE
+        assert all((rare(image, label, np.random.default_rng(i))[1] == 1).any() for i in range(100))
+    label[:] = IGNORE
+    assert rare(image, label, np.random.default_rng(0))[1].shape == (16, 24)
