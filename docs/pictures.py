@@ -18,7 +18,7 @@ from inference import load
 from utils.images import write_picture
 from utils.look import SCALES
 from utils.predict import Predictor
-from utils.visualize import GAP, colorize, legend, overlay
+from utils.visualize import colorize, legend, overlay, side_by_side
 
 IMAGES = Path(__file__).parent / "images"
 SCENES = (2, 7)  # with near and far things
@@ -32,15 +32,11 @@ LOOKS = {
 
 def row(parts: dict[str, np.ndarray], width: int = 1200) -> np.ndarray:
     """Pictures (H, W, 3) uint8 side by side, each under its name; (h, width, 3) uint8."""
-    w = width // len(parts) - GAP
-    shown = []
-    for name, part in parts.items():
-        h = round(w * part.shape[0] / part.shape[1])
-        title = np.full((26, w, 3), 255, np.uint8)
-        cv2.putText(title, name, (2, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
-        picture = np.concatenate([title, cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA)])
-        shown.append(np.pad(picture, ((0, 0), (0, GAP), (0, 0)), constant_values=255))
-    return np.concatenate(shown, axis=1)
+    titles = np.full((26, width, 3), 255, np.uint8)
+    for i, name in enumerate(parts):
+        place = (i * (width // len(parts)) + 2, 18)
+        cv2.putText(titles, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+    return np.concatenate([titles, side_by_side(list(parts.values()), width)])
 
 
 def kinds(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -38,6 +40,29 @@ class Answer(NamedTuple):
     def errors(self) -> list[str]:
         """Its error lines, without what each begins with."""
         return [line.removeprefix("error: ") for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def kill_9_at(owner: Any, name: str, number: int, work: Callable[[], object]) -> int:
+    """Do `work` in a child that dies at the `number`-th call of `owner`'s function `name`; its exit code."""
+
+    def child() -> None:
+        left, real = number, getattr(owner, name)
+
+        def strike(*arguments: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(owner, name, strike)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def call(command: ModuleType, *arguments: Any) -> Answer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import multiprocessing
 import os
 import signal
 import tarfile
@@ -23,7 +22,7 @@ import prepare
 from dataloader import download as module
 from dataloader.download import Archive, augmented_split, build_augmented, download, fetch, unpack
 from dataloader.voc import VOC
-from tests.conftest import Answer, call
+from tests.conftest import Answer, call, kill_9_at
 from utils.errors import DataError, Stopped
 
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -247,23 +246,7 @@ def test_kill_9_at_any_moment_leaves_nothing_half_that_is_trusted(
     handler.data = tar_of(files)
     sources(monkeypatch, Archive(url, f"md5:{hashlib.md5(handler.data).hexdigest()}"))
 
-    def child() -> None:
-        left, real = number, getattr(owner, name)
-
-        def strike(*arguments: object) -> object:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
-
-        setattr(owner, name, strike)
-        list(download("VOC", tmp_path))
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert kill_9_at(owner, name, number, lambda: list(download("VOC", tmp_path))) == -signal.SIGKILL
     for folder in "AB":  # not there, or whole
         found = {path: (tmp_path / path).read_bytes() for path in files if (tmp_path / path).exists()}
         mine = {path: data for path, data in files.items() if path.startswith(folder)}

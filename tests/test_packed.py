@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import tarfile
@@ -24,7 +23,7 @@ from dataloader.cityscapes import CityScapes
 from dataloader.folder import Folder
 from dataloader.packed import pack
 from dataloader.transforms import Chain, ScaleOptions
-from tests.conftest import Answer, call
+from tests.conftest import Answer, call, kill_9_at
 from utils import shards
 from utils.errors import DataError
 from utils.shards import INDEX
@@ -219,23 +218,7 @@ def test_kill_9_while_packing_leaves_nothing_that_is_trusted(tmp_path: Path, poi
         pack(data, target)
     name, _, number = point.partition(":")
 
-    def child() -> None:
-        left, real = int(number), getattr(os, name)
-
-        def strike(*arguments: object) -> object:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
-
-        setattr(os, name, strike)
-        pack(data, target, force=force)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert kill_9_at(os, name, int(number), lambda: pack(data, target, force=force)) == -signal.SIGKILL
     assert list(target.glob(".*")), "killed too late"
     if force:
         assert_same(batches(folder(target)), batches(data))  # the old one, whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -21,6 +20,7 @@ from dataloader.folder import Folder
 from dataloader.sample_cache import build_cache, stored_rows
 from dataloader.synthetic import Synthetic
 from dataloader.transforms import Chain, ScaleOptions
+from tests.conftest import kill_9_at
 from tests.test_packed import assert_same, folder, make
 from utils.errors import ConfigError, DataError
 
@@ -131,17 +131,9 @@ def test_what_will_not_fit_is_said_before_it_does_harm(tmp_path: Path, monkeypat
 def test_kill_9_while_filling_leaves_nothing_that_is_trusted(tmp_path: Path, name: str) -> None:
     data, cache = folder(make(tmp_path / "data")), tmp_path / "cache"
 
-    def child() -> None:
-        def strike(*_: object) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(os if name.startswith("os.") else module, name.removeprefix("os."), strike)
-        build_cache(data, "disk", folder=cache)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    owner = os if name.startswith("os.") else module
+    killed = kill_9_at(owner, name.removeprefix("os."), 1, lambda: build_cache(data, "disk", folder=cache))
+    assert killed == -signal.SIGKILL
     (left,) = cache.iterdir()
     assert ".tmp" in left.name
     assert_same(batches(loader(data, "disk", cache)), batches(loader(data, None, cache)))

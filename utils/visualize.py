@@ -57,9 +57,17 @@ def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTa
     Returns:
         (h, width, 3) uint8, with a white gap after each part and below.
     """
-    parts = [as_picture(image), *(colorize(each, classes) for each in labels)]
+    return side_by_side([as_picture(image), *(colorize(each, classes) for each in labels)], width)
+
+
+def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 of one size in a row: a photo, then pictures of plain colors.
+
+    Returns:
+        (h, width, 3) uint8, with a white gap after each part and below.
+    """
     w = width // len(parts) - GAP
-    h = max(1, round(w * image.shape[0] / image.shape[1]))
+    h = max(1, round(w * parts[0].shape[0] / parts[0].shape[1]))
     row = np.full((h + GAP, width, 3), 255, np.uint8)
     for i, part in enumerate(parts):
         interpolation = cv2.INTER_AREA if i == 0 else cv2.INTER_NEAREST
