@@ -9,7 +9,7 @@ little grain, so that files are about as large as real ones. `--yassouali` and `
 yassouali/pytorch-segmentation and hszhao/semseg; albumentations takes part where it is installed. Others give what
 they give in training: normalised float tensors; we give bytes, which the model normalises.
 
-Each case runs in a process of its own, as a data worker does, with the allocator as its authors leave it: ours keeps
+Each case runs in processes of its own, as a data worker does, with the allocator as its authors leave it: ours keeps
 memory that was freed (`--malloc` gives that to all). They take turns; what is printed is the median over rounds of the
 ratio to our loader in the same round, and only that means anything on a machine that does something else as well. Times
 are those of the processor, not of the clock. `--workers` measures whole loaders of that many processes too.
@@ -58,6 +58,7 @@ from utils.schema import Component
 
 OURS, CACHED, LIMIT = "ours", "ours, cached", "decode only"
 BATCH = 8  # images, of whole loaders
+LIFE = 3  # rounds after which processes start anew, since some are slow or fast all their lives, by their heap's luck
 FORK = multiprocessing.get_context("fork")
 CITY = (7, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33, 0)  # raw ids of Cityscapes for CamVid's classes and void
 Case = Callable[[int], Any]
@@ -328,20 +329,21 @@ def contestant(make: Callable[[], Case], images: int, keep_memory: bool, pipe: C
 
 def measure(cases: dict[str, Callable[[], Case]], images: int, rounds: int, *, malloc: bool) -> dict[str, list[float]]:
     """Seconds for all images, of each round and case; cases take turns, in a new order each time."""
-    pipes: dict[str, Connection] = {}
-    for name, make in cases.items():
-        pipes[name], theirs = FORK.Pipe()
-        keeps = malloc or name in (OURS, CACHED, LIMIT)
-        FORK.Process(target=contestant, args=(make, images, keeps, theirs), daemon=True).start()
-        pipes[name].recv()
     rows: dict[str, list[float]] = {name: [] for name in cases}
     order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(cases), len(cases)):
-            pipes[name].send(True)
-            rows[name].append(pipes[name].recv())
-    for pipe in pipes.values():
-        pipe.send(False)
+    for first in range(0, rounds, LIFE):
+        pipes: dict[str, Connection] = {}
+        for name, make in cases.items():
+            pipes[name], theirs = FORK.Pipe()
+            keeps = malloc or name in (OURS, CACHED, LIMIT)
+            FORK.Process(target=contestant, args=(make, images, keeps, theirs), daemon=True).start()
+            pipes[name].recv()
+        for _ in range(first, min(first + LIFE, rounds)):
+            for name in order.sample(list(cases), len(cases)):
+                pipes[name].send(True)
+                rows[name].append(pipes[name].recv())
+        for pipe in pipes.values():
+            pipe.send(False)
     return rows
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -29,6 +30,7 @@ Probability = Annotated[float, Between(0, 1)]
 Degrees = Annotated[float, Between(0, 180)]
 Factor = Annotated[float, Between(0.01, 100)]
 Pair = tuple[np.ndarray, np.ndarray]
+Edges = tuple[int, int, int, int]  # pixels above, below, to the left and to the right
 
 
 def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -49,6 +51,7 @@ def warp(
     angle: float = 0.0,
     flip: bool = False,
     fill: Sequence[float] = (0,),
+    change: Callable[[np.ndarray, np.ndarray], Pair] | None = None,
 ) -> Pair:
     """Resize, turn about the centre, cut out (padding below and to the right), mirror; all in one interpolation.
 
@@ -61,26 +64,30 @@ def warp(
         angle: Degrees, counter-clockwise.
         flip: Exchange left and right.
         fill: Value of image pixels outside the source, one per channel or one for all. Label pixels there are void.
+        change: What else to do to image and label before they are padded; the size must stay.
     """
     if scaled == label.shape and not angle:
-        return _cut(image, label, crop, offset, flip, fill)
-    matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
-    step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
-    inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
-    top, bottom, left, right = 0, crop[0], 0, crop[1]
-    if (
-        image.shape[2] in (3, 4) and not inside
-    ):  # parts of the crop that show nothing of the image are filled, not warped
-        top, bottom, left, right = _shown(matrix, label.shape, crop, step)
+        image, label, edges = _cut(image, label, crop, offset, flip)
+    else:
+        matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
+        step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
+        inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
+        # Parts of the crop that show nothing of the image are filled, not warped.
+        top, bottom, left, right = (0, crop[0], 0, crop[1]) if inside else _shown(matrix, label.shape, crop, step)
         matrix[:, 2] += matrix[:, :2] @ (left, top)
-    image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
-    if label.shape == crop:
-        return image, label
-    edges, values = (top, crop[0] - bottom, left, crop[1] - right), _fill(fill, image)
-    return (
-        cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=values),
-        cv2.copyMakeBorder(label, *edges, cv2.BORDER_CONSTANT, value=IGNORE),
-    )
+        image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
+        edges = top, crop[0] - bottom, left, crop[1] - right
+    if change is not None:
+        image, label = change(image, label)
+    return _pad(image, label, edges, fill) if any(edges) else (image, label)
+
+
+def _pad(image: np.ndarray, label: np.ndarray, edges: Edges, fill: Sequence[float]) -> Pair:
+    def apply(x: np.ndarray, value: list[float]) -> np.ndarray:
+        return cv2.copyMakeBorder(x, *edges, cv2.BORDER_CONSTANT, value=value)
+
+    values = _fill(fill, image)
+    return _by_fours(image, lambda x, first: apply(x, values[first : first + 4])), apply(label, [IGNORE])
 
 
 def _span(function: Sequence[float], columns: tuple[float, float], rows: tuple[float, float]) -> tuple[float, float]:
@@ -119,14 +126,14 @@ def _warp_pair(
     matrix[:, 2] -= left, top
     image, label = image[top:bottom, left:right], label[top:bottom, left:right]
     label = cv2.warpAffine(
-        label,
+        label.astype(np.uint16),  # OpenCV takes a third less time for it than for 8 bits
         matrix,
         crop[::-1],
         flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST,
         # Half a pixel at the image's edge is nearer to the edge than to any pixel outside.
         borderMode=cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT,
         borderValue=IGNORE,
-    )
+    ).astype(np.uint8)
     if step > 1:  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below a scale of 1/2
         image = _by_fours(image, lambda x, _: _reduce(x, step))
         half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
@@ -190,25 +197,16 @@ def _warp_image(
 
 
 def _cut(
-    image: np.ndarray,
-    label: np.ndarray,
-    crop: tuple[int, int],
-    offset: tuple[int, int],
-    flip: bool,
-    fill: Sequence[float],
-) -> Pair:
-    """`warp` without a change of scale or angle: pixels are copied."""
+    image: np.ndarray, label: np.ndarray, crop: tuple[int, int], offset: tuple[int, int], flip: bool
+) -> tuple[np.ndarray, np.ndarray, Edges]:
+    """`warp` without a change of scale or angle, where pixels are copied, and what is missing around them."""
     window = np.s_[offset[0] : offset[0] + crop[0], offset[1] : offset[1] + crop[1]]
     image, label = image[window], label[window]
-    if label.shape != crop:
-        height, width = label.shape
-        padded_image, padded_label = np.empty((*crop, image.shape[2]), image.dtype), np.full(crop, IGNORE, np.uint8)
-        padded_image[:] = _fill(fill, image)
-        padded_image[:height, :width], padded_label[:height, :width] = image, label
-        image, label = padded_image, padded_label
+    below, beside = crop[0] - label.shape[0], crop[1] - label.shape[1]
     if flip:
         image, label = image[:, ::-1], label[:, ::-1]
-    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+    edges = (0, below, beside, 0) if flip else (0, below, 0, beside)
+    return np.ascontiguousarray(image), np.ascontiguousarray(label), edges
 
 
 def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
@@ -294,8 +292,9 @@ class GaussianBlur:
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         if rng.random() < self.p:
             sigma = float(rng.uniform(*self.sigma))
-            side = 2 * math.ceil(2 * sigma) + 1  # at least 3: of one pixel alone, nothing is blurred
-            image = _by_fours(image, lambda x, _: cv2.GaussianBlur(x, (side, side), sigma))
+            kernel = cv2.getGaussianKernel(2 * max(1, round(2 * sigma)) + 1, sigma)
+            # A fifth faster than cv2.GaussianBlur.
+            image = _by_fours(image, lambda x, _: cv2.sepFilter2D(x, -1, kernel, kernel))
         return image, label
 
 
@@ -373,19 +372,18 @@ class Chain:
         factor = self.scale.draw(rng) if self.scale else 1.0
         scaled = max(1, round(height * fy * factor)), max(1, round(width * fx * factor))
         crop = self.crop or scaled
-        image, label = warp(
-            image,
-            label,
-            scaled=scaled,
-            crop=crop,
-            offset=self._offset(label, scaled, crop, rng),
-            angle=float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0,
-            flip=bool(self.flip and rng.random() < self.flip),
-            fill=self.fill,
+        offset = self._offset(label, scaled, crop, rng)
+        angle = float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0
+        flip = bool(self.flip and rng.random() < self.flip)
+        change = partial(self._change, rng) if self.color_jitter or self.blur else None
+        return warp(
+            image, label, scaled=scaled, crop=crop, offset=offset, angle=angle, flip=flip, fill=self.fill, change=change
         )
-        for change in (self.color_jitter, self.blur):
-            if change is not None:
-                image, label = change(image, label, rng)
+
+    def _change(self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> Pair:
+        for step in (self.color_jitter, self.blur):
+            if step is not None:
+                image, label = step(image, label, rng)
         return image, label
 
     def _offset(

@@ -14,6 +14,7 @@ import numpy as np
 from utils.errors import ConfigError
 
 IGNORE = 255  # label of pixels that neither train nor count, in every dataset, after `ClassTable.train_ids`
+_LOOKS_UP_PAIRS = int(cv2.__version__.partition(".")[0]) >= 5  # before, OpenCV's tables were of 8 bits only
 STRANGE = 254  # label of pixels whose value stands for nothing, see `ClassTable.marked_ids`
 
 
@@ -75,11 +76,19 @@ class ClassTable:
 
         Class 254, the last of 255, has this id too: then ask `unknown`.
         """
-        return cv2.LUT(np.ascontiguousarray(raw), self._marked).reshape(raw.shape)
+        flat = np.ascontiguousarray(raw).reshape(-1)
+        if _LOOKS_UP_PAIRS and flat.size % 2 == 0:  # twice as fast
+            return cv2.LUT(flat.view(np.uint16), self._marked_pairs).view(np.uint8).reshape(raw.shape)
+        return cv2.LUT(flat, self._marked).reshape(raw.shape)
 
     @cached_property
     def _marked(self) -> np.ndarray:
         return np.where(self._strange > 0, STRANGE, self.lookup).astype(np.uint8)
+
+    @cached_property
+    def _marked_pairs(self) -> np.ndarray:
+        """`_marked` of each two pixels side by side, (65536,) uint16."""
+        return self._marked[np.arange(2**16, dtype=np.uint16).view(np.uint8)].view(np.uint16)
 
     def unknown(self, raw: np.ndarray) -> int | None:
         """The smallest value in `raw` (H, W) uint8 that stands for neither a class nor void; None if there is none."""
