@@ -209,6 +209,59 @@ def test_16_bit_labels_are_exact(tmp_path):
     np.testing.assert_array_equal(read_label(path), label % 256)
 
 
+def filtered(values, kind):
+    """Raw rows of a PNG of `values` (H, W, C) uint8, each coded with the filter `kind`; 5 for one after the other."""
+    rows, channels = values.reshape(len(values), -1).astype(int), values.shape[2]
+    above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
+    before, corner = (np.hstack([np.zeros((len(x), channels), int), x[:, :-channels]]) for x in (rows, above))
+    guess = before + above - corner
+    far = [abs(guess - x) for x in (before, above, corner)]
+    paeth = np.where((far[0] <= far[1]) & (far[0] <= far[2]), before, np.where(far[1] <= far[2], above, corner))
+    coded = [rows, rows - before, rows - above, rows - (before + above) // 2, rows - paeth]
+    kinds = [number % 5 if kind == 5 else kind for number in range(len(rows))]
+    return b"".join(bytes([k]) + (coded[k][i] % 256).astype(np.uint8).tobytes() for i, k in enumerate(kinds))
+
+
+@pytest.mark.parametrize("decoder", ["kornia_rs", "without it"])
+@pytest.mark.parametrize("kind", range(6))
+def test_every_filter_of_png_is_undone(tmp_path, monkeypatch, kind, decoder):
+    if decoder == "without it":
+        monkeypatch.setattr("utils.images.decode_image_png_u8", None)
+    else:
+        pytest.importorskip("kornia_rs")
+    rng = np.random.default_rng(kind)
+    colors, label = rng.integers(0, 256, (13, 7, 3), np.uint8), rng.integers(0, 256, (13, 7, 1), np.uint8)
+    (tmp_path / "image.png").write_bytes(png(7, 13, 8, 2, filtered(colors, kind)))
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png"), colors)
+    gray, palette = tmp_path / "gray.png", tmp_path / "palette.png"
+    gray.write_bytes(png(7, 13, 8, 0, filtered(label, kind)))
+    whole = png(7, 13, 8, 3, filtered(label, kind))
+    table = b"PLTE" + rng.integers(0, 256, 768, np.uint8).tobytes()
+    palette.write_bytes(whole[:33] + struct.pack(">I", 768) + table + struct.pack(">I", zlib.crc32(table)) + whole[33:])
+    for path in (gray, palette):
+        np.testing.assert_array_equal(read_label(path), label[..., 0])
+
+
+@pytest.mark.parametrize("decoder", ["kornia_rs", "without it"])
+@pytest.mark.parametrize("color_type", [0, 2])
+def test_no_flipped_bit_of_a_png_goes_unseen(tmp_path, monkeypatch, color_type, decoder):
+    if decoder == "without it":
+        monkeypatch.setattr("utils.images.decode_image_png_u8", None)
+    values = np.random.default_rng(0).integers(0, 256, (9, 11, color_type + 1), np.uint8)
+    whole, path = png(11, 9, 8, color_type, filtered(values, 5)), tmp_path / "a.png"
+    read = read_image if color_type else read_label_values
+    rng = np.random.default_rng(1)
+    for place in range(8, len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = read(path)
+        except DataError:
+            continue
+        np.testing.assert_array_equal(found, values if color_type else values[..., 0], err_msg=str(place))
+
+
 def test_colors_and_lossy_files_are_no_labels(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "colors.png")
     assert "holds colors (RGB), expected class indices" in fault(read_label, tmp_path / "colors.png")

@@ -56,10 +56,11 @@ def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
     if header.format not in _FAST_FORMATS or header.mode not in _FAST_MODES:
         return _convert(path, header, upright)
     image = None
-    if header.format == "PNG" and data[24:26] == b"\x08\2":
-        image = _decode_png(path, data, "rgb")
-    if image is None and _is_complete(header.format, data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if _is_complete(header.format, data):
+        if header.format == "PNG" and data[24:26] == b"\x08\2":
+            image = _decode_png(path, data, "rgb")
+        if image is None:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise DataError(f"{path}: {_DAMAGED}")
     return _turn(image, _orientation(header, data)) if upright else image
@@ -288,9 +289,9 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
-        return 1  # getexif() would decode the whole image in search of it
     try:
+        if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
+            return 1  # getexif() would decode the whole image in search of it
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # what is written there may be anything, and is no reason not to use the pixels
         return 1
@@ -338,7 +339,8 @@ def _png_values(path: Path, data: bytes) -> np.ndarray | None:
 
     OpenCV would give the palette's colors.
     """
-    if not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR") or data[24:26] not in (b"\x08\0", b"\x08\3") or len(data) < 33:
+    start = data[:33]
+    if len(start) < 33 or start[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or start[24:26] not in (b"\x08\0", b"\x08\3"):
         return None
     values = _decode_png(path, data, "mono")
     return None if values is None else values[..., 0]
