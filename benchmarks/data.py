@@ -374,14 +374,15 @@ def measure_loaders(
 
 
 def report(title: str, rows: dict[str, list[float]], images: int) -> None:
-    """A line for each case: milliseconds per image, and how many times as fast we are."""
-    print(f"\n{title}\n  {'':<16}{'ms':>8}{'ours is':>10}{'cached is':>11}", flush=True)
+    """A line for each case: milliseconds per image, images per second, and how many times as fast we are."""
+    print(f"\n{title}\n  {'':<16}{'ms':>8}{'images/s':>10}{'ours is':>10}{'cached is':>11}", flush=True)
     for name, times in rows.items():
         ratios = []
         for mine in (OURS, CACHED):
             pairs = zip(times, rows[mine], strict=True)
             ratios.append(f"{statistics.median(theirs / own for theirs, own in pairs):.2f}x")
-        print(f"  {name:<16}{1e3 * statistics.median(times) / images:8.2f}{ratios[0]:>10}{ratios[1]:>11}", flush=True)
+        each = statistics.median(times) / images
+        print(f"  {name:<16}{1e3 * each:8.2f}{1 / each:10.0f}{ratios[0]:>10}{ratios[1]:>11}", flush=True)
 
 
 def main() -> None:
