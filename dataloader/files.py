@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,19 +68,27 @@ def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -
     """
     if not folder.is_dir():
         raise DataError(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
+    with os.scandir(folder) as entries:
+        paths = sorted(folder / entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in paths:
+        stem = _composed(path.stem)
         if (
             path.suffix.lower() not in (*IMAGE_SUFFIXES, *also)
             or path.name.startswith(".")
-            or not path.stem.endswith(remove)
+            or not stem.endswith(_composed(remove))
         ):
             continue
-        key = path.stem.removesuffix(remove)
+        key = stem.removesuffix(_composed(remove))
         if key in files:
             raise DataError(f"{path}: has the same name as {files[key].name}. Remove one of them.")
         files[key] = path
     return files
+
+
+def _composed(name: str) -> str:
+    """`name` with each accented letter as one character; some systems write it as two, which look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[Sample]:
@@ -112,12 +121,16 @@ def read_list(path: Path) -> list[tuple[int, str]]:
 
 
 def below(root: Path, entry: str, place: str) -> Path:
-    """The file that a list's `entry` means, with or without a slash at its beginning.
+    """The file that a list's `entry` means: its place below `root`, with or without a slash before it, or its path.
 
     Raises:
         DataError: It lies outside `root`.
     """
-    path = os.path.normpath(entry.replace("\\", "/").lstrip("/"))
+    path, base = os.path.normpath(entry), os.path.abspath(root)
+    if Path(path).is_relative_to(base):
+        path = os.path.relpath(path, base)
+    else:
+        path = os.path.normpath(entry.replace("\\", "/").lstrip("/"))
     if path == os.pardir or path.startswith(os.pardir + os.sep) or "\0" in entry or os.path.isabs(path):
         raise DataError(f"{place}: '{entry}' lies outside {root}. Lists name files below data_dir only.")
     return root / path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
@@ -193,6 +194,23 @@ def test_faults_in_files_are_named_when_they_are_read(tmp_path):
     assert (mapped.read(0).label == 3).all()
 
 
+def test_a_letter_and_its_accent_pair_with_the_accented_letter(tmp_path):
+    save_image(tmp_path / "train" / f"{unicodedata.normalize('NFD', 'é à')}.png")
+    save(tmp_path / "trainannot" / f"{unicodedata.normalize('NFC', 'é à')}.png", np.zeros((13, 17)))
+    assert CamVid(data_dir=tmp_path, split="train").read(0).label.shape == (13, 17)
+
+
+def test_links_are_followed_and_folders_are_no_images(tmp_path):
+    camvid(tmp_path / "far away")
+    (tmp_path / "train" / "old.jpg").mkdir(parents=True)
+    (tmp_path / "train" / "b.jpg").symlink_to(tmp_path / "far away" / "train" / "b.jpg")
+    (tmp_path / "train" / "a.b.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "trainannot").symlink_to(tmp_path / "far away" / "trainannot")
+    data = CamVid(data_dir=tmp_path, split="train")
+    assert data.read(1).key == "b"
+    assert "a.b.jpg: cannot be read (No such file or directory)" in problems(lambda: data.read(0))[0]
+
+
 def test_two_images_of_one_name_are_refused(tmp_path):
     save_image(camvid(tmp_path) / "train" / "b.png")
     (problem,) = problems(lambda: CamVid(data_dir=tmp_path, split="train"))
@@ -365,6 +383,9 @@ def test_a_list_names_images_and_masks(tmp_path):
     (tmp_path / "train.txt").write_text("photos of/a.jpg\tm.png\r\n\r\nb.jpg  m.png\n")
     data = folder(tmp_path, "train", classes=["x", "y", "z"], list_file="{split}.txt")
     assert [sample.key for sample in data.samples] == ["b", "photos of/a"]
+    (tmp_path / "train.txt").write_text(f"{tmp_path}/photos of/a.jpg\t{tmp_path}/m.png\n/b.jpg\t/m.png")
+    again = folder(tmp_path, "train", classes=["x", "y", "z"], list_file="{split}.txt")
+    assert again.samples == data.samples
     (tmp_path / "train.txt").write_text("../b.jpg m.png")
     assert "outside" in problems(lambda: folder(tmp_path, "train", classes=["x"], list_file="train.txt"))[0]
 
