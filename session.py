@@ -332,6 +332,8 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
 
 def only_one_class(found: DataCheck, names: Sequence[str]) -> str:
     """What to say of labels in which nothing can be told apart."""
+    if not found.labels:
+        return "train_loader: none of its labels can be read. `python prepare.py check` says why."
     seen = [name for name, pixels in zip(names, found.pixels, strict=True) if pixels]
     other = next(name for name in names if name not in seen)
     void = ", and void (255)" if found.void else ""

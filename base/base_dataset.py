@@ -56,6 +56,7 @@ class BaseDataset(ABC):
     label_map: dict[str, int | str | None] | None = None
 
     splits: ClassVar[tuple[str, ...]]
+    unlabelled: ClassVar[tuple[str, ...]] = ()  # splits whose labels are all void: a benchmark keeps the true ones
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     channels: ClassVar[int] = 3
@@ -96,6 +97,11 @@ class BaseDataset(ABC):
         """The options, as plain JSON, that decide which files the dataset consists of."""
         others = {"data_dir", "split", *self.reading_options}
         return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
+
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether label values that stand for nothing known are void instead of mistakes."""
+        return False
 
     def _packed_samples(self) -> list[Sample] | None:
         """The examples in a folder of packed splits; None if `data_dir` is none.

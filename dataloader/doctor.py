@@ -263,7 +263,8 @@ def count_labels(dataset: BaseDataset, records: Mapping[int, Record]) -> tuple[n
     lookup = table.lookup if dataset.raw_labels else np.arange(256)
     for index, record in records.items():
         values = {int(value): count for value, count in record.values.items()}
-        if record.problems or (dataset.raw_labels and not values.keys() <= known):
+        strict = dataset.raw_labels and not dataset.takes_unknown
+        if record.problems or (strict and not values.keys() <= known):
             unusable.append(index)
             continue
         for value, count in values.items():
@@ -449,6 +450,8 @@ def void_labels(examined: Examined) -> Iterator[Finding]:
     void = set(np.flatnonzero(table.lookup == IGNORE).tolist()) if examined.dataset.raw_labels else {IGNORE}
     files = _keys(examined, lambda record: bool(record.values) and all(int(value) in void for value in record.values))
     if files and len(files) == len(examined.records):
+        if examined.split in examined.dataset.unlabelled:
+            return
         yield Finding("all void", examined.split, "no label has a labelled pixel", 'train on another "split"', files)
     elif files:
         what = f"{len(files)} labels are all void, and teach nothing"

@@ -102,6 +102,11 @@ class Folder(BaseDataset):
             void_ids=tuple(value for value in void if isinstance(value, int) and value not in taken),
         )
 
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether `unknown` says so."""
+        return self.unknown == "void"
+
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         if not root.is_dir():
             raise DataError(f"data_dir: there is no folder {root}. Set data_dir to where images and masks are.")

@@ -197,6 +197,19 @@ def test_a_mending_line_mends(kind: str, line: str, tmp_path: Path, prepare_comm
     assert mended.status == 0, mended.out
 
 
+def test_labels_that_a_benchmark_keeps_are_no_finding(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for number, (split, city) in enumerate({"train": "ulm", "val": "munster", "test": "bonn"}.items()):
+        image, _ = scene(number)
+        values = np.tile(np.arange(34, dtype=np.uint8), 200)[: 65 * 97].reshape(SIZE)
+        save(tmp_path / "leftImg8bit" / split / city / f"{city}_0_0_leftImg8bit.png", image)
+        label = tmp_path / "gtFine" / split / city / f"{city}_0_0_gtFine_labelIds.png"
+        save(label, values * (split != "test"))
+    answer = prepare_command("check", "--dataset", "Cityscapes", "--data-dir", tmp_path)
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
+    save(label.parents[2] / "val" / "munster" / "munster_0_0_gtFine_labelIds.png", np.zeros(SIZE, np.uint8))
+    assert kinds(prepare_command("check", "--dataset", "Cityscapes", "--data-dir", tmp_path)) == {("val", "all void")}
+
+
 def test_a_list_that_names_what_is_not_there(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     root = clean(tmp_path / "data")
     rows = [f"images/train/{name}.png\tmasks/train/{name}.png" for name in ("000", "001", "nobody")]
@@ -349,6 +362,27 @@ def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
         assemble.look_at(View(data, None, indices=[0, 5]))
     found = assemble.look_at(View(data, None, on_bad_sample="skip"))
     assert (found.labels, int(found.pixels.sum())) == (6, 6 * SIZE[0] * SIZE[1])
+
+
+def test_unknown_values_that_may_be_void_cost_no_label(
+    tmp_path: Path, prepare_command: Callable[..., Answer], train_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    options = {"classes": list(NAMES[:2]), "unknown": "void", "on_bad_sample": "skip"}
+    path = training_config(root, tmp_path, **options)
+    assert kinds(prepare_command("check", "-c", path)) >= {("train_loader", "unknown value")}
+    data = Folder(data_dir=root, split="train", classes=NAMES[:2], unknown="void")
+    found = assemble.count_classes(View(data, None, on_bad_sample="skip"))
+    labels = np.concatenate([scene(number)[1].ravel() for number in range(8)])
+    assert found is not None
+    assert (found.labels, found.pixels.tolist()) == (8, np.bincount(labels, minlength=3)[:2].tolist())
+    assert found.void == (labels == 2).sum()
+    answer = train_command("-c", path, "--import", "tests.tiny")
+    assert answer.status == 0, answer.err
+    for file in (root / "masks" / "train").iterdir():
+        file.write_bytes(b"")
+    answer = train_command("-c", path, "--import", "tests.tiny", "--set", 'loss="DiceLoss"')
+    assert answer.errors == ["train_loader: none of its labels can be read. `python prepare.py check` says why."]
 
 
 @pytest.mark.parametrize(
