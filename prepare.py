@@ -137,8 +137,10 @@ def dataset_of(section: Component, where: str) -> BaseDataset:
 
 
 def examine_split(args: argparse.Namespace, section: Component, split: str) -> Examined:
-    """Read all files of a split that was named without a config."""
-    return examine(args, section, split, training=split.startswith(("train", "all")))
+    """Read all files of a split that was named without a config: nobody said that it is trained or validated on."""
+    found = examine(args, section, split, training=split.startswith(("train", "all")))
+    found.parts = found.dataset.parts
+    return found
 
 
 def from_dataset(args: argparse.Namespace, make: Callable[[Component, str], T]) -> list[T]:

@@ -99,6 +99,11 @@ class BaseDataset(ABC):
         return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
 
     @property
+    def parts(self) -> frozenset[str]:
+        """What the split is made of: splits with a part in common have its images in common, which is no mistake."""
+        return frozenset({self.split})
+
+    @property
     def takes_unknown(self) -> bool:
         """Whether label values that stand for nothing known are void instead of mistakes."""
         return False

@@ -64,6 +64,11 @@ class COCO(BaseDataset):
             raw_ids=tuple(table.raw_ids[i] for i in kept),
         )
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The split, or train and test of "all"."""
+        return frozenset({"train", "test"} if self.split == "all" else {self.split})
+
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         if self.partition == "CocoStuff164k":
             labels = first_folder(root / "annotations" / split, root / "stuffthingmaps" / split)

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,7 @@ class Examined:
         training: Whether it is what is trained on.
         crop: Height and width that images are cropped to without being resized before; None if not known.
         batch_size: Images per step; None if not known.
+        parts: What it consists of, where it may have images in common with other splits; empty: it may not.
     """
 
     split: str
@@ -329,6 +331,7 @@ class Examined:
     training: bool = True
     crop: tuple[int, int] | None = None
     batch_size: int | None = None
+    parts: frozenset[str] = frozenset()
 
     @property
     def classes(self) -> ClassTable:
@@ -503,16 +506,18 @@ def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
         for key, record in examined.records.items():
             if record.image and not record.is_blank:
                 places[record.image].append((examined.split, key, record.label))
+    parts = {examined.split: examined.parts for examined in splits}
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for occurrences in places.values():
         named = " = ".join(key for _, key, _ in occurrences)
-        parts = Counter(split for split, _, _ in occurrences)
-        if len(parts) > 1:
-            groups["image in two splits", " and ".join(parts)].append(named)
-        if any(count > 1 for count in parts.values()):
-            groups["duplicate", ", ".join(split for split, count in parts.items() if count > 1)].append(named)
-        if len({label for _, _, label in occurrences if label}) > 1:
-            groups["two labels", " and ".join(parts)].append(named)
+        counts = Counter(split for split, _, _ in occurrences)
+        pairs = [(a, b) for a, b in combinations(occurrences, 2) if a[0] == b[0] or not parts[a[0]] & parts[b[0]]]
+        if any(a[0] != b[0] for a, b in pairs):
+            groups["image in two splits", " and ".join(counts)].append(named)
+        if any(count > 1 for count in counts.values()):
+            groups["duplicate", ", ".join(split for split, count in counts.items() if count > 1)].append(named)
+        if any(a[2] and b[2] and a[2] != b[2] for a, b in pairs):
+            groups["two labels", " and ".join(counts)].append(named)
     texts = {
         "image in two splits": ("figures on one of them flatter", "remove the files from one of the splits"),
         "duplicate": ("they count twice", "remove one of each"),

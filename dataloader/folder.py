@@ -103,6 +103,11 @@ class Folder(BaseDataset):
         )
 
     @property
+    def parts(self) -> frozenset[str]:
+        """The split, or "all" where one list stands for every split."""
+        return frozenset({self.split if self.list_file is None or "{split}" in self.list_file else "all"})
+
+    @property
     def takes_unknown(self) -> bool:
         """Whether `unknown` says so."""
         return self.unknown == "void"

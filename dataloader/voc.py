@@ -35,6 +35,12 @@ class VOC(BaseDataset):
     def base_classes(cls, **options: Any) -> ClassTable:
         return ClassTable.read(Path(__file__).parent / "classes" / "voc.csv")
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """VOC's own train and val, and what SBD adds to train."""
+        own = {name for name in ("train", "val") if name in self.split}
+        return frozenset(own | {"SBD"} if "train" in own and self.split.endswith("_aug") else own)
+
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
         home = next((place for place in places if (place / "JPEGImages").is_dir()), None)

@@ -197,6 +197,39 @@ def test_a_mending_line_mends(kind: str, line: str, tmp_path: Path, prepare_comm
     assert mended.status == 0, mended.out
 
 
+def test_splits_may_consist_of_others(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    home, train, val = tmp_path / "VOCdevkit" / "VOC2012", ["000", "001", "002"], ["100"]
+    for number in (0, 1, 2, 3, 100):
+        image, label = scene(number)
+        label = np.tile(np.arange(21, dtype=np.uint8), (label.size // 21 + 1))[: label.size].reshape(label.shape)
+        save(home / "JPEGImages" / f"{number:03d}.jpg", image)
+        save(home / "SegmentationClass" / f"{number:03d}.png", label)
+        save(home / "SegmentationClassAug" / f"{number:03d}.png", label[::-1])  # SBD's differ
+    lists = {"train": train, "val": val, "trainval": train + val, "train_aug": [*train, "003"], "val_aug": val}
+    (home / "ImageSets" / "Segmentation").mkdir(parents=True)
+
+    def write(name: str, ids: list[str]) -> None:
+        (home / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(ids))
+
+    for name, ids in lists.items():
+        write(name, ids)
+    answer = prepare_command("check", "--dataset", "VOC", "--data-dir", tmp_path)
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
+    assert "train_aug: 4 images" in answer.out
+    write("train_aug", [*train, "003", "100"])
+    answer = prepare_command("check", "--dataset", "VOC", "--data-dir", tmp_path)
+    assert {kind for _, kind in kinds(answer)} == {"image in two splits", "two labels"}
+    # To train on what one validates on is a mistake, whatever the splits are called.
+    args = {"data_dir": str(tmp_path), "batch_size": 2, "num_workers": 0}
+    sections = {
+        "train_loader": {"type": "VOC", "args": {**args, "split": "trainval"}},
+        "val_loader": {"type": "VOC", "args": {**args, "split": "val"}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path, **sections)))
+    answer = prepare_command("check", "-c", tmp_path / "config.json")
+    assert kinds(answer) == {("train_loader and val_loader", "image in two splits")}
+
+
 def test_labels_that_a_benchmark_keeps_are_no_finding(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     for number, (split, city) in enumerate({"train": "ulm", "val": "munster", "test": "bonn"}.items()):
         image, _ = scene(number)
@@ -208,6 +241,15 @@ def test_labels_that_a_benchmark_keeps_are_no_finding(tmp_path: Path, prepare_co
     assert (answer.status, kinds(answer)) == (0, set()), answer.out
     save(label.parents[2] / "val" / "munster" / "munster_0_0_gtFine_labelIds.png", np.zeros(SIZE, np.uint8))
     assert kinds(prepare_command("check", "--dataset", "Cityscapes", "--data-dir", tmp_path)) == {("val", "all void")}
+
+
+def test_one_list_for_every_split_is_no_finding(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    rows = [f"images/train/{number:03d}.png\tmasks/train/{number:03d}.png\n" for number in range(8)]
+    (root / "list.txt").write_text("".join(rows))
+    options = json.dumps({"classes": NAMES, "list_file": "list.txt"})
+    answer = prepare_command("check", "--dataset", "Folder", "--data-dir", root, "--args", options)
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
 
 
 def test_a_list_that_names_what_is_not_there(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
