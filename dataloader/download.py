@@ -44,6 +44,7 @@ class Archive:
         into: Folder below the data folder to unpack into.
         only: Folder of the archive whose content is wanted, and nothing else; empty for all there is.
         save_as: Name of the file, where the address does not end with a good one.
+        holds: A folder that it unpacks to. Where that is there already, the archive is not fetched: old addresses die.
     """
 
     url: str
@@ -51,6 +52,7 @@ class Archive:
     into: str = "."
     only: str = ""
     save_as: str = ""
+    holds: str = ""
 
     @property
     def name(self) -> str:
@@ -67,12 +69,14 @@ SOURCES = {
         Archive(
             "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
             "md5:6cd6e144f989b92b3379bac3b3de84fd",
+            holds="VOCdevkit/VOC2012/SegmentationClass",
         ),
     ),
     "SBD": (
         Archive(
             "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
             "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+            holds="benchmark_RELEASE/dataset/cls",
         ),
     ),
     "ADE20K": (
@@ -129,6 +133,9 @@ def download(name: str, data_dir: Path) -> Iterator[str]:
             if _done(data_dir, archive.name).exists():
                 yield f"{archive.name}: was unpacked before; remove {_done(data_dir, archive.name)} to do it again"
                 continue
+            if _stands(archive, data_dir):
+                yield f"{archive.name}: not needed, as {data_dir / archive.holds} is there"
+                continue
             path = data_dir / archive.name
             yield f"{archive.name}: from {archive.url}"
             fetch(archive.url, path)
@@ -146,6 +153,17 @@ def download(name: str, data_dir: Path) -> Iterator[str]:
 def _done(data_dir: Path, archive: str) -> Path:
     """The file that says that an archive has been unpacked."""
     return data_dir / f".{archive}.done"
+
+
+def _stands(archive: Archive, data_dir: Path) -> bool:
+    """Whether an archive has been unpacked by others, or by us to the end."""
+    there = bool(archive.holds) and (data_dir / archive.holds).is_dir()
+    return there and not _unfinished(archive.name, data_dir / archive.into).exists()
+
+
+def _unfinished(archive: str, folder: Path) -> Path:
+    """Where an archive is unpacked, until all of it is at its place."""
+    return folder / f".{archive}.unpacking"
 
 
 def _by_hand(name: str, data_dir: Path) -> Iterator[str]:
@@ -248,7 +266,7 @@ def unpack(path: Path, folder: Path, *, only: str = "") -> None:
     Raises:
         DataError: The archive is damaged, or something in it points out of it.
     """
-    unfinished = folder / f".{path.name}.unpacking"
+    unfinished = _unfinished(path.name, folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:

@@ -54,8 +54,8 @@ class VOC(BaseDataset):
         if augmented and not path.is_file():
             raise DataError(
                 f"data_dir: there is no {path}. Put the list there, and SBD's labels into {home}/SegmentationClassAug "
-                f"(train_aug is SBD's train and val with VOC's train, less VOC's val), or use split "
-                f"'{split.removesuffix('_aug')}'."
+                f"(train_aug is SBD's train and val with VOC's train, less VOC's val; `prepare.py download VOCAug` "
+                f"makes both), or use split '{split.removesuffix('_aug')}'."
             )
         labels = "SegmentationClassAug" if augmented else "SegmentationClass"
         samples = []

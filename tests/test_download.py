@@ -316,10 +316,20 @@ def test_the_aug_splits_are_made_from_sbd(tmp_path: Path, monkeypatch: pytest.Mo
         return np.full((5, 7), 9, np.uint8)
 
     monkeypatch.setattr(module, "read_mat", read_mat)
-    assert list(build_augmented(tmp_path)) == ["train_aug: 3 images", "val_aug: 1 images", "trainval_aug: 4 images"]
+    monkeypatch.setattr(module, "fetch", lambda url, path: pytest.fail(f"fetches {url}"))
+    assert list(download("VOCAug", tmp_path)) == [  # what was fetched elsewhere, when it could be
+        f"VOCtrainval_11-May-2012.tar: not needed, as {home}/SegmentationClass is there",
+        f"benchmark.tgz: not needed, as {sbd}/cls is there",
+        "train_aug: 3 images",
+        "val_aug: 1 images",
+        "trainval_aug: 4 images",
+    ]
     data = VOC(data_dir=tmp_path, split="train_aug")
     assert [int(data.read(index).label[0, 0]) for index in range(3)] == [9, 9, 3]
     assert len(VOC(data_dir=tmp_path, split="trainval_aug")) == 4
     list(build_augmented(tmp_path))
     assert read == ["a.mat", "b.mat"]  # the second time, nothing was left to do
     assert not list(home.rglob(".*"))
+    (tmp_path / ".benchmark.tgz.unpacking").mkdir()  # which was cut off, so that labels may be missing
+    with pytest.raises(pytest.fail.Exception, match=r"benchmark\.tgz"):
+        list(download("VOCAug", tmp_path))
