@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.classes import STRANGE, ClassTable
+from utils.classes import STRANGE, ClassTable, ranges
 from utils.errors import ConfigError, DataError
 from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
@@ -160,10 +160,10 @@ class BaseDataset(ABC):
         ids = self.classes.marked_ids(raw)
         if (ids == STRANGE).any() and (value := self.classes.unknown(raw)) is not None:
             row, column = np.argwhere(raw == value)[0]
-            known = sorted(v for values in self.classes.raw_ids for v in values)
+            known = ranges(v for values in self.classes.raw_ids for v in values)
             raise DataError(
                 f"{path}: label value {value} at row {row}, column {column} is neither a class "
-                f"({known[0]}..{known[-1]}) nor void ({', '.join(map(str, self.classes.void_ids))}). "
+                f"({known}) nor void ({ranges(self.classes.void_ids)}). "
                 f'Say what it means with "label_map" in the loader\'s args.'
             )
         return ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -95,6 +95,9 @@ class Folder(BaseDataset):
             if twice_colored := [color for color in colors if colors.count(color) > 1]:
                 raise ConfigError(f"classes: color {list(twice_colored[0])} is two classes'. Give each its own.")
         void = options.get("void", (IGNORE,))
+        known: Sequence[Any] = colors if options.get("masks") == "color" else taken
+        if both := [value for value in void if value in known and value != IGNORE]:
+            raise ConfigError(f"void: {json.dumps(both[0])} is a class's too. Remove it here, or from the class.")
         return ClassTable(
             names=tuple(row.name for row in rows),
             colors=tuple(colors),
@@ -195,10 +198,11 @@ def read_classes(source: Any) -> list[ClassRow]:
     if isinstance(source, str | Path):
         path = Path(source)
         try:
-            source = _read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, ValueError, KeyError, TypeError) as error:
+            source = _read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeError, ValueError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"classes: {path} cannot be read ({error}). Give a JSON or CSV file of classes."
+                f"classes: {path} cannot be read ({reason}). Give a JSON or CSV file of classes."
             ) from None
         if isinstance(source, dict):
             source = source.get("classes")
@@ -215,6 +219,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     rows = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
+            if "name" not in row:
+                raise ValueError(f"its first line has no column 'name', but {', '.join(map(str, row))}")
             value = row.get("raw_id") or row.get("value")
             color = [row.get(channel) for channel in ("red", "green", "blue")]
             rows.append(

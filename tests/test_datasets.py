@@ -322,7 +322,8 @@ def test_binary_masks_of_0_and_255(tmp_path):
     rows = [{"name": "rest", "value": 0}, {"name": "crack", "value": 255}]
     np.testing.assert_array_equal(folder(tmp_path, classes=rows).read(0).label, INDEX == 1)
     own(tmp_path, np.where(INDEX == 2, 7, (INDEX == 1) * 255))
-    assert "label value 7" in problems(lambda: folder(tmp_path, classes=rows).read(0))[0]
+    (problem,) = problems(lambda: folder(tmp_path, classes=rows).read(0))
+    assert "label value 7 at row 0, column 2 is neither a class (0, 255) nor void (none)." in problem
     taken = folder(tmp_path, classes=rows, unknown="void").read(0).label
     np.testing.assert_array_equal(taken, np.where(INDEX == 2, IGNORE, INDEX == 1))
 
@@ -400,11 +401,20 @@ def test_a_list_names_images_and_masks(tmp_path):
         ({"classes": ["a"], "masks": "color"}, "no color for 'a'"),
         ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, "Did you mean 'color'?"),
         ({"classes": [{"name": "a", "value": 300}]}, "of at most 255"),
+        ({"classes": ["a", "b"], "void": [1, 255]}, "void: 1 is a class's too. Remove it here"),
+        ({"classes": [{"name": "a", "color": [1, 2, 3]}], "masks": "color", "void": [[1, 2, 3]]}, "void: [1, 2, 3]"),
     ],
 )
 def test_a_wrong_class_list_has_its_line(tmp_path, options, reason):
     own(tmp_path, INDEX)
     assert any(reason in problem for problem in problems(lambda: folder(tmp_path, **options)))
+
+
+def test_a_table_of_classes_needs_their_names(tmp_path):
+    own(tmp_path, INDEX)
+    (tmp_path / "classes.csv").write_text("class;value\nx;0\n")
+    (problem,) = problems(lambda: folder(tmp_path, classes=str(tmp_path / "classes.csv")))
+    assert "its first line has no column 'name', but class;value" in problem
 
 
 def test_a_class_that_is_left_out_becomes_void_in_colors_too(tmp_path):

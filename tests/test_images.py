@@ -214,8 +214,10 @@ def test_colors_and_lossy_files_are_no_labels(tmp_path):
     assert "holds colors (RGB), expected class indices" in fault(read_label, tmp_path / "colors.png")
     np.testing.assert_array_equal(read_label_colors(tmp_path / "colors.png"), picture())
     Image.fromarray(picture()[..., 0]).save(tmp_path / "lossy.jpg")
+    Image.fromarray(picture()[..., 0]).save(tmp_path / "lossy.tif", compression="jpeg")
     for read in (read_label, read_label_colors):
         assert "Use PNG" in fault(read, tmp_path / "lossy.jpg")
+        assert "is a TIFF file compressed as JPEG" in fault(read, tmp_path / "lossy.tif")
 
 
 def test_a_written_label_reads_back_and_shows_its_colors(tmp_path):

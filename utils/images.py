@@ -362,10 +362,10 @@ def _decode_png(path: Path, data: bytes, mode: Literal["rgb", "mono"]) -> np.nda
 def _open_label(path: Path, data: bytes) -> Image.Image:
     """The label in the file's `data`, decoded."""
     image = _open(path, data)
-    if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]):
-        raise DataError(
-            f"{path}: is a {image.format} file, which changes label values at every edge. Use PNG files for labels."
-        )
+    packing = str(image.info.get("compression", ""))  # of TIFF, where JPEG is one of several
+    if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
+        kind = f"{image.format} file" + (" compressed as JPEG" if "jpeg" in packing else "")
+        raise DataError(f"{path}: is a {kind}, which changes label values at every edge. Use PNG files for labels.")
     try:
         if image.format == "PNG":
             _check_png(data)
