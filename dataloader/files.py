@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from base.base_dataset import Sample
 from utils.classes import IGNORE, ClassTable
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.images import IMAGE_SUFFIXES, read_label_colors
 
 Color = tuple[int, int, int]
@@ -147,6 +148,16 @@ def all_present(samples: list[Sample], place: Path) -> list[Sample]:
         shown = _some(map(str, sorted(missing)))
         _complain([f"{place}: names {shown} that are missing. Add the files or shorten the list."])
     return [sample for sample in samples if not missing & {sample.image, sample.label}]
+
+
+def refuse_label_map(options: Mapping[str, Any]) -> None:
+    """See to it that no `label_map` is given for masks that are drawn in colors.
+
+    Raises:
+        ConfigError: One is.
+    """
+    if options.get("label_map"):
+        raise ConfigError("label_map: masks drawn in colors hold no values that it could map. Remove it.")
 
 
 def color_labels(path: Path, table: ClassTable, void: Iterable[Color] = ()) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, color_labels, image_files, pair, read_list
+from dataloader.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from utils.classes import IGNORE, ClassTable, distinct_colors
 from utils.errors import ConfigError, DataError
 from utils.images import read_bands, read_label, read_label_colors
@@ -89,6 +89,7 @@ class Folder(BaseDataset):
             raise ConfigError(f"classes: value {twice[0]} stands for two classes. Give each its own.")
         colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]
         if options.get("masks") == "color":
+            refuse_label_map(options)
             plain = [row.name for row in rows if row.color is None]
             if plain:
                 raise ConfigError(f'classes: no color for \'{plain[0]}\'. With "masks": "color" each class needs one.')
@@ -198,7 +199,8 @@ def read_classes(source: Any) -> list[ClassRow]:
     if isinstance(source, str | Path):
         path = Path(source)
         try:
-            source = _read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8-sig"))
+            is_table = path.suffix.lower() == ".csv"
+            source = _read_csv(path) if is_table else json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeError, ValueError, TypeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(

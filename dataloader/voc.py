@@ -22,6 +22,7 @@ class VOC(BaseDataset):
     `data_dir` is the folder that holds `VOCdevkit` or `VOC2012`, or `VOC2012` itself. The `_aug` splits need what
     SBD's annotations were converted to: a folder `SegmentationClassAug` and lists such as
     `ImageSets/Segmentation/train_aug.txt`, whose lines are bare ids or an image and a label.
+    `python prepare.py download VOCAug` makes both.
 
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012; Hariharan et al. 2011, "Semantic contours from inverse
     detectors" for SBD.

@@ -399,6 +399,7 @@ def test_a_list_names_images_and_masks(tmp_path):
         ({"classes": "nowhere.json"}, "cannot be read"),
         ({"classes": [{"name": "a", "value": 1}, {"name": "b"}]}, "value 1 stands for two"),
         ({"classes": ["a"], "masks": "color"}, "no color for 'a'"),
+        ({"classes": [{"name": "a", "color": [1, 2, 3]}], "masks": "color", "label_map": {"1": "a"}}, "Remove it"),
         ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, "Did you mean 'color'?"),
         ({"classes": [{"name": "a", "value": 300}]}, "of at most 255"),
         ({"classes": ["a", "b"], "void": [1, 255]}, "void: 1 is a class's too. Remove it here"),

@@ -306,6 +306,11 @@ def test_deepscene_tells_classes_by_color(tmp_path: Path, home: str) -> None:
     np.testing.assert_array_equal(data.read(1).label, np.where((index == 7) | (index == 0), IGNORE, index))
 
 
+def test_masks_in_colors_take_no_label_map(tmp_path: Path) -> None:
+    text = problem(lambda: DeepScene(data_dir=tmp_path, split="training", label_map={"0": None}))
+    assert "label_map: masks drawn in colors hold no values" in text
+
+
 def test_deepscene_refuses_an_image_without_mask(tmp_path: Path) -> None:
     deepscene(tmp_path, np.zeros((*SIZE, 3), np.uint8))
     (tmp_path / "train" / "GT_color" / "b99-7_mask.png").unlink()
