@@ -70,17 +70,14 @@ def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -
     if not folder.is_dir():
         raise DataError(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
     with os.scandir(folder) as entries:
-        paths = sorted(folder / entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
+        names = sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
     files: dict[str, Path] = {}
-    for path in paths:
-        stem = _composed(path.stem)
-        if (
-            path.suffix.lower() not in (*IMAGE_SUFFIXES, *also)
-            or path.name.startswith(".")
-            or not stem.endswith(_composed(remove))
-        ):
+    endings, remove = (*IMAGE_SUFFIXES, *also), _composed(remove)
+    for name in names:
+        stem, ending = os.path.splitext(_composed(name))
+        if name.startswith(".") or ending.lower() not in endings or not stem.endswith(remove):
             continue
-        key = stem.removesuffix(_composed(remove))
+        key, path = stem.removesuffix(remove), folder / name
         if key in files:
             raise DataError(f"{path}: has the same name as {files[key].name}. Remove one of them.")
         files[key] = path

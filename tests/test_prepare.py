@@ -422,6 +422,10 @@ def test_unknown_values_that_may_be_void_cost_no_label(
     answer = train_command("-c", path, "--import", "tests.tiny")
     assert answer.status == 0, answer.err
     for file in (root / "masks" / "train").iterdir():
+        save(file, np.full(SIZE, 255, np.uint8))
+    answer = train_command("-c", path, "--import", "tests.tiny", "--set", 'loss="DiceLoss"')
+    assert answer.errors[0].startswith("train_loader: the labels hold void only. ")
+    for file in (root / "masks" / "train").iterdir():
         file.write_bytes(b"")
     answer = train_command("-c", path, "--import", "tests.tiny", "--set", 'loss="DiceLoss"')
     assert answer.errors == ["train_loader: none of its labels can be read. `python prepare.py check` says why."]
