@@ -165,8 +165,8 @@ def is_in_colors(path: Path) -> bool:
 def count_values(path: Path) -> dict[int, int]:
     """Pixels of each value of a mask."""
     values, counts = np.unique(read_label_values(path), return_counts=True)
-    if values.max() > IGNORE:
-        raise DataError(f"{path}: label value {values.max()}. Labels are 8-bit here: use values from 0 to 255.")
+    if wrong := [value for value in values.tolist() if not 0 <= value <= IGNORE]:
+        raise DataError(f"{path}: label value {wrong[-1]}. Labels are 8-bit here: use values from 0 to 255.")
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 

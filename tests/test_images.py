@@ -209,6 +209,14 @@ def test_16_bit_labels_are_exact(tmp_path):
     np.testing.assert_array_equal(read_label(path), label % 256)
 
 
+def test_labels_below_0_are_refused(tmp_path):
+    label = np.zeros((5, 7), np.int32)
+    label[2, 3] = -1
+    Image.fromarray(label).save(tmp_path / "label.tif")
+    np.testing.assert_array_equal(read_label_values(tmp_path / "label.tif"), label)
+    assert "label value -1 at row 2, column 3" in fault(read_label, tmp_path / "label.tif")
+
+
 def test_colors_and_lossy_files_are_no_labels(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "colors.png")
     assert "holds colors (RGB), expected class indices" in fault(read_label, tmp_path / "colors.png")

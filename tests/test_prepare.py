@@ -548,6 +548,10 @@ def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_
     answer = prepare_command(*arguments, "--force")
     assert (answer.status, "too many for classes" in answer.err) == (2, True)
     assert (tmp_path / "c.json").read_text() == text
+    for number in range(6):
+        (tmp_path / "b" / f"{number}.png").unlink()
+        save(tmp_path / "b" / f"{number}.tif", scene(number)[1].astype(np.int32) - 1)
+    assert "0.tif: label value -1. Labels are 8-bit here" in prepare_command(*arguments, "--force").err
     for path in (tmp_path / "b").iterdir():
         path.rename(path.with_name(f"other{path.name}"))
     assert "no mask is named like an image" in prepare_command(*arguments, "--force").err

@@ -235,6 +235,9 @@ def test_coco_stuff_knows_void_in_any_type(tmp_path: Path, folder: str, dtype: t
     item = data.read(0)
     assert item.image.shape == (*SIZE, 3)
     np.testing.assert_array_equal(np.unique(item.label), [0, 12, 181, IGNORE])
+    save(tmp_path / folder / "val2017" / "000000000139.png", values(0, 300, dtype=np.uint16))
+    assert "holds 300, which is no id of COCO-Stuff" in problem(lambda: data.read(0))
+    coco(tmp_path, values(0, 12, 181, void, dtype=dtype), folder)
     # Ids 12 and the others that were never used are left out, so 13 (stop sign) is class 11 of 171.
     assert set(np.unique(COCO(data_dir=tmp_path, split="val2017").read(0).label)) == {0, 11, 170, IGNORE}
 

@@ -161,11 +161,11 @@ def read_label(path: Path) -> np.ndarray:
     """The raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
 
     Raises:
-        DataError: It cannot be read, holds colors or values above 255, or is stored with loss.
+        DataError: It cannot be read, holds colors or values below 0 or above 255, or is stored with loss.
     """
     label = read_label_values(path)
     if label.dtype != np.uint8:
-        row, column = np.argwhere(label > 255)[0]
+        row, column = np.argwhere((label < 0) | (label > 255))[0]
         raise DataError(
             f"{path}: label value {label[row, column]} at row {row}, column {column}. "
             f"Labels are 8-bit here: convert the file to values from 0 to 255."
@@ -174,7 +174,7 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def read_label_values(path: Path) -> np.ndarray:
-    """The raw values of a label, (H, W), exact: uint8 where all are below 256, else int64.
+    """The raw values of a label, (H, W), exact: uint8 where all are from 0 to 255, else int64.
 
     Raises:
         DataError: It cannot be read, holds colors, or is stored with loss.
