@@ -22,9 +22,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from base.base_dataloader import first_line, start_worker
+from base.base_dataloader import WorkerLoader, first_line, start_worker
 from base.base_dataset import BaseDataset, Sample
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
@@ -209,7 +209,7 @@ def examine(
             records[sample.key] = before
         else:
             stale.append(index)
-    loader = DataLoader(
+    loader = WorkerLoader(
         Looks(dataset, stale, images),
         batch_size=None,
         num_workers=min(num_workers, len(stale)),

@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from base.base_dataloader import first_line, start_worker
+from base.base_dataloader import WorkerLoader, first_line, start_worker
 from base.base_dataset import BaseDataset, Item
 from utils.checkpoint import sync_folder
 from utils.config import fingerprint
@@ -283,7 +283,7 @@ def fill(
     """
     from tqdm import tqdm
 
-    loader = DataLoader(
+    loader = WorkerLoader(
         Reads(dataset, indices),
         batch_size=None,
         num_workers=min(num_workers, len(indices)),

@@ -6,12 +6,14 @@ import io
 import os
 import struct
 import zlib
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from utils import images
 from utils.errors import DataError
 from utils.images import (
     read_image,
@@ -154,6 +156,26 @@ def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, name, read):
     problem = fault(read, path)
     if read is read_image:
         assert reason in problem
+
+
+@pytest.mark.parametrize("decoder", ["kornia_rs", "others"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_png_cut_or_with_a_flipped_bit_is_refused_or_read_as_it_was(tmp_path, monkeypatch, mode, decoder):
+    if decoder == "others":
+        monkeypatch.setattr(images, "decode_image_png_u8", None)
+    elif images.decode_image_png_u8 is None:
+        pytest.skip("needs kornia_rs")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 16, (20, 15, 3), np.uint8)).convert(mode)
+    data = encoded(image, "PNG")
+    read, values = (read_image if mode == "RGB" else read_label), np.asarray(image)
+    path, kept = tmp_path / "damaged.png", 0
+    flips = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(len(data))]
+    for number, damaged in enumerate([*flips, *(data[:end] for end in range(1, len(data)))]):
+        path.write_bytes(damaged)
+        with suppress(DataError):
+            np.testing.assert_array_equal(read(path), values, err_msg=str(number))
+            kept += 1
+    assert kept < 20  # the checksum of the last chunk, which holds nothing
 
 
 def test_what_follows_the_end_of_a_jpeg_does_no_harm(tmp_path):

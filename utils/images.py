@@ -62,7 +62,10 @@ def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise DataError(f"{path}: {_DAMAGED}")
-    return _turn(image, _orientation(header, data)) if upright else image
+    try:
+        return _turn(image, _orientation(header, data)) if upright else image
+    except struct.error:  # what follows a PNG's pixels, which the decoder does not look at
+        raise DataError(f"{path}: {_DAMAGED}") from None
 
 
 def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
@@ -287,7 +290,11 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
+
+    Raises:
+        struct.error: A PNG is cut short.
+    """
     if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
         return 1  # getexif() would decode the whole image in search of it
     try:
@@ -338,7 +345,11 @@ def _png_values(path: Path, data: bytes) -> np.ndarray | None:
 
     OpenCV would give the palette's colors.
     """
-    if not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR") or data[24:26] not in (b"\x08\0", b"\x08\3") or len(data) < 33:
+    if (
+        not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+        or data[24:26] not in (b"\x08\0", b"\x08\3")
+        or len(data) < 33
+    ):
         return None
     values = _decode_png(path, data, "mono")
     return None if values is None else values[..., 0]
