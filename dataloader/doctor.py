@@ -33,6 +33,7 @@ from utils.shards import stamp
 
 SHOWN = 5  # files that a finding names
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
+SHIFTED = "they are shifted by one"
 SKIP = '"on_bad_sample": "skip", or get the files again'
 
 # What a line of utils/images.py says, the kind of finding that it is, and what mends it.
@@ -43,6 +44,7 @@ FILE_PROBLEMS = (
     ("pointer of Git LFS", "Git LFS pointer", "`git lfs pull`"),
     ("no image that can be read", "no image", SKIP),
     ("is declared to have", "huge image", "cut the files into tiles"),
+    ("holds fractions", "fractions", "make the labels anew, with whole numbers from 0 to 255"),
     ("expected class indices", "colors", '"type": "Folder", "args": {"masks": "color", "classes": [...]}'),
     ("Use PNG files for labels", "lossy labels", "make the labels anew, as PNG files"),
     ("Labels are 8-bit", "wide labels", '"label_map" has no value above 255: convert the files'),
@@ -224,7 +226,9 @@ def examine(
             raise
         raise Stopped(f"a process that reads died ({first_line(error)}). Use fewer --workers") from error
     if path is not None and stale:
-        known |= {name_of(sample): records[sample.key] for sample in dataset.samples}
+        seen = {name_of(sample): records[sample.key] for sample in dataset.samples}
+        # What a package is missing for is no property of the file.
+        known |= {name: record for name, record in seen.items() if "pip install" not in " ".join(record.problems)}
         remember(path, known)
     return {sample.key: records[sample.key] for sample in dataset.samples}
 
@@ -374,11 +378,22 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
 def unpaired_files(examined: Examined) -> Iterator[Finding]:
     """Images without label, labels without image, files that a list names and that are not there."""
     for line in examined.unpaired:
-        kinds = {"without label": "image alone", "without image": "label alone", "are missing": "missing files"}
-        kind = next((kind for text, kind in kinds.items() if text in line), "unusable split")
-        what, _, mend = line.rstrip(".").rpartition(". ")
-        mend = f'{mend}; "mask_suffix" says what mask names have after the image\'s' if "without" in line else mend
-        yield Finding(kind, examined.split, what or line, mend)
+        yield unusable_split(examined.split, line, type(examined.dataset))
+
+
+def unusable_split(split: str, line: str, dataset: type[BaseDataset]) -> Finding:
+    """What `line`, which a dataset complained with, says about `split`."""
+    kinds = {
+        "without label": "image alone",
+        "without image": "label alone",
+        "are missing": "missing files",
+        "listed twice": "listed twice",
+    }
+    kind = next((kind for text, kind in kinds.items() if text in line), "unusable split")
+    what, _, mend = line.rstrip(".").rpartition(". ")
+    if "without" in line and hasattr(dataset, "mask_suffix"):
+        mend += '; "mask_suffix" says what mask names have after the image\'s'
+    return Finding(kind, split, what or line, mend)
 
 
 def unusable_files(examined: Examined) -> Iterator[Finding]:
@@ -386,9 +401,8 @@ def unusable_files(examined: Examined) -> Iterator[Finding]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in examined.records.values():
         for problem in record.problems:
-            kind, mend = next(
-                ((kind, mend) for text, kind, mend in FILE_PROBLEMS if text in problem), ("unusable file", SKIP)
-            )
+            own = ("unusable file", problem.rstrip(".").rpartition(". ")[2])
+            kind, mend = next(((kind, mend) for text, kind, mend in FILE_PROBLEMS if text in problem), own)
             found[kind, mend].append(problem)
     for (kind, mend), problems in found.items():
         first, _, _ = problems[0].rstrip(".").rpartition(". ")
@@ -419,8 +433,13 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
     share = counts[unknown].sum() / counts.sum()
     low, high = min(meant), max(meant)
     if unknown == [high + 1] and low not in present:
-        what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: they are shifted by one"
+        what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: {SHIFTED}"
         mend = label_map({value: meant[value - 1] for value in range(low + 1, high + 2) if value - 1 in meant})
+        yield Finding("shifted labels", examined.split, what, mend, files)
+    elif unknown == [IGNORE] and low - 1 in present and high not in present:
+        what = f"labels hold {low - 1}..{max(present - {IGNORE})} and 255 where {low}..{high} are expected: {SHIFTED}"
+        mend = label_map({value: meant[value + 1] for value in range(low - 1, high) if value + 1 in meant})
+        mend = mend.replace("}", f', "{IGNORE}": null}}')
         yield Finding("shifted labels", examined.split, what, mend, files)
     elif len(unknown) >= BLURRED and share < 0.2:
         what = (
@@ -438,9 +457,10 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
 
 def label_map(targets: Mapping[int, int | None]) -> str:
     """The line of a config that gives raw values a meaning."""
-    if len(targets) > 40:
-        return '"label_map": {...} with each of these values'
-    return '"label_map": ' + json.dumps({str(value): target for value, target in targets.items()})
+    texts = [f'"{value}": {json.dumps(target)}' for value, target in targets.items()]
+    if len(texts) > 40:
+        texts[3:-1] = ["..."]
+    return f'"label_map": {{{", ".join(texts)}}}'
 
 
 def void_labels(examined: Examined) -> Iterator[Finding]:
@@ -476,7 +496,8 @@ def missing_classes(examined: Examined) -> Iterator[Finding]:
 def odd_images(examined: Examined) -> Iterator[Finding]:
     """Images of a single color."""
     if files := _keys(examined, lambda record: record.is_blank):
-        yield Finding("blank image", examined.split, f"{len(files)} images show one color", SKIP, files)
+        mend = "get the files again, or remove them"
+        yield Finding("blank image", examined.split, f"{len(files)} images show one color", mend, files)
 
 
 def sizes(examined: Examined) -> Iterator[Finding]:
@@ -504,11 +525,15 @@ def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
     for occurrences in places.values():
         named = " = ".join(key for _, key, _ in occurrences)
         parts = Counter(split for split, _, _ in occurrences)
-        if len(parts) > 1:
-            groups["image in two splits", " and ".join(parts)].append(named)
+        apart = [split for split in parts if any(not may_share(split, other) for other in parts if other != split)]
+        if apart:
+            groups["image in two splits", " and ".join(apart)].append(named)
         if any(count > 1 for count in parts.values()):
             groups["duplicate", ", ".join(split for split, count in parts.items() if count > 1)].append(named)
-        if len({label for _, _, label in occurrences if label}) > 1:
+        labels = defaultdict(set)
+        for split, _, label in occurrences:
+            labels["" if split in apart else split].add(label)
+        if any(len(found - {""}) > 1 for found in labels.values()):
             groups["two labels", " and ".join(parts)].append(named)
     texts = {
         "image in two splits": ("figures on one of them flatter", "remove the files from one of the splits"),
@@ -518,6 +543,24 @@ def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
     for (kind, where), files in groups.items():
         what, mend = texts[kind]
         yield Finding(kind, where, f"{len(files)} images; {what}", mend, tuple(files))
+
+
+def may_share(split: str, other: str) -> bool:
+    """Whether two splits have images in common by what their names say, as "trainval" and "train" or "all" do."""
+    one, two = ({part for part in ("train", "val", "test") if part in name or name == "all"} for name in (split, other))
+    return bool(one & two)
+
+
+def without_unions(splits: Sequence[Examined]) -> list[Examined]:
+    """`splits` less those that are others put together, as "trainval" is: all of it would be said twice."""
+    names = {examined.split: set(map(name_of, examined.dataset.samples)) for examined in splits}
+
+    def is_union(examined: Examined) -> bool:
+        mine = names[examined.split]
+        parts = [found for split, found in names.items() if found < mine and may_share(split, examined.split)]
+        return not examined.unpaired and mine == set().union(*parts)
+
+    return [examined for examined in splits if not is_union(examined)]
 
 
 def _keys(examined: Examined, condition: Any) -> tuple[str, ...]:

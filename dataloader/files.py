@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,10 @@ from utils.errors import DataError
 from utils.images import IMAGE_SUFFIXES, read_label_colors
 
 Color = tuple[int, int, int]
+
+
+class NotThere(DataError):
+    """A folder or list that a dataset has if the split that was asked for is there."""
 
 
 _forgiven: ContextVar[list[str] | None] = ContextVar("forgiven", default=None)
@@ -45,13 +50,13 @@ def first_folder(*places: Path) -> Path:
     """The first of `places` that is a folder.
 
     Raises:
-        DataError: None is.
+        NotThere: None is.
     """
     for place in places:
         if place.is_dir():
             return place
     shown = " nor ".join(str(place) for place in places)
-    raise DataError(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
+    raise NotThere(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
 
 
 def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -> dict[str, Path]:
@@ -63,10 +68,11 @@ def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -
         also: Endings of other files that are images here.
 
     Raises:
-        DataError: There is no such folder, or two files share a name.
+        NotThere: There is no such folder.
+        DataError: Two files share a name.
     """
     if not folder.is_dir():
-        raise DataError(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
+        raise NotThere(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if (
@@ -102,10 +108,13 @@ def read_list(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file with their numbers, without blank ones and spaces at the ends.
 
     Raises:
+        NotThere: There is no such file.
         DataError: It cannot be read as text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise NotThere(f"{path}: there is no such list. Set data_dir to where the dataset was unpacked.") from None
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read as a list ({error}). Give a text file.") from None
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -124,11 +133,15 @@ def below(root: Path, entry: str, place: str) -> Path:
 
 
 def all_present(samples: list[Sample], place: Path) -> list[Sample]:
-    """`samples`, whose files all exist.
+    """`samples`, whose files all exist, and of which none is named twice.
 
     Raises:
-        DataError: Some are missing; the first five are named.
+        DataError: Some are missing, or named twice; the first five are named.
     """
+    counts = Counter(sample.key for sample in samples)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        _complain([f"{place}: names {_some(twice)} that are listed twice. Remove all but one line of each."])
+        samples = list({sample.key: sample for sample in samples}.values())
     missing = {path for sample in samples for path in (sample.image, sample.label) if not path.is_file()}
     if missing:
         shown = _some(map(str, sorted(missing)))

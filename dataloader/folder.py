@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, color_labels, image_files, pair, read_list
+from dataloader.files import NotThere, all_present, below, color_labels, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable, distinct_colors
 from utils.errors import ConfigError, DataError
 from utils.images import read_bands, read_label, read_label_colors
@@ -113,7 +113,10 @@ class Folder(BaseDataset):
                 images, masks = root / split / self.image_dir, root / split / self.mask_dir
             else:
                 images, masks = images / split, masks / split
-        return pair(image_files(images, also=(".npy",)), image_files(masks, remove=self.mask_suffix))
+        files = image_files(images, also=(".npy",))
+        if split == "all" and not files:
+            raise NotThere(f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.')
+        return pair(files, image_files(masks, remove=self.mask_suffix))
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -122,6 +123,7 @@ PLANTS: dict[str, Plant] = {
     "no image": lambda images, masks: _over(images).write_bytes(b"once upon a time"),
     "colors": lambda images, masks: save(_over(masks), scene(0)[0]),
     "lossy labels": lambda i, m: _over(m).write_bytes(cv2.imencode(".jpg", scene(0)[1])[1].tobytes()),
+    "fractions": lambda i, m: Image.fromarray(scene(0)[1].astype(np.float32)).save(_over(m), format="TIFF"),
     "wide labels": lambda i, m: save(_over(m), scene(0)[1].astype(np.uint16) * 300),
     "turned image": _turned,
     "different sizes": lambda images, masks: save(_over(masks), scene(0)[1][:-1]),
@@ -173,6 +175,81 @@ def test_all_plants_are_found_at_once_by_several_processes(tmp_path: Path) -> No
     assert answer.status == 3
     assert {kind for _, kind in kinds(answer)} == {*files, "colors", "different sizes"}
     assert re.search(r'damaged file: 1 files; .*004\.png.*\n    mend: "on_bad_sample": "skip"', answer.out)
+
+
+def test_splits_that_are_others_put_together_are_no_finding_and_say_nothing_twice(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    home = tmp_path / "VOC2012"
+    lists = {"train": range(4), "val": range(4, 6), "trainval": range(6), "train_aug": range(4)}
+    for number in range(6):
+        label = np.resize(np.arange(21, dtype=np.uint8), SIZE)
+        save(home / "JPEGImages" / f"{number}.jpg", scene(number)[0])
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            save(home / folder / f"{number}.png", label)
+    (home / "ImageSets" / "Segmentation").mkdir(parents=True)
+
+    def voc() -> Answer:
+        for split, ids in lists.items():
+            text = "".join(f"{number}\n" for number in ids)
+            (home / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(text)
+        return prepare_command("check", "--dataset", "VOC", "--data-dir", tmp_path)
+
+    clean = voc()
+    assert (clean.status, kinds(clean)) == (0, set()), clean.out
+    assert "trainval: passed over" in clean.out
+    (home / "SegmentationClass" / "0.png").write_bytes(b"")
+    assert kinds(voc()) == {("train", "empty file")}
+    save(home / "SegmentationClass" / "0.png", np.resize(np.arange(21, dtype=np.uint8), SIZE))
+    lists["val"] = range(3, 6)
+    assert kinds(voc()) == {("train and val and train_aug", "image in two splits")}
+    lists |= {"val": range(4, 6), "train": [0, 1, 1, 2, 3]}  # type: ignore[dict-item]
+    answer = voc()
+    assert kinds(answer) == {("train", "listed twice")}
+    assert "names 1 files (1) that are listed twice" in answer.out
+
+
+def test_a_split_that_is_there_and_cannot_be_used_is_a_finding(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    save(root / "images" / "train" / "000.bmp", scene(0)[0])
+    answer = check(prepare_command, root)
+    assert (answer.status, kinds(answer)) == (3, {("train", "unusable split")})
+    assert "has the same name as 000.bmp\n    mend: Remove one of them" in answer.out
+    (root / "images" / "train" / "000.bmp").unlink()
+    for path in (root / "masks" / "train").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    answer = check(prepare_command, root)
+    assert (answer.status, kinds(answer)) == (3, {("train", "image alone"), ("train", "label alone")})
+    assert '"mask_suffix" says' in answer.out
+    for command in ("stats", "pack"):  # cannot leave it out in silence
+        more = ["-o", tmp_path / "packed"] if command == "pack" else []
+        answer = call(prepare, command, "--dataset", "Folder", "--data-dir", root, "--args", CLASSES, *more)
+        assert (answer.status, "without label" in answer.err) == (2, True)
+
+
+def test_labels_shifted_down_are_told_and_mended(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    """As those of ADE20K are in many copies: void 0 has become 255."""
+    root = clean(tmp_path / "data")
+    rows = [{"name": name, "value": value} for value, name in enumerate(NAMES, start=1)]
+    options = {"classes": rows, "void": [0]}
+    for path in (root / "masks").rglob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[:2] = 255
+        save(path, label)
+    command = ("check", "--dataset", "Folder", "--data-dir", root, "--args")
+    answer = prepare_command(*command, json.dumps(options))
+    assert kinds(answer) == {("train", "shifted labels"), ("val", "shifted labels")}
+    line = '"label_map": {"0": 0, "1": 1, "2": 2, "255": null}'
+    assert f"mend: {line}" in answer.out
+    assert prepare_command(*command, json.dumps({**options, **parse_json("{" + line + "}")})).status == 0
+
+
+def test_a_long_label_map_is_shortened() -> None:
+    assert doctor.label_map({value: value for value in range(150)}) == (
+        '"label_map": {"0": 0, "1": 1, "2": 2, ..., "149": 149}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,6 +355,35 @@ def test_files_that_did_not_change_are_not_read_again(
     file.write_bytes(file.read_bytes()[:50])  # a cache that was cut short is no reason to stop
     assert examine() == again
     assert len(read) == 8
+
+
+def test_a_file_that_took_another_s_place_is_read_though_size_and_time_are_the_same(
+    tmp_path: Path, cache: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data", train=4)
+    paths = [root / "masks" / "train" / f"{number:03d}.bmp" for number in range(2)]
+    for path, value in zip(paths, (1, 7), strict=True):
+        path.with_suffix(".png").unlink()
+        os.utime(save(path, np.full(SIZE, value, np.uint8)), (1, 1))
+    assert "(6,305 pixels): 001" in check(prepare_command, root).out
+    paths[0].rename(tmp_path / "other")
+    paths[1].rename(paths[0])
+    (tmp_path / "other").rename(paths[1])
+    assert "(6,305 pixels): 000" in check(prepare_command, root).out
+
+
+def test_what_a_missing_package_kept_from_being_read_is_read_when_it_is_there(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Folder(data_dir=clean(tmp_path / "data"), split="train", classes=NAMES)
+
+    def fail(path: Path) -> np.ndarray:
+        raise DataError(f"{path}: needs scipy. `pip install scipy`.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_raw", fail)
+        assert all(record.problems for record in doctor.examine(dataset, cache=cache).values())
+    assert not any(record.problems for record in doctor.examine(dataset, cache=cache).values())
 
 
 def training_config(root: Path, tmp_path: Path, **more: object) -> Path:

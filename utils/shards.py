@@ -149,7 +149,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Two numbers that change when the file does: its size and time, or its size and checksum in an archive.
+    """Two numbers that change when the file does: its size and times, or its size and checksum in an archive.
 
     (-1, -1) if it is not there.
     """
@@ -158,7 +158,8 @@ def stamp(path: Path) -> tuple[int, int]:
         if member is not None:
             return member.size, member.checksum
         status = path.stat()
-        return status.st_size, status.st_mtime_ns
+        # Tools that copy, unpack or sort files bring the time of change along; that of the entry is the system's.
+        return status.st_size, status.st_mtime_ns + status.st_ctime_ns
     except (OSError, DataError):
         return -1, -1
 
