@@ -28,8 +28,9 @@ from base.base_dataset import BaseDataset, Sample
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
+from utils.images import IMAGE_SUFFIXES
 from utils.schema import to_json
-from utils.shards import stamp
+from utils.shards import is_packed, stamp
 
 SHOWN = 5  # files that a finding names
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
@@ -369,7 +370,7 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
     findings: list[Finding] = []
     for examined in splits:
         wrong = list(wrong_values(examined))
-        for rule in (unpaired_files, unusable_files, void_labels, odd_images, sizes):
+        for rule in (unpaired_files, left_out, unusable_files, void_labels, odd_images, sizes):
             findings += rule(examined)
         findings += wrong or missing_classes(examined)  # what values mean decides which classes there are
     return findings + list(repeated(splits))
@@ -394,6 +395,19 @@ def unusable_split(split: str, line: str, dataset: type[BaseDataset]) -> Finding
     if "without" in line and hasattr(dataset, "mask_suffix"):
         mend += '; "mask_suffix" says what mask names have after the image\'s'
     return Finding(kind, split, what or line, mend)
+
+
+def left_out(examined: Examined) -> Iterator[Finding]:
+    """Images in folders below the one that is read."""
+    dataset = examined.dataset
+    if getattr(dataset, "nested", True) or getattr(dataset, "list_file", None) or is_packed(dataset.samples[0].image):
+        return
+    folder, labels = dataset.samples[0].image.parent, dataset.samples[0].label.parent
+    found = [path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = [path for path in found if labels not in path.parents]
+    if found:
+        what = f"{len(found)} images in folders below {folder} are not read"
+        yield Finding("nested files", examined.split, what, '"nested": true', tuple(map(str, found)))
 
 
 def unusable_files(examined: Examined) -> Iterator[Finding]:

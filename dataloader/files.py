@@ -59,13 +59,17 @@ def first_folder(*places: Path) -> Path:
     raise NotThere(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
 
 
-def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -> dict[str, Path]:
-    """The images right in `folder`, by file name without its ending and without `remove` at its end.
+def image_files(
+    folder: Path, *, before: str = "", remove: str = "", also: tuple[str, ...] = (), nested: bool = False
+) -> dict[str, Path]:
+    """The images right in `folder`, by file name without its ending, `before` at its beginning and `remove` at its end.
 
     Args:
         folder: Where they are.
-        remove: What belongs to no name.
+        before: What names begin with that belongs to none.
+        remove: What they end with that belongs to none.
         also: Endings of other files that are images here.
+        nested: Those in folders below it, too; their names begin with these folders'.
 
     Raises:
         NotThere: There is no such folder.
@@ -74,14 +78,13 @@ def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -
     if not folder.is_dir():
         raise NotThere(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if (
-            path.suffix.lower() not in (*IMAGE_SUFFIXES, *also)
-            or path.name.startswith(".")
-            or not path.stem.endswith(remove)
-        ):
+    for path in sorted(folder.rglob("*") if nested else folder.iterdir()):
+        place = path.relative_to(folder)
+        if path.suffix.lower() not in (*IMAGE_SUFFIXES, *also) or any(part.startswith(".") for part in place.parts):
             continue
-        key = path.stem.removesuffix(remove)
+        if not (path.stem.startswith(before) and path.stem.removeprefix(before).endswith(remove)):
+            continue
+        key = (place.parent / path.stem.removeprefix(before).removesuffix(remove)).as_posix()
         if key in files:
             raise DataError(f"{path}: has the same name as {files[key].name}. Remove one of them.")
         files[key] = path

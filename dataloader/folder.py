@@ -55,6 +55,10 @@ class Folder(BaseDataset):
         image_dir: Name of the folders with images.
         mask_dir: Name of the folders with masks.
         mask_suffix: What mask names have after the image's name, such as "_mask".
+        mask_prefix: What they have before it.
+        image_suffix: What image names have after what they share with their masks', such as "_sat".
+        image_prefix: What they have before it.
+        nested: Take the images in folders below these, too; a mask lies in the folder that is called like its image's.
         list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
             relative to data_dir; "{split}" in its name stands for the split.
         channels: Channels of the images, if they are not 3 of RGB: from `.npy` files (height, width, channels), TIFF
@@ -69,6 +73,10 @@ class Folder(BaseDataset):
     image_dir: str = "images"
     mask_dir: str = "masks"
     mask_suffix: str = ""
+    mask_prefix: str = ""
+    image_suffix: str = ""
+    image_prefix: str = ""
+    nested: bool = False
     list_file: str | None = None
     channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
@@ -113,10 +121,12 @@ class Folder(BaseDataset):
                 images, masks = root / split / self.image_dir, root / split / self.mask_dir
             else:
                 images, masks = images / split, masks / split
-        files = image_files(images, also=(".npy",))
+        before, after = self.image_prefix, self.image_suffix
+        files = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
         if split == "all" and not files:
             raise NotThere(f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.')
-        return pair(files, image_files(masks, remove=self.mask_suffix))
+        before, after = self.mask_prefix, self.mask_suffix
+        return pair(files, image_files(masks, before=before, remove=after, nested=self.nested))
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")

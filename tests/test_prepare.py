@@ -557,6 +557,50 @@ def test_init_gives_a_config_that_trains_unchanged(
     assert prepare_command("check", "-c", path).status == 0
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "said"),
+    [
+        ("{:03d}", "{:03d}_mask", {"mask_suffix": "_mask"}),
+        ("{:03d}_sat", "{:03d}_mask", {"image_suffix": "_sat", "mask_suffix": "_mask"}),
+        ("img_{:03d}", "mask_{:03d}", {"image_prefix": "img_", "mask_prefix": "mask_"}),
+        ("img_{:03d}", "{:03d}", {"image_prefix": "img_"}),
+        ("a/{:03d}", "a/{:03d}", {"nested": True}),
+        ("été {:d}.v1", "été {:d}.v1", {}),
+    ],
+)
+def test_init_sees_how_masks_are_named(
+    image: str, mask: str, said: dict, tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    for number in range(8):
+        for folder, name, array in zip(("x", "y"), (image, mask), scene(number), strict=True):
+            save(tmp_path / folder / f"{name.format(number)}.PNG", array)
+    path = tmp_path / "c.json"
+    answer = prepare_command("init", "--images", tmp_path / "x", "--masks", tmp_path / "y", "-o", path)
+    assert answer.status == 0, answer.err
+    args = load_config(path)["train_loader"]["args"]
+    naming = ("image_prefix", "image_suffix", "mask_prefix", "mask_suffix", "nested")
+    assert {key: args[key] for key in naming if key in args} == said
+    answer = prepare_command("check", "-c", path)
+    assert answer.status == 0, answer.out
+    assert "train_loader: 8 images" in answer.out
+
+
+def test_images_in_folders_below_are_not_left_out_in_silence(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    for folder, array in zip(("images", "masks"), scene(50), strict=True):
+        save(root / folder / "train" / "night" / "000.png", array)
+    answer = check(prepare_command, root)
+    assert kinds(answer) == {("train", "nested files")}
+    assert '"nested": true' in answer.out
+    options = json.dumps({"classes": NAMES, "nested": True})
+    answer = prepare_command("check", "--dataset", "Folder", "--data-dir", root, "--args", options)
+    assert answer.status == 0, answer.out
+    assert "train: 9 images" in answer.out
+    assert "all: passed over (it is others put together)" in answer.out
+
+
 def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     for number in range(6):
         image, label = scene(number)
@@ -575,7 +619,7 @@ def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_
     assert (answer.status, "too many for classes" in answer.err) == (2, True)
     assert (tmp_path / "c.json").read_text() == text
     for path in (tmp_path / "b").iterdir():
-        path.rename(path.with_name(f"other{path.name}"))
+        path.rename(path.with_stem("abcdef"[int(path.stem)]))
     assert "no mask is named like an image" in prepare_command(*arguments, "--force").err
 
 
