@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from utils.config import load_config
-from utils.errors import ArgumentParser, DataError, UserError, one_line, run
+from utils.errors import ArgumentParser, DataError, NotThere, UserError, one_line, run
 
 if TYPE_CHECKING:
     import argparse
@@ -169,7 +169,6 @@ def from_dataset(
         broken: Where to put what is wrong with splits that are there and cannot be used; None to raise it.
     """
     from dataloader.doctor import unusable_split
-    from dataloader.files import NotThere
     from run_config import check_loader, dataset_class
     from utils.config import parse_json
     from utils.registry import DATASETS

@@ -14,14 +14,10 @@ import numpy as np
 
 from base.base_dataset import Sample
 from utils.classes import IGNORE, ClassTable
-from utils.errors import DataError
+from utils.errors import DataError, NotThere
 from utils.images import IMAGE_SUFFIXES, read_label_colors
 
 Color = tuple[int, int, int]
-
-
-class NotThere(DataError):
-    """A folder or list that a dataset has if the split that was asked for is there."""
 
 
 _forgiven: ContextVar[list[str] | None] = ContextVar("forgiven", default=None)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import NotThere, all_present, below, color_labels, image_files, pair, read_list
+from dataloader.files import all_present, below, color_labels, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable, distinct_colors
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, NotThere
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert

@@ -35,6 +35,10 @@ class DataError(UserError, ValueError):
     """Images or labels that cannot be used."""
 
 
+class NotThere(DataError):
+    """A folder or list that a dataset has if the split that was asked for is there."""
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used."""
 

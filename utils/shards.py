@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config import fingerprint
-from utils.errors import DataError
+from utils.errors import DataError, NotThere
 
 INDEX = "shards.json"
 FORMAT = 1
@@ -56,14 +56,15 @@ def find_packed(data_dir: Path, split: str) -> Packed | None:
     """The packed `split` in `data_dir`; None if that is no folder of packed splits.
 
     Raises:
-        DataError: Other splits are packed there, or an archive is not what it was.
+        NotThere: Other splits are packed there.
+        DataError: An archive is not what it was.
     """
     folder = data_dir / split
     if (folder / INDEX).is_file():
         return open_packed(folder)
     others = sorted(path.parent.name for path in data_dir.glob(f"[!.]*/{INDEX}"))  # hidden ones are unfinished
     if others:
-        raise DataError(
+        raise NotThere(
             f"{data_dir}: holds packed {', '.join(others)}, not '{split}'. Pack that too (`python prepare.py pack`), "
             f"or set data_dir to the dataset itself."
         )
