@@ -641,6 +641,25 @@ def test_a_submission_holds_raw_ids(tmp_path: Path, prepare_command: Callable[..
     assert "holds no *_leftImg8bit" in prepare_command(*arguments[:2], tmp_path / "cache", *arguments[3:]).err
 
 
+def test_a_submission_takes_one_prediction_of_each_frame_of_the_test_split(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    def submit(*names: str, output: str = "s.zip") -> Answer:
+        for name in names:
+            save(tmp_path / "outputs" / f"{name}.png", np.full((1024, 2048), 3, np.uint8))
+        return prepare_command("submission", "--predictions", tmp_path / "outputs", "-o", tmp_path / output)
+
+    frame = "berlin_000001_000019_leftImg8bit"
+    assert submit(f"{frame}_index", f"{frame}_overlay", f"{frame}_probability").status == 3
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert archive.namelist() == ["berlin_000001_000019.png"]
+    for output in ("outputs", "nowhere/s.zip"):
+        assert (submit(output=output).status, "no place for a file" in submit(output=output).err) == (2, True)
+    assert f"predicts what {tmp_path}/outputs/a/{frame}.png does" in submit(f"a/{frame}").err
+    (tmp_path / "outputs" / "a" / f"{frame}.png").unlink()
+    assert "is no frame of berlin, " in submit("frankfurt_000000_000294_leftImg8bit").err
+
+
 def test_help_is_there_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "stats", "init", "submission"):
         with pytest.raises(SystemExit):
