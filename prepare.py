@@ -178,7 +178,9 @@ def from_dataset(
         raise UserError(f"--dataset {args.dataset}: no such dataset. {did_you_mean(args.dataset, DATASETS)}")
     try:
         given = parse_json(args.args)
-    except (json.JSONDecodeError, ValueError) as error:
+        if not isinstance(given, dict):
+            raise ValueError("no object in braces")
+    except ValueError as error:
         raise UserError(f'--args: no JSON ({error}). Write it like --args \'{{"mode": "coarse"}}\'.') from None
     found: list[T] = []
     unusable: list[UserError] = []
@@ -310,6 +312,8 @@ def init(args: argparse.Namespace) -> int:
 
     import_modules(args.modules)
     names = [name.strip() for name in args.names.split(",")] if args.names else None
+    if names and not all(names):
+        raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
     gpus = min(1, torch.cuda.device_count())
     proposal = propose(args.images, args.masks, names=names, num_workers=args.workers, gpus=gpus)
     check_config(parse_json(proposal.text))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ from dataloader.folder import Folder
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
-from utils.errors import DataError
+from utils.errors import DataError, run
 
 SIZE = (65, 97)
 NAMES = ("road", "tree", "sky")
@@ -466,12 +468,14 @@ def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
         (["check", "--dataset", "Foldr", "--data-dir", "x"], "Did you mean 'Folder'?"),
         (["check", "--dataset", "CamVid", "--data-dir", "nowhere"], "data_dir: there is no folder nowhere"),
         (["check", "--dataset", "Folder", "--data-dir", ".", "--args", "{"], "--args: no JSON"),
+        (["check", "--dataset", "Folder", "--data-dir", ".", "--args", "[1]"], "--args: no JSON"),
         (["check", "--dataset", "Folder", "--data-dir", ".", "--args", '{"klasses": []}'], "unknown key"),
         (["check", "--dataset", "Synthetic", "--data-dir", "."], "Synthetic: is generated"),
         (["check", "-c", str(ROOT / "config.json")], "Synthetic: is generated and has no files"),
         (["check", "-c", "nothing.json"], "no such file"),
         (["init", "--images", "nowhere", "--masks", "."], "--images nowhere: is no folder"),
         (["init", "--images", ".", "--masks", "."], "is the folder of the images"),
+        (["init", "--images", ".", "--masks", ".", "--names", "a,,b"], "--names a,,b: a name is empty"),
     ],
 )
 def test_mistakes_have_their_line(
@@ -482,6 +486,19 @@ def test_mistakes_have_their_line(
     assert answer.status == 2, answer.out + answer.err
     assert text in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_told_nonetheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = clean(tmp_path / "data")
+    (root / "images" / "train" / "é.png").write_bytes(b"")
+    (root / "masks" / "train" / "é.png").write_bytes(b"")
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii", write_through=True))
+    command = ["check", "--dataset", "Folder", "--data-dir", str(root), "--args", CLASSES, "--workers", "0"]
+    assert run(prepare.main, command) == 3
+    assert rb"train/\xe9.png is empty" in out.getvalue()
 
 
 def test_stats_are_those_of_numpy(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -115,6 +116,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exc()
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have letters that a terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(argv) or 0
     except UserError as error:
