@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ import numpy as np
 
 from base.base_dataset import Sample
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, NotThere
 from utils.images import IMAGE_SUFFIXES, read_label_colors
 
 Color = tuple[int, int, int]
@@ -47,37 +48,49 @@ def first_folder(*places: Path) -> Path:
     """The first of `places` that is a folder.
 
     Raises:
-        DataError: None is.
+        NotThere: None is.
     """
     for place in places:
         if place.is_dir():
             return place
     shown = " nor ".join(str(place) for place in places)
-    raise DataError(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
+    raise NotThere(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
 
 
-def image_files(folder: Path, *, remove: str = "", also: tuple[str, ...] = ()) -> dict[str, Path]:
-    """The images right in `folder`, by file name without its ending and without `remove` at its end.
+def image_files(
+    folder: Path, *, before: str = "", remove: str = "", also: tuple[str, ...] = (), nested: bool = False
+) -> dict[str, Path]:
+    """The images right in `folder`, by file name without its ending, `before` at its beginning and `remove` at its end.
 
     Args:
         folder: Where they are.
-        remove: What belongs to no name.
+        before: What names begin with that belongs to none.
+        remove: What they end with that belongs to none.
         also: Endings of other files that are images here.
+        nested: Those in folders below it, too; their names begin with these folders'.
 
     Raises:
-        DataError: There is no such folder, or two files share a name.
+        NotThere: There is no such folder.
+        DataError: Two files share a name.
     """
     if not folder.is_dir():
-        raise DataError(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
+        raise NotThere(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
+    if nested:
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    else:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
     files: dict[str, Path] = {}
-    endings, remove = (*IMAGE_SUFFIXES, *also), _composed(remove)
+    endings, before, remove = (*IMAGE_SUFFIXES, *also), _composed(before), _composed(remove)
     for name in names:
-        stem, ending = os.path.splitext(_composed(name))
-        if name.startswith(".") or ending.lower() not in endings or not stem.endswith(remove):
+        whole, ending = os.path.splitext(_composed(name))
+        place, stem = os.path.split(whole)
+        if ending.lower() not in endings or any(part.startswith(".") for part in name.split("/")):
             continue
-        key, path = stem.removesuffix(remove), folder / name
+        if not (stem.startswith(before) and stem.removeprefix(before).endswith(remove)):
+            continue
+        stem = stem.removeprefix(before).removesuffix(remove)
+        key, path = f"{place}/{stem}" if place else stem, folder / name
         if key in files:
             raise DataError(f"{path}: has the same name as {files[key].name}. Remove one of them.")
         files[key] = path
@@ -109,10 +122,13 @@ def read_list(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file with their numbers, without blank ones and spaces at the ends.
 
     Raises:
+        NotThere: There is no such file.
         DataError: It cannot be read as text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise NotThere(f"{path}: there is no such list. Set data_dir to where the dataset was unpacked.") from None
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read as a list ({error}). Give a text file.") from None
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -135,11 +151,15 @@ def below(root: Path, entry: str, place: str) -> Path:
 
 
 def all_present(samples: list[Sample], place: Path) -> list[Sample]:
-    """`samples`, whose files all exist.
+    """`samples`, whose files all exist, and of which none is named twice.
 
     Raises:
-        DataError: Some are missing; the first five are named.
+        DataError: Some are missing, or named twice; the first five are named.
     """
+    counts = Counter(sample.key for sample in samples)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        _complain([f"{place}: names {_some(twice)} that are listed twice. Remove all but one line of each."])
+        samples = list({sample.key: sample for sample in samples}.values())
     missing = {path for sample in samples for path in (sample.image, sample.label) if not path.is_file()}
     if missing:
         shown = _some(map(str, sorted(missing)))

@@ -14,7 +14,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from utils.classes import IGNORE, ClassTable, distinct_colors
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, NotThere
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
@@ -55,6 +55,10 @@ class Folder(BaseDataset):
         image_dir: Name of the folders with images.
         mask_dir: Name of the folders with masks.
         mask_suffix: What mask names have after the image's name, such as "_mask".
+        mask_prefix: What they have before it.
+        image_suffix: What image names have after what they share with their masks', such as "_sat".
+        image_prefix: What they have before it.
+        nested: Take the images in folders below these, too; a mask lies in the folder that is called like its image's.
         list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
             relative to data_dir; "{split}" in its name stands for the split.
         channels: Channels of the images, if they are not 3 of RGB: from `.npy` files (height, width, channels), TIFF
@@ -69,6 +73,10 @@ class Folder(BaseDataset):
     image_dir: str = "images"
     mask_dir: str = "masks"
     mask_suffix: str = ""
+    mask_prefix: str = ""
+    image_suffix: str = ""
+    image_prefix: str = ""
+    nested: bool = False
     list_file: str | None = None
     channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
@@ -108,8 +116,10 @@ class Folder(BaseDataset):
 
     @property
     def parts(self) -> frozenset[str]:
-        """The split, or "all" where one list stands for every split."""
-        return frozenset({self.split if self.list_file is None or "{split}" in self.list_file else "all"})
+        """The split; "all" where one list stands for every split; of "all" with `nested`, what folders may be below."""
+        if self.list_file is not None:
+            return frozenset({self.split if "{split}" in self.list_file else "all"})
+        return frozenset({self.split} if self.split != "all" or not self.nested else self.splits)
 
     @property
     def takes_unknown(self) -> bool:
@@ -127,7 +137,12 @@ class Folder(BaseDataset):
                 images, masks = root / split / self.image_dir, root / split / self.mask_dir
             else:
                 images, masks = images / split, masks / split
-        return pair(image_files(images, also=(".npy",)), image_files(masks, remove=self.mask_suffix))
+        before, after = self.image_prefix, self.image_suffix
+        files = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
+        if split == "all" and not files:
+            raise NotThere(f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.')
+        before, after = self.mask_prefix, self.mask_suffix
+        return pair(files, image_files(masks, before=before, remove=after, nested=self.nested))
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")
