@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from utils.config import load_config
-from utils.errors import ArgumentParser, DataError, UserError, one_line, run
+from utils.errors import ArgumentParser, DataError, NotThere, UserError, one_line, run
 
 if TYPE_CHECKING:
     import argparse
 
     from base.base_dataset import BaseDataset
-    from dataloader.doctor import Examined
+    from dataloader.doctor import Examined, Finding
     from utils.schema import Component
 
 RULES = ("median_freq", "enet", "sqrt_inv")
@@ -91,8 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_modules(args.modules)
     if args.command == "pack":
         return pack(args, packable(raw) if args.config else from_dataset(args, dataset_of))
-    splits = from_config(args, raw) if args.config else from_dataset(args, partial(examine_split, args))
-    return (check if args.command == "check" else stats)(splits)
+    broken: list[Finding] = []
+    if args.config:
+        splits = from_config(args, raw)
+    else:
+        splits = from_dataset(args, partial(examine_split, args), broken if args.command == "check" else None)
+        if not args.split:
+            splits = distinct(splits)
+    return check(splits, broken) if args.command == "check" else stats(splits)
 
 
 def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
@@ -137,12 +143,34 @@ def dataset_of(section: Component, where: str) -> BaseDataset:
 
 
 def examine_split(args: argparse.Namespace, section: Component, split: str) -> Examined:
-    """Read all files of a split that was named without a config."""
-    return examine(args, section, split, training=split.startswith(("train", "all")))
+    """Read all files of a split that was named without a config: nobody said that it is trained or validated on."""
+    found = examine(args, section, split, training=split.startswith(("train", "all")))
+    found.parts = found.dataset.parts
+    return found
 
 
-def from_dataset(args: argparse.Namespace, make: Callable[[Component, str], T]) -> list[T]:
-    """What `make` makes of the splits of a dataset; those that are not there are passed over, unless asked for."""
+def distinct(splits: Sequence[Examined]) -> list[Examined]:
+    """`splits` less those that only put others together."""
+    from dataloader.doctor import without_unions
+
+    kept = without_unions(splits)
+    for examined in splits:
+        if examined not in kept:
+            print(f"{examined.split}: passed over (it is others put together)")
+    return kept
+
+
+def from_dataset(
+    args: argparse.Namespace, make: Callable[[Component, str], T], broken: list[Finding] | None = None
+) -> list[T]:
+    """What `make` makes of the splits of a dataset; those that are not there are passed over, unless asked for.
+
+    Args:
+        args: The command line.
+        make: Called with the loader's section and the name of the split.
+        broken: Where to put what is wrong with splits that are there and cannot be used; None to raise it.
+    """
+    from dataloader.doctor import unusable_split
     from run_config import check_loader, dataset_class
     from utils.config import parse_json
     from utils.registry import DATASETS
@@ -152,9 +180,12 @@ def from_dataset(args: argparse.Namespace, make: Callable[[Component, str], T]) 
         raise UserError(f"--dataset {args.dataset}: no such dataset. {did_you_mean(args.dataset, DATASETS)}")
     try:
         given = parse_json(args.args)
-    except (json.JSONDecodeError, ValueError) as error:
+        if not isinstance(given, dict):
+            raise ValueError("no object in braces")
+    except ValueError as error:
         raise UserError(f'--args: no JSON ({error}). Write it like --args \'{{"mode": "coarse"}}\'.') from None
     found: list[T] = []
+    unusable: list[UserError] = []
     absent: list[tuple[str, UserError]] = []
     for split in args.split or dataset_class(args.dataset).splits:
         flat = {**given, "data_dir": str(args.data_dir), "split": split, "batch_size": 1}
@@ -165,11 +196,17 @@ def from_dataset(args: argparse.Namespace, make: Callable[[Component, str], T]) 
                 raise UserError(*problems)
             found.append(make(section, split))
         except UserError as error:
-            if args.split:
+            there = isinstance(error, DataError) and not isinstance(error, NotThere)
+            if args.split or (there and broken is None):
                 raise
-            absent.append((split, error))
+            if there and broken is not None:
+                unusable.append(error)
+                said = error.problems[: len(error.problems) - 1 or 1]  # the last one follows: that nothing is left
+                broken += [unusable_split(split, line, dataset_class(args.dataset)) for line in said]
+            else:
+                absent.append((split, error))
     if not found:
-        raise absent[0][1]
+        raise unusable[0] if unusable else absent[0][1]
     for split, reason in absent:
         print(f"{split}: passed over ({reason.problems[0].rstrip('.')})")
     return found
@@ -191,6 +228,8 @@ def examine(
         try:
             dataset = build_dataset(section, where=where, seed=seed, ignore_index=ignore_index)
         except DataError as error:
+            if not unpaired:
+                raise
             raise DataError(*unpaired, *error.problems) from None
     cache = None if args.no_cache else doctor.default_cache()
     options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
@@ -214,12 +253,12 @@ def _size(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def check(splits: Sequence[Examined]) -> int:
-    """Print what is wrong."""
+def check(splits: Sequence[Examined], broken: Sequence[Finding] = ()) -> int:
+    """Print what is wrong: with splits that could not be looked into, and with the others."""
     from dataloader.doctor import diagnose
 
     print(summary(splits))
-    findings = diagnose(splits)
+    findings = [*broken, *diagnose(splits)]
     for finding in findings:
         print("\n".join(map(one_line, finding.lines())))
     print(f"{len(findings)} findings" if findings else "nothing found that is wrong")
@@ -275,6 +314,8 @@ def init(args: argparse.Namespace) -> int:
 
     import_modules(args.modules)
     names = [name.strip() for name in args.names.split(",")] if args.names else None
+    if names and not all(names):
+        raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
     gpus = min(1, torch.cuda.device_count())
     proposal = propose(args.images, args.masks, names=names, num_workers=args.workers, gpus=gpus)
     check_config(parse_json(proposal.text))

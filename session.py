@@ -332,11 +332,15 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
 
 def only_one_class(found: DataCheck, names: Sequence[str]) -> str:
     """What to say of labels in which nothing can be told apart."""
+    if not found.labels:
+        return "train_loader: none of its labels can be read. `python prepare.py check` says why."
     seen = [name for name, pixels in zip(names, found.pixels, strict=True) if pixels]
+    if not seen:
+        return 'train_loader: the labels hold void only. Say which values mean classes with "label_map" or "classes".'
     other = next(name for name in names if name not in seen)
     void = ", and void (255)" if found.void else ""
     cure = f'Say which values mean the others: {{"name": "{other}", "value": 255}} in "classes" or "label_map"'
-    return f"train_loader: the labels hold no class but {', '.join(map(repr, seen)) or 'none'}{void}. {cure}."
+    return f"train_loader: the labels hold no class but {', '.join(map(repr, seen))}{void}. {cure}."
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:

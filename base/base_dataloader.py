@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import logging
 import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from multiprocessing.util import Finalize
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -145,6 +148,30 @@ class Guarded(Dataset):
             return error
 
 
+class WorkerLoader(DataLoader):
+    """A DataLoader whose workers end with this process, also where an error's traceback still refers to them.
+
+    Else multiprocessing would send them a SIGTERM at the end, which they take for one to all of us (see
+    `start_worker`), and wait for them for ever.
+    """
+
+    def _get_iterator(self) -> Any:
+        iterator = super()._get_iterator()
+        if self.num_workers:
+            end = functools.partial(end_workers, weakref.ref(iterator), os.getpid())
+            atexit.register(end)
+            # Processes that multiprocessing started know no atexit. At 10 they close queues, which must still serve.
+            Finalize(None, end, exitpriority=11)
+        return iterator
+
+
+def end_workers(reference: weakref.ref, owner: int) -> None:
+    """End the workers of a DataLoader's iterator, if it is still there, in the process that started them."""
+    iterator = reference()
+    if iterator is not None and owner == os.getpid():
+        iterator._shutdown_workers()
+
+
 class BatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), one epoch per iteration, from any position on.
 
@@ -243,7 +270,7 @@ class Loader:
         bad: Literal["stop", "drop", "void"] = (
             "stop" if view.on_bad_sample == "stop" else "void" if training else "drop"
         )
-        self._loader = DataLoader(
+        self._loader = WorkerLoader(
             Guarded(view),
             batch_sampler=self.sampler,
             num_workers=num_workers,

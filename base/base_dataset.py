@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.classes import STRANGE, ClassTable
+from utils.classes import STRANGE, ClassTable, ranges
 from utils.errors import ConfigError, DataError
 from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
@@ -56,6 +56,7 @@ class BaseDataset(ABC):
     label_map: dict[str, int | str | None] | None = None
 
     splits: ClassVar[tuple[str, ...]]
+    unlabelled: ClassVar[tuple[str, ...]] = ()  # splits whose labels are all void: a benchmark keeps the true ones
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     channels: ClassVar[int] = 3
@@ -96,6 +97,16 @@ class BaseDataset(ABC):
         """The options, as plain JSON, that decide which files the dataset consists of."""
         others = {"data_dir", "split", *self.reading_options}
         return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What the split is made of: splits with a part in common have its images in common, which is no mistake."""
+        return frozenset({self.split})
+
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether label values that stand for nothing known are void instead of mistakes."""
+        return False
 
     def _packed_samples(self) -> list[Sample] | None:
         """The examples in a folder of packed splits; None if `data_dir` is none.
@@ -149,10 +160,10 @@ class BaseDataset(ABC):
         ids = self.classes.marked_ids(raw)
         if (ids == STRANGE).any() and (value := self.classes.unknown(raw)) is not None:
             row, column = np.argwhere(raw == value)[0]
-            known = sorted(v for values in self.classes.raw_ids for v in values)
+            known = ranges(v for values in self.classes.raw_ids for v in values)
             raise DataError(
                 f"{path}: label value {value} at row {row}, column {column} is neither a class "
-                f"({known[0]}..{known[-1]}) nor void ({', '.join(map(str, self.classes.void_ids))}). "
+                f"({known}) nor void ({ranges(self.classes.void_ids)}). "
                 f'Say what it means with "label_map" in the loader\'s args.'
             )
         return ids

@@ -43,6 +43,7 @@ class CityScapes(BaseDataset):
     mode: Literal["fine", "coarse"] = "fine"
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test", "train_extra")
+    unlabelled: ClassVar[tuple[str, ...]] = ("test",)
     mean: ClassVar[tuple[float, ...]] = (0.28689529, 0.32513294, 0.28389176)
     std: ClassVar[tuple[float, ...]] = (0.17613647, 0.18099176, 0.17772235)
 

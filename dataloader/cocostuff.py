@@ -64,6 +64,11 @@ class COCO(BaseDataset):
             raw_ids=tuple(table.raw_ids[i] for i in kept),
         )
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The split, or train and test of "all"."""
+        return frozenset({"train", "test"} if self.split == "all" else {self.split})
+
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         if self.partition == "CocoStuff164k":
             labels = first_folder(root / "annotations" / split, root / "stuffthingmaps" / split)
@@ -85,8 +90,9 @@ class COCO(BaseDataset):
             if values.dtype == np.uint8:
                 return values
         values = np.where((values == -1) | (values == 2**16 - 1), IGNORE, values)
-        if values.min() < 0 or values.max() > IGNORE:
-            raise DataError(f"{path}: holds {values.max()}, which is no id of COCO-Stuff. Get the file again.")
+        wrong = values[(values < 0) | (values > IGNORE)]
+        if wrong.size:
+            raise DataError(f"{path}: holds {wrong[0]}, which is no id of COCO-Stuff. Get the file again.")
         return values.astype(np.uint8)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import color_labels, first_folder, image_files, pair
+from dataloader.files import color_labels, first_folder, image_files, pair, refuse_label_map
 from utils.classes import ClassTable
 from utils.registry import DATASETS
 
@@ -33,6 +33,7 @@ class DeepScene(BaseDataset):
 
     @classmethod
     def base_classes(cls, **options: Any) -> ClassTable:
+        refuse_label_map(options)
         return ClassTable.read(Path(__file__).parent / "classes" / "deepscene.csv")
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:

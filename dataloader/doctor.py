@@ -15,24 +15,27 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from base.base_dataloader import first_line, start_worker
+from base.base_dataloader import WorkerLoader, first_line, start_worker
 from base.base_dataset import BaseDataset, Sample
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
+from utils.images import IMAGE_SUFFIXES
 from utils.schema import to_json
-from utils.shards import stamp
+from utils.shards import is_packed, stamp
 
 SHOWN = 5  # files that a finding names
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
+SHIFTED = "they are shifted by one"
 SKIP = '"on_bad_sample": "skip", or get the files again'
 
 # What a line of utils/images.py says, the kind of finding that it is, and what mends it.
@@ -43,6 +46,7 @@ FILE_PROBLEMS = (
     ("pointer of Git LFS", "Git LFS pointer", "`git lfs pull`"),
     ("no image that can be read", "no image", SKIP),
     ("is declared to have", "huge image", "cut the files into tiles"),
+    ("holds fractions", "fractions", "make the labels anew, with whole numbers from 0 to 255"),
     ("expected class indices", "colors", '"type": "Folder", "args": {"masks": "color", "classes": [...]}'),
     ("Use PNG files for labels", "lossy labels", "make the labels anew, as PNG files"),
     ("Labels are 8-bit", "wide labels", '"label_map" has no value above 255: convert the files'),
@@ -208,7 +212,7 @@ def examine(
             records[sample.key] = before
         else:
             stale.append(index)
-    loader = DataLoader(
+    loader = WorkerLoader(
         Looks(dataset, stale, images),
         batch_size=None,
         num_workers=min(num_workers, len(stale)),
@@ -224,7 +228,9 @@ def examine(
             raise
         raise Stopped(f"a process that reads died ({first_line(error)}). Use fewer --workers") from error
     if path is not None and stale:
-        known |= {name_of(sample): records[sample.key] for sample in dataset.samples}
+        seen = {name_of(sample): records[sample.key] for sample in dataset.samples}
+        # What a package is missing for is no property of the file.
+        known |= {name: record for name, record in seen.items() if "pip install" not in " ".join(record.problems)}
         remember(path, known)
     return {sample.key: records[sample.key] for sample in dataset.samples}
 
@@ -263,7 +269,8 @@ def count_labels(dataset: BaseDataset, records: Mapping[int, Record]) -> tuple[n
     lookup = table.lookup if dataset.raw_labels else np.arange(256)
     for index, record in records.items():
         values = {int(value): count for value, count in record.values.items()}
-        if record.problems or (dataset.raw_labels and not values.keys() <= known):
+        strict = dataset.raw_labels and not dataset.takes_unknown
+        if record.problems or (strict and not values.keys() <= known):
             unusable.append(index)
             continue
         for value, count in values.items():
@@ -319,6 +326,7 @@ class Examined:
         training: Whether it is what is trained on.
         crop: Height and width that images are cropped to without being resized before; None if not known.
         batch_size: Images per step; None if not known.
+        parts: What it consists of, where it may have images in common with other splits; empty: it may not.
     """
 
     split: str
@@ -328,6 +336,7 @@ class Examined:
     training: bool = True
     crop: tuple[int, int] | None = None
     batch_size: int | None = None
+    parts: frozenset[str] = frozenset()
 
     @property
     def classes(self) -> ClassTable:
@@ -365,7 +374,7 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
     findings: list[Finding] = []
     for examined in splits:
         wrong = list(wrong_values(examined))
-        for rule in (unpaired_files, unusable_files, void_labels, odd_images, sizes):
+        for rule in (unpaired_files, left_out, unusable_files, void_labels, odd_images, sizes):
             findings += rule(examined)
         findings += wrong or missing_classes(examined)  # what values mean decides which classes there are
     return findings + list(repeated(splits))
@@ -374,11 +383,35 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
 def unpaired_files(examined: Examined) -> Iterator[Finding]:
     """Images without label, labels without image, files that a list names and that are not there."""
     for line in examined.unpaired:
-        kinds = {"without label": "image alone", "without image": "label alone", "are missing": "missing files"}
-        kind = next((kind for text, kind in kinds.items() if text in line), "unusable split")
-        what, _, mend = line.rstrip(".").rpartition(". ")
-        mend = f'{mend}; "mask_suffix" says what mask names have after the image\'s' if "without" in line else mend
-        yield Finding(kind, examined.split, what or line, mend)
+        yield unusable_split(examined.split, line, type(examined.dataset))
+
+
+def unusable_split(split: str, line: str, dataset: type[BaseDataset]) -> Finding:
+    """What `line`, which a dataset complained with, says about `split`."""
+    kinds = {
+        "without label": "image alone",
+        "without image": "label alone",
+        "are missing": "missing files",
+        "listed twice": "listed twice",
+    }
+    kind = next((kind for text, kind in kinds.items() if text in line), "unusable split")
+    what, _, mend = line.rstrip(".").rpartition(". ")
+    if "without" in line and hasattr(dataset, "mask_suffix"):
+        mend += '; "mask_suffix" says what mask names have after the image\'s'
+    return Finding(kind, split, what or line, mend)
+
+
+def left_out(examined: Examined) -> Iterator[Finding]:
+    """Images in folders below the one that is read."""
+    dataset = examined.dataset
+    if getattr(dataset, "nested", True) or getattr(dataset, "list_file", None) or is_packed(dataset.samples[0].image):
+        return
+    folder, labels = dataset.samples[0].image.parent, dataset.samples[0].label.parent
+    found = [path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = [path for path in found if labels not in path.parents]
+    if found:
+        what = f"{len(found)} images in folders below {folder} are not read"
+        yield Finding("nested files", examined.split, what, '"nested": true', tuple(map(str, found)))
 
 
 def unusable_files(examined: Examined) -> Iterator[Finding]:
@@ -386,9 +419,8 @@ def unusable_files(examined: Examined) -> Iterator[Finding]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in examined.records.values():
         for problem in record.problems:
-            kind, mend = next(
-                ((kind, mend) for text, kind, mend in FILE_PROBLEMS if text in problem), ("unusable file", SKIP)
-            )
+            own = ("unusable file", problem.rstrip(".").rpartition(". ")[2])
+            kind, mend = next(((kind, mend) for text, kind, mend in FILE_PROBLEMS if text in problem), own)
             found[kind, mend].append(problem)
     for (kind, mend), problems in found.items():
         first, _, _ = problems[0].rstrip(".").rpartition(". ")
@@ -419,8 +451,13 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
     share = counts[unknown].sum() / counts.sum()
     low, high = min(meant), max(meant)
     if unknown == [high + 1] and low not in present:
-        what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: they are shifted by one"
+        what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: {SHIFTED}"
         mend = label_map({value: meant[value - 1] for value in range(low + 1, high + 2) if value - 1 in meant})
+        yield Finding("shifted labels", examined.split, what, mend, files)
+    elif unknown == [IGNORE] and low - 1 in present and high not in present:
+        what = f"labels hold {low - 1}..{max(present - {IGNORE})} and 255 where {low}..{high} are expected: {SHIFTED}"
+        mend = label_map({value: meant[value + 1] for value in range(low - 1, high) if value + 1 in meant})
+        mend = mend.replace("}", f', "{IGNORE}": null}}')
         yield Finding("shifted labels", examined.split, what, mend, files)
     elif len(unknown) >= BLURRED and share < 0.2:
         what = (
@@ -438,9 +475,10 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
 
 def label_map(targets: Mapping[int, int | None]) -> str:
     """The line of a config that gives raw values a meaning."""
-    if len(targets) > 40:
-        return '"label_map": {...} with each of these values'
-    return '"label_map": ' + json.dumps({str(value): target for value, target in targets.items()})
+    texts = [f'"{value}": {json.dumps(target)}' for value, target in targets.items()]
+    if len(texts) > 40:
+        texts[3:-1] = ["..."]
+    return f'"label_map": {{{", ".join(texts)}}}'
 
 
 def void_labels(examined: Examined) -> Iterator[Finding]:
@@ -449,6 +487,8 @@ def void_labels(examined: Examined) -> Iterator[Finding]:
     void = set(np.flatnonzero(table.lookup == IGNORE).tolist()) if examined.dataset.raw_labels else {IGNORE}
     files = _keys(examined, lambda record: bool(record.values) and all(int(value) in void for value in record.values))
     if files and len(files) == len(examined.records):
+        if examined.split in examined.dataset.unlabelled:
+            return
         yield Finding("all void", examined.split, "no label has a labelled pixel", 'train on another "split"', files)
     elif files:
         what = f"{len(files)} labels are all void, and teach nothing"
@@ -476,7 +516,8 @@ def missing_classes(examined: Examined) -> Iterator[Finding]:
 def odd_images(examined: Examined) -> Iterator[Finding]:
     """Images of a single color."""
     if files := _keys(examined, lambda record: record.is_blank):
-        yield Finding("blank image", examined.split, f"{len(files)} images show one color", SKIP, files)
+        mend = "get the files again, or remove them"
+        yield Finding("blank image", examined.split, f"{len(files)} images show one color", mend, files)
 
 
 def sizes(examined: Examined) -> Iterator[Finding]:
@@ -500,16 +541,19 @@ def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
         for key, record in examined.records.items():
             if record.image and not record.is_blank:
                 places[record.image].append((examined.split, key, record.label))
+    parts = {examined.split: examined.parts for examined in splits}
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for occurrences in places.values():
         named = " = ".join(key for _, key, _ in occurrences)
-        parts = Counter(split for split, _, _ in occurrences)
-        if len(parts) > 1:
-            groups["image in two splits", " and ".join(parts)].append(named)
-        if any(count > 1 for count in parts.values()):
-            groups["duplicate", ", ".join(split for split, count in parts.items() if count > 1)].append(named)
-        if len({label for _, _, label in occurrences if label}) > 1:
-            groups["two labels", " and ".join(parts)].append(named)
+        counts = Counter(split for split, _, _ in occurrences)
+        pairs = [(a, b) for a, b in combinations(occurrences, 2) if a[0] == b[0] or not parts[a[0]] & parts[b[0]]]
+        apart = {split for a, b in pairs if a[0] != b[0] for split in (a[0], b[0])}
+        if apart:
+            groups["image in two splits", " and ".join(split for split in counts if split in apart)].append(named)
+        if any(count > 1 for count in counts.values()):
+            groups["duplicate", ", ".join(split for split, count in counts.items() if count > 1)].append(named)
+        if any(a[2] and b[2] and a[2] != b[2] for a, b in pairs):
+            groups["two labels", " and ".join(counts)].append(named)
     texts = {
         "image in two splits": ("figures on one of them flatter", "remove the files from one of the splits"),
         "duplicate": ("they count twice", "remove one of each"),
@@ -518,6 +562,18 @@ def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
     for (kind, where), files in groups.items():
         what, mend = texts[kind]
         yield Finding(kind, where, f"{len(files)} images; {what}", mend, tuple(files))
+
+
+def without_unions(splits: Sequence[Examined]) -> list[Examined]:
+    """`splits` less those that are others put together, as "trainval" is: all of it would be said twice."""
+    files = {examined.split: set(map(name_of, examined.dataset.samples)) for examined in splits}
+
+    def is_union(examined: Examined) -> bool:
+        mine = files[examined.split]
+        parts = [files[other.split] for other in splits if other.parts & examined.parts]
+        return not examined.unpaired and mine == set().union(*(part for part in parts if part < mine))
+
+    return [examined for examined in splits if not is_union(examined)]
 
 
 def _keys(examined: Examined, condition: Any) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ is moved to its place only once all of it was unpacked. Killed at any moment, th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,13 +26,20 @@ from tqdm import tqdm
 
 from dataloader.cocostuff import read_mat
 from dataloader.files import first_folder, read_list
+from utils.checkpoint import write_text
 from utils.classes import ClassTable
 from utils.errors import DataError, Stopped
 from utils.images import write_label
 
+try:
+    import fcntl
+except ImportError:  # Windows: two downloads at once are found by the checksum
+    fcntl = None  # type: ignore[assignment]
+
 CLASSES = Path(__file__).parent / "classes" / "voc.csv"
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
+FOR_NOW = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may give the file later
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Archive:
         into: Folder below the data folder to unpack into.
         only: Folder of the archive whose content is wanted, and nothing else; empty for all there is.
         save_as: Name of the file, where the address does not end with a good one.
+        holds: A folder that it unpacks to. Where that is there already, the archive is not fetched: old addresses die.
     """
 
     url: str
@@ -51,6 +61,7 @@ class Archive:
     into: str = "."
     only: str = ""
     save_as: str = ""
+    holds: str = ""
 
     @property
     def name(self) -> str:
@@ -60,6 +71,9 @@ class Archive:
 
 SEGNET = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"  # the last state of the tutorial that holds CamVid's 480x360 split
 
+# What the system says of names and folders in an archive that no good one holds; None is damaged compression.
+FROM_ARCHIVES = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+
 # Checksums: VOC and SBD as in torchvision.datasets, ADE20K as in GluonCV's scripts, COCO as in PaddleDetection's,
 # CamVid as in datadings.
 SOURCES = {
@@ -67,12 +81,14 @@ SOURCES = {
         Archive(
             "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
             "md5:6cd6e144f989b92b3379bac3b3de84fd",
+            holds="VOCdevkit/VOC2012/SegmentationClass",
         ),
     ),
     "SBD": (
         Archive(
             "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
             "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+            holds="benchmark_RELEASE/dataset/cls",
         ),
     ),
     "ADE20K": (
@@ -119,33 +135,82 @@ def download(name: str, data_dir: Path) -> Iterator[str]:
 
     Raises:
         DataError: A file is not what it should be, or must be fetched by hand.
-        Stopped: The network or the disk broke off; called again, it goes on.
+        Stopped: The network or the disk broke off, or another process is at it; called again, it goes on.
     """
+    if data_dir.exists() and not data_dir.is_dir():
+        raise DataError(f"--data-dir {data_dir}: is a file. Name a folder.")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        if name in BY_HAND:
-            yield from _by_hand(name, data_dir)
-        for archive in SOURCES.get(name, ()):
-            if _done(data_dir, archive.name).exists():
-                yield f"{archive.name}: was unpacked before; remove {_done(data_dir, archive.name)} to do it again"
-                continue
-            path = data_dir / archive.name
-            yield f"{archive.name}: from {archive.url}"
-            fetch(archive.url, path)
-            yield verify(path, archive.checksum)
-            unpack(path, data_dir / archive.into, only=archive.only)
-            _done(data_dir, archive.name).touch()
-            yield f"{archive.name}: unpacked; the archive itself may go"
-        if name == "VOCAug":
-            yield from build_augmented(data_dir)
+        with alone(data_dir):
+            if name in BY_HAND:
+                yield from _by_hand(name, data_dir)
+            for archive in SOURCES.get(name, ()):
+                yield from _get(archive, data_dir)
+            if name == "VOCAug":
+                yield from build_augmented(data_dir)
     except OSError as error:
         reason = error.strerror or str(error)
         raise Stopped(f"{data_dir}: {reason}. Give it space or a stable network; the same command goes on") from error
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it, no other process downloads into `folder`; the lock falls with the process that holds it.
+
+    Raises:
+        Stopped: Another one does.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Stopped(f"{folder}: another process downloads into it. Wait until it is done") from None
+    except OSError:  # some network drives cannot lock folders
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _get(archive: Archive, data_dir: Path) -> Iterator[str]:
+    if _done(data_dir, archive.name).exists():
+        yield f"{archive.name}: was unpacked before; remove {_done(data_dir, archive.name)} to do it again"
+        return
+    if _stands(archive, data_dir):
+        yield f"{archive.name}: not needed, as {data_dir / archive.holds} is there"
+        return
+    path = data_dir / archive.name
+    yield f"{archive.name}: from {archive.url}"
+    fetch(archive.url, path)
+    yield verify(path, archive.checksum)
+    try:
+        unpack(path, data_dir / archive.into, only=archive.only)
+    except DataError:
+        _record(path).unlink(missing_ok=True)  # a damaged file is no measure for the next one
+        raise
+    _done(data_dir, archive.name).touch()
+    yield f"{archive.name}: unpacked; the archive itself may go"
+
+
 def _done(data_dir: Path, archive: str) -> Path:
     """The file that says that an archive has been unpacked."""
     return data_dir / f".{archive}.done"
+
+
+def _stands(archive: Archive, data_dir: Path) -> bool:
+    """Whether an archive has been unpacked by others, or by us to the end."""
+    there = bool(archive.holds) and (data_dir / archive.holds).is_dir()
+    return there and not _unfinished(archive.name, data_dir / archive.into).exists()
+
+
+def _unfinished(archive: str, folder: Path) -> Path:
+    """Where an archive is unpacked, until all of it is at its place."""
+    return folder / f".{archive}.unpacking"
 
 
 def _by_hand(name: str, data_dir: Path) -> Iterator[str]:
@@ -168,7 +233,7 @@ def fetch(url: str, path: Path) -> None:
 
     Raises:
         DataError: The server has no such file.
-        OSError: The connection broke off.
+        OSError: The connection broke off, or the server has trouble.
     """
     if path.exists():
         return
@@ -178,13 +243,26 @@ def fetch(url: str, path: Path) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing follows: it was complete, or longer than it should be, which its checksum says
-            os.replace(part, path)
+        if error.code == 416 and have:
+            length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+            if length.isdigit() and int(length) != have:  # another file by now
+                part.unlink()
+                fetch(url, path)
+            else:  # nothing follows: it was complete
+                os.replace(part, path)
             return
-        raise DataError(f"{url}: the server answers {error.code} {error.reason}. Fetch it elsewhere.") from None
+        said = f"the server answers {error.code} {str(error.reason).splitlines()[0].rstrip('.')}"
+        if error.code in FOR_NOW:
+            raise ConnectionError(f"{url}: {said}") from None
+        raise DataError(f"{url}: {said}. Fetch it elsewhere.") from None
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{url}: the server gives no proper answer ({type(error).__name__})") from None
     with answer:
         if answer.status != 206:  # the server begins anew
             have = 0
+        elif not (answer.headers.get("Content-Range") or f"bytes {have}-").startswith(f"bytes {have}-"):
+            part.unlink()
+            raise ConnectionError(f"{url}: the server goes on at another place than it was asked to; begin anew")
         left = answer.headers.get("Content-Length")
         total = have + int(left) if left else None
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
@@ -212,19 +290,24 @@ def verify(path: Path, checksum: str) -> str:
     Raises:
         DataError: It is something else; it has been removed.
     """
-    record = path.with_name(f"{path.name}.sha256")
+    record = _record(path)
     published = checksum
     if not checksum and record.is_file():
         checksum = f"sha256:{record.read_text(encoding='utf-8').strip()}"
     kind, _, expected = checksum.partition(":")
     found = _digest(path, kind or "sha256")
     if not checksum:
-        record.write_text(found + "\n", encoding="utf-8")
+        write_text(record, found + "\n")
         return f"{path.name}: no checksum was published; its sha256 {found} is kept beside it"
     if found != expected:
         path.unlink()
         raise DataError(f"{path}: its {kind} is {found}, not {expected}; it was removed. Run the command again.")
     return f"{path.name}: {kind} is right" if published else f"{path.name}: is what it was the first time"
+
+
+def _record(path: Path) -> Path:
+    """The file that says what the sha256 of an archive was the first time."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _digest(path: Path, kind: str) -> str:
@@ -247,8 +330,9 @@ def unpack(path: Path, folder: Path, *, only: str = "") -> None:
 
     Raises:
         DataError: The archive is damaged, or something in it points out of it.
+        OSError: It does not fit on the disk, or that cannot be written.
     """
-    unfinished = folder / f".{path.name}.unpacking"
+    unfinished = _unfinished(path.name, folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -258,9 +342,12 @@ def unpack(path: Path, folder: Path, *, only: str = "") -> None:
         else:
             with tarfile.open(path) as tar:
                 _unpack_tar(tar, unfinished)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
+    except Exception as error:  # each kind of compression has its own for what is damaged
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise DataError(f"{path}: cannot be unpacked ({error}). Remove it and run the command again.") from None
+        if isinstance(error, OSError) and error.errno not in FROM_ARCHIVES:
+            raise
+        reason = "it is neither .zip nor .tar" if isinstance(error, tarfile.ReadError) else str(error)
+        raise DataError(f"{path}: cannot be unpacked ({reason}). Remove it and run the command again.") from None
     if not (unfinished / only).is_dir():
         shutil.rmtree(unfinished)
         raise DataError(f"{path}: has no folder {only}. Remove it and run the command again.")
@@ -275,6 +362,7 @@ def _unpack_zip(archive: zipfile.ZipFile, folder: Path) -> None:
         _check_name(entry.filename)
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ValueError(f"'{entry.filename}' is a link")
+    _check_space(sum(entry.file_size for entry in entries), folder)
     for entry in tqdm(entries, unit="file", desc=Path(archive.filename or "").name, leave=False, disable=None):
         archive.extract(entry, folder)
 
@@ -291,8 +379,19 @@ def _unpack_tar(archive: tarfile.TarFile, folder: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         source = archive.extractfile(entry)
         assert source is not None
+        _check_space(entry.size, folder)
         with source, place.open("wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
+    assert archive.fileobj is not None
+    while archive.fileobj.read(CHUNK):  # its checksum stands at the end of a compressed file, after that of the tar
+        pass
+
+
+def _check_space(size: int, folder: Path) -> None:
+    """See to it that an archive, which may hold a thousand times its own size, does not fill the disk."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(errno.ENOSPC, f"{size:,} bytes are to be unpacked, and {free:,} are free")
 
 
 def _check_name(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, color_labels, image_files, pair, read_list
+from dataloader.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from utils.classes import IGNORE, ClassTable, distinct_colors
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, NotThere
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
@@ -55,6 +55,10 @@ class Folder(BaseDataset):
         image_dir: Name of the folders with images.
         mask_dir: Name of the folders with masks.
         mask_suffix: What mask names have after the image's name, such as "_mask".
+        mask_prefix: What they have before it.
+        image_suffix: What image names have after what they share with their masks', such as "_sat".
+        image_prefix: What they have before it.
+        nested: Take the images in folders below these, too; a mask lies in the folder that is called like its image's.
         list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
             relative to data_dir; "{split}" in its name stands for the split.
         channels: Channels of the images, if they are not 3 of RGB: from `.npy` files (height, width, channels), TIFF
@@ -69,6 +73,10 @@ class Folder(BaseDataset):
     image_dir: str = "images"
     mask_dir: str = "masks"
     mask_suffix: str = ""
+    mask_prefix: str = ""
+    image_suffix: str = ""
+    image_prefix: str = ""
+    nested: bool = False
     list_file: str | None = None
     channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
@@ -89,18 +97,34 @@ class Folder(BaseDataset):
             raise ConfigError(f"classes: value {twice[0]} stands for two classes. Give each its own.")
         colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]
         if options.get("masks") == "color":
+            refuse_label_map(options)
             plain = [row.name for row in rows if row.color is None]
             if plain:
                 raise ConfigError(f'classes: no color for \'{plain[0]}\'. With "masks": "color" each class needs one.')
             if twice_colored := [color for color in colors if colors.count(color) > 1]:
                 raise ConfigError(f"classes: color {list(twice_colored[0])} is two classes'. Give each its own.")
         void = options.get("void", (IGNORE,))
+        known: Sequence[Any] = colors if options.get("masks") == "color" else taken
+        if both := [value for value in void if value in known and value != IGNORE]:
+            raise ConfigError(f"void: {json.dumps(both[0])} is a class's too. Remove it here, or from the class.")
         return ClassTable(
             names=tuple(row.name for row in rows),
             colors=tuple(colors),
             raw_ids=raw_ids,
             void_ids=tuple(value for value in void if isinstance(value, int) and value not in taken),
         )
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The split; "all" where one list stands for every split; of "all" with `nested`, what folders may be below."""
+        if self.list_file is not None:
+            return frozenset({self.split if "{split}" in self.list_file else "all"})
+        return frozenset({self.split} if self.split != "all" or not self.nested else self.splits)
+
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether `unknown` says so."""
+        return self.unknown == "void"
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         if not root.is_dir():
@@ -113,7 +137,12 @@ class Folder(BaseDataset):
                 images, masks = root / split / self.image_dir, root / split / self.mask_dir
             else:
                 images, masks = images / split, masks / split
-        return pair(image_files(images, also=(".npy",)), image_files(masks, remove=self.mask_suffix))
+        before, after = self.image_prefix, self.image_suffix
+        files = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
+        if split == "all" and not files:
+            raise NotThere(f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.')
+        before, after = self.mask_prefix, self.mask_suffix
+        return pair(files, image_files(masks, before=before, remove=after, nested=self.nested))
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")
@@ -185,10 +214,12 @@ def read_classes(source: Any) -> list[ClassRow]:
     if isinstance(source, str | Path):
         path = Path(source)
         try:
-            source = _read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, ValueError, KeyError, TypeError) as error:
+            is_table = path.suffix.lower() == ".csv"
+            source = _read_csv(path) if is_table else json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeError, ValueError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"classes: {path} cannot be read ({error}). Give a JSON or CSV file of classes."
+                f"classes: {path} cannot be read ({reason}). Give a JSON or CSV file of classes."
             ) from None
         if isinstance(source, dict):
             source = source.get("classes")
@@ -205,6 +236,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     rows = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
+            if "name" not in row:
+                raise ValueError(f"its first line has no column 'name', but {', '.join(map(str, row))}")
             value = row.get("raw_id") or row.get("value")
             color = [row.get(channel) for channel in ("red", "green", "blue")]
             rows.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,20 @@ def propose(
     root, image_dir, mask_dir = common_root(images, masks)
     splits = SPLITS if all((folder / split).is_dir() for folder in (images, masks) for split in SPLITS) else ("all",)
     places = [(images, masks)] if splits == ("all",) else [(images / split, masks / split) for split in splits]
-    suffix = mask_suffix(*places[0])
-    proposal.guesses.append(f"masks are named like their images{f' and end with {suffix}' if suffix else ''}")
-    files = [path for _, folder in places for path in image_files(folder, remove=suffix).values()]
-    options: dict[str, Any] = {"image_dir": image_dir, "mask_dir": mask_dir, **guess_classes(files, names, proposal)}
-    if suffix:
-        options["mask_suffix"] = suffix
+    nested = not all(image_files(folder) for folders in places for folder in folders)
+    naming = guess_names(*(image_files(folder, nested=nested) for folder in places[0]), folders=places[0])
+    said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
+    proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
+    if nested:
+        naming["nested"] = True
+        proposal.guesses.append("images lie in folders below, which are taken together")
+    before, after = str(naming.get("mask_prefix", "")), str(naming.get("mask_suffix", ""))
+    files = [
+        path
+        for _, folder in places
+        for path in image_files(folder, before=before, remove=after, nested=nested).values()
+    ]
+    options = {"image_dir": image_dir, "mask_dir": mask_dir, **naming, **guess_classes(files, names, proposal)}
     examined = []
     for split in splits:
         with forgiving() as unpaired:
@@ -95,19 +103,57 @@ def common_root(images: Path, masks: Path) -> tuple[Path, str, str]:
     return root, images.relative_to(root).as_posix(), masks.relative_to(root).as_posix()
 
 
-def mask_suffix(images: Path, masks: Path) -> str:
-    """What most masks' names have after their images' names.
+def guess_names(images: Collection[str], masks: Collection[str], *, folders: tuple[Path, Path]) -> dict[str, Any]:
+    """Arguments of `Folder` about what names of images and masks do not share.
+
+    Args:
+        images: Names of the images.
+        masks: Names of the masks.
+        folders: Where both are, for errors.
 
     Raises:
         DataError: No mask is named like an image.
     """
-    stems, endings = set(image_files(images)), Counter[str]()
-    for mask in image_files(masks):
+    stems, endings = set(images), Counter[str]()
+    for mask in masks:
         endings.update(mask[length:] for length in range(1, len(mask) + 1) if mask[:length] in stems)
-    if not endings:
-        raise DataError(f"{masks}: no mask is named like an image in {images}. Rename one or the other.")
-    most = max(endings.values())
-    return min((ending for ending, count in endings.items() if count == most), key=len)
+    if endings:
+        most = max(endings.values())
+        suffix = min((ending for ending, count in endings.items() if count == most), key=len)
+        return {"mask_suffix": suffix} if suffix else {}
+    (before, after), (mask_before, mask_after) = around(images), around(masks)
+    if not core(images, before, after) & core(masks, mask_before, mask_after):
+        raise DataError(f"{folders[1]}: no mask is named like an image in {folders[0]}. Rename one or the other.")
+    # What both have there belongs to the names themselves, such as leading zeros, but for what sets it off.
+    start = common_start([before[::-1], mask_before[::-1]])[::-1].lstrip("_-. ")
+    end = common_start([after, mask_after]).rstrip("_-. ")
+    found = {
+        "image_prefix": before.removesuffix(start),
+        "image_suffix": after.removeprefix(end),
+        "mask_prefix": mask_before.removesuffix(start),
+        "mask_suffix": mask_after.removeprefix(end),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def around(names: Collection[str]) -> tuple[str, str]:
+    """What all names, but for folders, begin and end with."""
+    plain = [name.rpartition("/")[2] for name in names]
+    before = common_start(plain)
+    return before, common_start([name[len(before) :][::-1] for name in plain])[::-1]
+
+
+def common_start(texts: Collection[str]) -> str:
+    """What all of `texts` begin with."""
+    first, last = min(texts), max(texts)
+    length = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    return first[:length]
+
+
+def core(names: Collection[str], before: str, after: str) -> set[str]:
+    """Names with their folders, and without what they all begin and end with."""
+    parts = (name.rpartition("/") for name in names)
+    return {f"{folder}/{name.removeprefix(before).removesuffix(after)}" for folder, _, name in parts}
 
 
 def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: Proposal) -> dict[str, Any]:
@@ -165,8 +211,8 @@ def is_in_colors(path: Path) -> bool:
 def count_values(path: Path) -> dict[int, int]:
     """Pixels of each value of a mask."""
     values, counts = np.unique(read_label_values(path), return_counts=True)
-    if values.max() > IGNORE:
-        raise DataError(f"{path}: label value {values.max()}. Labels are 8-bit here: use values from 0 to 255.")
+    if wrong := [value for value in values.tolist() if not 0 <= value <= IGNORE]:
+        raise DataError(f"{path}: label value {wrong[-1]}. Labels are 8-bit here: use values from 0 to 255.")
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 

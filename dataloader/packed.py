@@ -79,6 +79,8 @@ def check_place(dataset: BaseDataset, target: Path, force: bool) -> None:
     """
     if not all(isinstance(sample, Sample) and sample.image.name for sample in dataset.samples[:1]):
         raise ConfigError(f"{type(dataset).__name__}: is generated and has no files to pack. Name another dataset.")
+    if target.parent.exists() and not target.parent.is_dir():
+        raise ConfigError(f"{target.parent}: is a file. Name another --output.")
     if target.exists() and not (target / INDEX).is_file():
         raise ConfigError(f"{target}: is there already, and is no packed split. Name another --output.")
     if target.exists() and not force:

@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -20,9 +21,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from base.base_dataloader import first_line, start_worker
+from base.base_dataloader import WorkerLoader, first_line, start_worker
 from base.base_dataset import BaseDataset, Item
 from utils.checkpoint import sync_folder
 from utils.config import fingerprint
@@ -30,9 +31,15 @@ from utils.errors import ConfigError, DataError, Stopped
 from utils.schema import to_json
 from utils.shards import stamp
 
+try:
+    import fcntl
+except ImportError:  # Windows: each process fills the file, and the last one's stays
+    fcntl = None  # type: ignore[assignment]
+
 BLOCK = 256 << 20  # bytes of memory that are asked for at a time
 ALIGNED = 64  # bytes; at multiples of them each example begins
-MAGIC = b"SEGCACH1"
+MAGIC = b"SEGCACH2"
+TAIL = 12 + len(MAGIC)  # bytes at the end of a file: length and checksum of the index before them
 JUDGED = 16  # examples after which the size of all is known well enough
 SPARE = 0.9  # share of the free memory or disk that may be used
 
@@ -128,7 +135,7 @@ class Unfinished:
     def commit(self, rows: dict[int, Row]) -> None:
         """Write where everything lies, wait for the disk, and take the place."""
         index = json.dumps(rows).encode()
-        self.file.write(index + len(index).to_bytes(8, "little") + MAGIC)
+        self.file.write(index + len(index).to_bytes(8, "little") + zlib.crc32(index).to_bytes(4, "little") + MAGIC)
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
@@ -227,16 +234,31 @@ def build_cache(
         folder.mkdir(parents=True, exist_ok=True)
         rows = stored_rows(path)
         if rows is None:
-            with writing(path) as file:
-                rows = fill(dataset, chosen, file, num_workers, shutil.disk_usage(folder).free, name)
-                file.commit(rows)
-            for old in folder.glob(f"{family}-*.bin"):
-                if old != path:  # whoever reads it still has it
-                    old.unlink(missing_ok=True)
+            with in_turn(folder, family):
+                rows = stored_rows(path)
+                if rows is None:
+                    with writing(path) as file:
+                        rows = fill(dataset, chosen, file, num_workers, shutil.disk_usage(folder).free, name)
+                        file.commit(rows)
+                    for old in folder.glob(f"{family}-*.bin"):
+                        if old != path:  # whoever reads it still has it
+                            old.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise Stopped(f'{path}: cannot be written ({reason}). Free some space, or set "cache" to null') from error
     return SampleCache(dataset, File(path), rows)
+
+
+@contextmanager
+def in_turn(folder: Path, family: str) -> Iterator[None]:
+    """Within it, no other process fills a cache of `family`: of several ranks one does, and the others find it done."""
+    if fcntl is None:
+        yield
+        return
+    with folder.with_name(f"{folder.name}.lock").open("ab") as file:
+        with suppress(OSError):  # some network drives have no locks
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, int(family, 16) % 2**40)
+        yield
 
 
 @contextmanager
@@ -283,7 +305,7 @@ def fill(
     """
     from tqdm import tqdm
 
-    loader = DataLoader(
+    loader = WorkerLoader(
         Reads(dataset, indices),
         batch_size=None,
         num_workers=min(num_workers, len(indices)),
@@ -316,13 +338,16 @@ def stored_rows(path: Path) -> dict[int, Row] | None:
     """Where examples lie in the file `path`; None if it is not there or not whole."""
     try:
         with path.open("rb") as file:
-            file.seek(-16, os.SEEK_END)
+            file.seek(-TAIL, os.SEEK_END)
             tail = file.read()
             length = int.from_bytes(tail[:8], "little")
-            if tail[8:] != MAGIC:
+            if tail[12:] != MAGIC:
                 return None
-            file.seek(-16 - length, os.SEEK_END)
-            rows = json.loads(file.read(length))
+            file.seek(-TAIL - length, os.SEEK_END)
+            index = file.read(length)
+            if zlib.crc32(index) != int.from_bytes(tail[8:12], "little"):
+                return None
+            rows = json.loads(index)
         return {int(index): Row(offset, tuple(shape), dtype) for index, (offset, shape, dtype) in rows.items()}
     except (OSError, ValueError, TypeError):
         return None

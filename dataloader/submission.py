@@ -18,6 +18,7 @@ from utils.images import read_label
 
 SIZE = (1024, 2048)
 EXPECTED = 1525  # images of the test split
+CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")  # where they were taken
 
 
 def write_submission(predictions: Path, output: Path) -> int:
@@ -28,17 +29,28 @@ def write_submission(predictions: Path, output: Path) -> int:
         output: File to write; it is complete or not there.
 
     Raises:
-        DataError: A file is no such prediction.
+        DataError: A file is no such prediction, or of no image of the test split, or there are two of one image.
         Stopped: The zip cannot be written.
     """
-    files = {frame_of(path): path for path in sorted(predictions.rglob("*_leftImg8bit*.png"))}
+    files: dict[str, Path] = {}
+    for path in sorted(predictions.rglob("*.png")):
+        if not path.stem.removesuffix("_index").endswith("_leftImg8bit"):
+            continue  # pictures that were made beside
+        key = frame_of(path)
+        if key in files:
+            raise DataError(f"{path}: predicts what {files[key]} does. Keep one of them.")
+        if key.partition("_")[0] not in CITIES:
+            raise DataError(f"{path}: is no frame of {', '.join(CITIES)}. Predict leftImg8bit/test, and nothing else.")
+        files[key] = path
     if not files:
         raise DataError(
-            f"--predictions {predictions}: holds no *_leftImg8bit*.png. "
+            f"--predictions {predictions}: holds no *_leftImg8bit.png. "
             f"`python inference.py -m CKPT -i data/cityscapes/leftImg8bit/test --save index` makes them."
         )
     raw_ids = np.array([ids[0] for ids in CityScapes.class_table().raw_ids], np.uint8)
     unfinished = output.with_name(f"{output.name}.tmp{os.getpid()}")
+    if output.is_dir() or not output.parent.is_dir():
+        raise DataError(f"--output {output}: is no place for a file. Name a .zip file in a folder that is there.")
     try:
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
             for key, path in tqdm(files.items(), unit="image", leave=False, disable=None):

@@ -71,9 +71,13 @@ def warp(
     else:
         matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
         step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
-        inside = not angle and all(o + c <= s for o, c, s in zip(offset, crop, scaled, strict=True))
+        inside = not angle
         # Parts of the crop that show nothing of the image are filled, not warped.
-        top, bottom, left, right = (0, crop[0], 0, crop[1]) if inside else _shown(matrix, label.shape, crop, step)
+        if inside:
+            height, width = (min(c, s - o) for c, s, o in zip(crop, scaled, offset, strict=True))
+            top, bottom, left, right = (0, height, crop[1] - width, crop[1]) if flip else (0, height, 0, width)
+        else:
+            top, bottom, left, right = _shown(matrix, label.shape, crop, step)
         matrix[:, 2] += matrix[:, :2] @ (left, top)
         image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
         edges = top, crop[0] - bottom, left, crop[1] - right

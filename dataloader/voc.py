@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from base.base_dataset import BaseDataset, Sample
 from dataloader.files import all_present, below, read_list
 from utils.classes import ClassTable
-from utils.errors import DataError
+from utils.errors import DataError, NotThere
 from utils.registry import DATASETS
 
 
@@ -22,6 +22,7 @@ class VOC(BaseDataset):
     `data_dir` is the folder that holds `VOCdevkit` or `VOC2012`, or `VOC2012` itself. The `_aug` splits need what
     SBD's annotations were converted to: a folder `SegmentationClassAug` and lists such as
     `ImageSets/Segmentation/train_aug.txt`, whose lines are bare ids or an image and a label.
+    `python prepare.py download VOCAug` makes both.
 
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012; Hariharan et al. 2011, "Semantic contours from inverse
     detectors" for SBD.
@@ -35,21 +36,27 @@ class VOC(BaseDataset):
     def base_classes(cls, **options: Any) -> ClassTable:
         return ClassTable.read(Path(__file__).parent / "classes" / "voc.csv")
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """VOC's own train and val, and what SBD adds to train."""
+        own = {name for name in ("train", "val") if name in self.split}
+        return frozenset(own | {"SBD"} if "train" in own and self.split.endswith("_aug") else own)
+
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
         home = next((place for place in places if (place / "JPEGImages").is_dir()), None)
         if home is None:
-            raise DataError(
+            raise NotThere(
                 f"data_dir: neither {places[0]} nor {places[2]} holds a folder JPEGImages. "
                 f"Set data_dir to where VOCtrainval_11-May-2012.tar was unpacked."
             )
         path = home / "ImageSets" / "Segmentation" / f"{split}.txt"
         augmented = split.endswith("_aug")
         if augmented and not path.is_file():
-            raise DataError(
+            raise NotThere(
                 f"data_dir: there is no {path}. Put the list there, and SBD's labels into {home}/SegmentationClassAug "
-                f"(train_aug is SBD's train and val with VOC's train, less VOC's val), or use split "
-                f"'{split.removesuffix('_aug')}'."
+                f"(train_aug is SBD's train and val with VOC's train, less VOC's val; `prepare.py download VOCAug` "
+                f"makes both), or use split '{split.removesuffix('_aug')}'."
             )
         labels = "SegmentationClassAug" if augmented else "SegmentationClass"
         samples = []

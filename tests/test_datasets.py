@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
@@ -193,6 +194,23 @@ def test_faults_in_files_are_named_when_they_are_read(tmp_path):
     assert (mapped.read(0).label == 3).all()
 
 
+def test_a_letter_and_its_accent_pair_with_the_accented_letter(tmp_path):
+    save_image(tmp_path / "train" / f"{unicodedata.normalize('NFD', 'é à')}.png")
+    save(tmp_path / "trainannot" / f"{unicodedata.normalize('NFC', 'é à')}.png", np.zeros((13, 17)))
+    assert CamVid(data_dir=tmp_path, split="train").read(0).label.shape == (13, 17)
+
+
+def test_links_are_followed_and_folders_are_no_images(tmp_path):
+    camvid(tmp_path / "far away")
+    (tmp_path / "train" / "old.jpg").mkdir(parents=True)
+    (tmp_path / "train" / "b.jpg").symlink_to(tmp_path / "far away" / "train" / "b.jpg")
+    (tmp_path / "train" / "a.b.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "trainannot").symlink_to(tmp_path / "far away" / "trainannot")
+    data = CamVid(data_dir=tmp_path, split="train")
+    assert data.read(1).key == "b"
+    assert "a.b.jpg: cannot be read (No such file or directory)" in problems(lambda: data.read(0))[0]
+
+
 def test_two_images_of_one_name_are_refused(tmp_path):
     save_image(camvid(tmp_path) / "train" / "b.png")
     (problem,) = problems(lambda: CamVid(data_dir=tmp_path, split="train"))
@@ -304,7 +322,8 @@ def test_binary_masks_of_0_and_255(tmp_path):
     rows = [{"name": "rest", "value": 0}, {"name": "crack", "value": 255}]
     np.testing.assert_array_equal(folder(tmp_path, classes=rows).read(0).label, INDEX == 1)
     own(tmp_path, np.where(INDEX == 2, 7, (INDEX == 1) * 255))
-    assert "label value 7" in problems(lambda: folder(tmp_path, classes=rows).read(0))[0]
+    (problem,) = problems(lambda: folder(tmp_path, classes=rows).read(0))
+    assert "label value 7 at row 0, column 2 is neither a class (0, 255) nor void (none)." in problem
     taken = folder(tmp_path, classes=rows, unknown="void").read(0).label
     np.testing.assert_array_equal(taken, np.where(INDEX == 2, IGNORE, INDEX == 1))
 
@@ -365,6 +384,9 @@ def test_a_list_names_images_and_masks(tmp_path):
     (tmp_path / "train.txt").write_text("photos of/a.jpg\tm.png\r\n\r\nb.jpg  m.png\n")
     data = folder(tmp_path, "train", classes=["x", "y", "z"], list_file="{split}.txt")
     assert [sample.key for sample in data.samples] == ["b", "photos of/a"]
+    (tmp_path / "train.txt").write_text(f"{tmp_path}/photos of/a.jpg\t{tmp_path}/m.png\n/b.jpg\t/m.png")
+    again = folder(tmp_path, "train", classes=["x", "y", "z"], list_file="{split}.txt")
+    assert again.samples == data.samples
     (tmp_path / "train.txt").write_text("../b.jpg m.png")
     assert "outside" in problems(lambda: folder(tmp_path, "train", classes=["x"], list_file="train.txt"))[0]
 
@@ -377,13 +399,23 @@ def test_a_list_names_images_and_masks(tmp_path):
         ({"classes": "nowhere.json"}, "cannot be read"),
         ({"classes": [{"name": "a", "value": 1}, {"name": "b"}]}, "value 1 stands for two"),
         ({"classes": ["a"], "masks": "color"}, "no color for 'a'"),
+        ({"classes": [{"name": "a", "color": [1, 2, 3]}], "masks": "color", "label_map": {"1": "a"}}, "Remove it"),
         ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, "Did you mean 'color'?"),
         ({"classes": [{"name": "a", "value": 300}]}, "of at most 255"),
+        ({"classes": ["a", "b"], "void": [1, 255]}, "void: 1 is a class's too. Remove it here"),
+        ({"classes": [{"name": "a", "color": [1, 2, 3]}], "masks": "color", "void": [[1, 2, 3]]}, "void: [1, 2, 3]"),
     ],
 )
 def test_a_wrong_class_list_has_its_line(tmp_path, options, reason):
     own(tmp_path, INDEX)
     assert any(reason in problem for problem in problems(lambda: folder(tmp_path, **options)))
+
+
+def test_a_table_of_classes_needs_their_names(tmp_path):
+    own(tmp_path, INDEX)
+    (tmp_path / "classes.csv").write_text("class;value\nx;0\n")
+    (problem,) = problems(lambda: folder(tmp_path, classes=str(tmp_path / "classes.csv")))
+    assert "its first line has no column 'name', but class;value" in problem
 
 
 def test_a_class_that_is_left_out_becomes_void_in_colors_too(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import io
 import os
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ DATA = np.random.default_rng(0).bytes(300_000)
 class Handler(BaseHTTPRequestHandler):
     """Serves one file; breaks off once if told to, and knows ranges unless told not to."""
 
-    ranges, break_after = True, 0
+    ranges, break_after, shift, status = True, 0, 0, 200
     asked: list[str | None]
     data = DATA
 
@@ -42,12 +44,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("nothing"):
             self.send_error(404)
             return
+        if cls.status != 200:
+            self.send_error(cls.status)
+            return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and cls.ranges else 0
         if start >= len(cls.data):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(cls.data)}")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
+        start = max(0, start - cls.shift)
         body = cls.data[start:]
+        self.send_header("Content-Range", f"bytes {start}-{len(cls.data) - 1}/{len(cls.data)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if cls.break_after:
@@ -113,6 +122,55 @@ def test_a_part_that_is_whole_needs_only_its_name(server: tuple[type[Handler], s
     assert (tmp_path / "file.tar").read_bytes() == DATA
 
 
+def test_a_file_that_became_shorter_is_fetched_anew(server: tuple[type[Handler], str], tmp_path: Path) -> None:
+    handler, url = server
+    (tmp_path / "file.tar.part").write_bytes(DATA + b"of an older state")
+    fetch(url, tmp_path / "file.tar")
+    assert (tmp_path / "file.tar").read_bytes() == DATA
+    assert handler.asked == [f"bytes={len(DATA) + 17}-", None]
+
+
+def test_a_server_that_goes_on_elsewhere_is_not_trusted(server: tuple[type[Handler], str], tmp_path: Path) -> None:
+    handler, url = server
+    handler.break_after, handler.shift = 100_000, 1000
+    path = tmp_path / "file.tar"
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            fetch(url, path)
+    fetch(url, path)
+    assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize(("answer", "status"), [(404, 2), (403, 2), (429, 4), (500, 4), (503, 4)])
+def test_what_a_server_may_give_later_is_no_mistake_of_the_user(
+    answer: int, status: int, server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server[0].status = answer
+    sources(monkeypatch, Archive(server[1]))
+    given = call(prepare, "download", "VOC", "--data-dir", tmp_path)
+    assert (given.status, f"the server answers {answer}" in given.err) == (status, True)
+
+
+def test_two_downloads_into_one_folder_do_not_mix(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    server[0].data = tar_of({"A/x.txt": b"1"})
+    sources(monkeypatch, Archive(server[1]))
+    first = download("VOC", tmp_path)
+    next(first)
+    with pytest.raises(Stopped, match="another process downloads into it"):
+        list(download("VOC", tmp_path))
+    list(first)
+    assert "was unpacked before" in next(download("VOC", tmp_path))
+
+
+def test_a_file_is_no_folder_to_download_into(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    answer = call(prepare, "download", "VOC", "--data-dir", tmp_path / "data")
+    assert (answer.status, answer.err) == (2, f"error: --data-dir {tmp_path}/data: is a file. Name a folder.\n")
+
+
 def test_what_the_server_does_not_have_is_named(server: tuple[type[Handler], str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the server answers 404"):
         fetch(server[1] + "/nothing", tmp_path / "x")
@@ -146,6 +204,20 @@ def test_without_a_published_checksum_the_first_download_decides(
         list(download("VOC", tmp_path))
 
 
+def test_a_damaged_first_download_is_no_measure_for_the_next(
+    server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, url = server
+    handler.data = b"<html>Please log in</html>"
+    sources(monkeypatch, Archive(url))
+    with pytest.raises(DataError, match="Remove it and run the command again"):
+        list(download("VOC", tmp_path))
+    (tmp_path / "file.tar").unlink()
+    handler.data = tar_of({"A/x.txt": b"1"})
+    list(download("VOC", tmp_path))
+    assert (tmp_path / "A" / "x.txt").read_bytes() == b"1"
+
+
 def test_a_dataset_is_fetched_checked_and_unpacked_once(
     server: tuple[type[Handler], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,9 +247,25 @@ def test_a_broken_network_ends_with_status_4(
         list(download("VOC", tmp_path))
 
 
+def changed(data: bytes, place: int) -> bytes:
+    """`data` with one byte changed."""
+    return data[:place] + bytes([data[place] ^ 1]) + data[place:][1:]
+
+
+PACKED = gzip.compress(tar_of({"A/x": DATA}))
+ZIPPED = zip_of({"A/x": b"1"})
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        changed(PACKED, -6),
+        changed(PACKED, 200_000),
+        PACKED[:200_000],
+        changed(changed(ZIPPED, 6), ZIPPED.index(b"PK\1\2") + 8),  # encrypted
+        changed(changed(ZIPPED, 8), ZIPPED.index(b"PK\1\2") + 10),  # compressed in an unknown way
+        tar_of({"A/x": b"1", "A/x/y": b"2"}),
+        tar_of({"A/" + "x" * 300: b"1"}),
         tar_of({"../out.txt": b""}),
         tar_of({"A/../../out.txt": b""}),
         tar_of({"/tmp/out.txt": b""}),
@@ -196,6 +284,18 @@ def test_what_points_outside_or_is_damaged_leaves_nothing(tmp_path: Path, data: 
         unpack(path, tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
     assert [entry.name for entry in tmp_path.iterdir() if entry.name not in ("file", "data")] == []
+
+
+@pytest.mark.parametrize("data", [zip_of({"A/x": bytes(3000)}), tar_of({"A/x": bytes(3000)})], ids=["zip", "tar"])
+def test_what_does_not_fit_on_the_disk_is_not_begun(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
+    with pytest.raises(OSError, match="to be unpacked, and 2,999 are free"):
+        unpack(path, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_unpacking_that_was_interrupted_leaves_no_half_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,10 +416,20 @@ def test_the_aug_splits_are_made_from_sbd(tmp_path: Path, monkeypatch: pytest.Mo
         return np.full((5, 7), 9, np.uint8)
 
     monkeypatch.setattr(module, "read_mat", read_mat)
-    assert list(build_augmented(tmp_path)) == ["train_aug: 3 images", "val_aug: 1 images", "trainval_aug: 4 images"]
+    monkeypatch.setattr(module, "fetch", lambda url, path: pytest.fail(f"fetches {url}"))
+    assert list(download("VOCAug", tmp_path)) == [  # what was fetched elsewhere, when it could be
+        f"VOCtrainval_11-May-2012.tar: not needed, as {home}/SegmentationClass is there",
+        f"benchmark.tgz: not needed, as {sbd}/cls is there",
+        "train_aug: 3 images",
+        "val_aug: 1 images",
+        "trainval_aug: 4 images",
+    ]
     data = VOC(data_dir=tmp_path, split="train_aug")
     assert [int(data.read(index).label[0, 0]) for index in range(3)] == [9, 9, 3]
     assert len(VOC(data_dir=tmp_path, split="trainval_aug")) == 4
     list(build_augmented(tmp_path))
     assert read == ["a.mat", "b.mat"]  # the second time, nothing was left to do
     assert not list(home.rglob(".*"))
+    (tmp_path / ".benchmark.tgz.unpacking").mkdir()  # which was cut off, so that labels may be missing
+    with pytest.raises(pytest.fail.Exception, match=r"benchmark\.tgz"):
+        list(download("VOCAug", tmp_path))

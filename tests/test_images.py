@@ -6,12 +6,14 @@ import io
 import os
 import struct
 import zlib
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from utils import images
 from utils.errors import DataError
 from utils.images import (
     read_image,
@@ -156,6 +158,26 @@ def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, name, read):
         assert reason in problem
 
 
+@pytest.mark.parametrize("decoder", ["kornia_rs", "others"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_png_cut_or_with_a_flipped_bit_is_refused_or_read_as_it_was(tmp_path, monkeypatch, mode, decoder):
+    if decoder == "others":
+        monkeypatch.setattr(images, "decode_image_png_u8", None)
+    elif images.decode_image_png_u8 is None:
+        pytest.skip("needs kornia_rs")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 16, (20, 15, 3), np.uint8)).convert(mode)
+    data = encoded(image, "PNG")
+    read, values = (read_image if mode == "RGB" else read_label), np.asarray(image)
+    path, kept = tmp_path / "damaged.png", 0
+    flips = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(len(data))]
+    for number, damaged in enumerate([*flips, *(data[:end] for end in range(1, len(data)))]):
+        path.write_bytes(damaged)
+        with suppress(DataError):
+            np.testing.assert_array_equal(read(path), values, err_msg=str(number))
+            kept += 1
+    assert kept < 20  # the checksum of the last chunk, which holds nothing
+
+
 def test_what_follows_the_end_of_a_jpeg_does_no_harm(tmp_path):
     path = tmp_path / "appended.jpg"
     path.write_bytes(JPEG + b"made by some camera")
@@ -262,13 +284,23 @@ def test_no_flipped_bit_of_a_png_goes_unseen(tmp_path, monkeypatch, color_type, 
         np.testing.assert_array_equal(found, values if color_type else values[..., 0], err_msg=str(place))
 
 
+def test_labels_below_0_are_refused(tmp_path):
+    label = np.zeros((5, 7), np.int32)
+    label[2, 3] = -1
+    Image.fromarray(label).save(tmp_path / "label.tif")
+    np.testing.assert_array_equal(read_label_values(tmp_path / "label.tif"), label)
+    assert "label value -1 at row 2, column 3" in fault(read_label, tmp_path / "label.tif")
+
+
 def test_colors_and_lossy_files_are_no_labels(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "colors.png")
     assert "holds colors (RGB), expected class indices" in fault(read_label, tmp_path / "colors.png")
     np.testing.assert_array_equal(read_label_colors(tmp_path / "colors.png"), picture())
     Image.fromarray(picture()[..., 0]).save(tmp_path / "lossy.jpg")
+    Image.fromarray(picture()[..., 0]).save(tmp_path / "lossy.tif", compression="jpeg")
     for read in (read_label, read_label_colors):
         assert "Use PNG" in fault(read, tmp_path / "lossy.jpg")
+        assert "is a TIFF file compressed as JPEG" in fault(read, tmp_path / "lossy.tif")
 
 
 def test_a_written_label_reads_back_and_shows_its_colors(tmp_path):

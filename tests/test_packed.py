@@ -105,6 +105,15 @@ def test_the_archives_are_plain_ones_that_group_by_name_up_to_the_first_dot(tmp_
         assert group["label_mask.png"] == sample.label.read_bytes()
 
 
+def test_the_doctor_looks_into_what_is_packed(tmp_path: Path) -> None:
+    pack(folder(make(tmp_path / "data")), tmp_path / "packed")
+    options = json.dumps({"classes": NAMES, "mask_suffix": "_mask"})
+    answer = call(prepare, "check", "--dataset", "Folder", "--data-dir", tmp_path / "packed", "--args", options)
+    assert answer.status == 0, answer.out
+    assert f"train: {len(KEYS)} images" in answer.out
+    assert "val: passed over" in answer.out
+
+
 def test_packing_twice_gives_equal_files(tmp_path: Path) -> None:
     data = folder(make(tmp_path / "data"))
     for name in ("one", "two"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +26,7 @@ from dataloader.folder import Folder
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
-from utils.errors import DataError
+from utils.errors import DataError, run
 
 SIZE = (65, 97)
 NAMES = ("road", "tree", "sky")
@@ -122,6 +125,7 @@ PLANTS: dict[str, Plant] = {
     "no image": lambda images, masks: _over(images).write_bytes(b"once upon a time"),
     "colors": lambda images, masks: save(_over(masks), scene(0)[0]),
     "lossy labels": lambda i, m: _over(m).write_bytes(cv2.imencode(".jpg", scene(0)[1])[1].tobytes()),
+    "fractions": lambda i, m: Image.fromarray(scene(0)[1].astype(np.float32)).save(_over(m), format="TIFF"),
     "wide labels": lambda i, m: save(_over(m), scene(0)[1].astype(np.uint16) * 300),
     "turned image": _turned,
     "different sizes": lambda images, masks: save(_over(masks), scene(0)[1][:-1]),
@@ -175,6 +179,81 @@ def test_all_plants_are_found_at_once_by_several_processes(tmp_path: Path) -> No
     assert re.search(r'damaged file: 1 files; .*004\.png.*\n    mend: "on_bad_sample": "skip"', answer.out)
 
 
+def test_splits_that_are_others_put_together_are_no_finding_and_say_nothing_twice(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    home = tmp_path / "VOC2012"
+    lists = {"train": range(4), "val": range(4, 6), "trainval": range(6), "train_aug": range(4)}
+    for number in range(6):
+        label = np.resize(np.arange(21, dtype=np.uint8), SIZE)
+        save(home / "JPEGImages" / f"{number}.jpg", scene(number)[0])
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            save(home / folder / f"{number}.png", label)
+    (home / "ImageSets" / "Segmentation").mkdir(parents=True)
+
+    def voc() -> Answer:
+        for split, ids in lists.items():
+            text = "".join(f"{number}\n" for number in ids)
+            (home / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(text)
+        return prepare_command("check", "--dataset", "VOC", "--data-dir", tmp_path)
+
+    clean = voc()
+    assert (clean.status, kinds(clean)) == (0, set()), clean.out
+    assert "trainval: passed over" in clean.out
+    (home / "SegmentationClass" / "0.png").write_bytes(b"")
+    assert kinds(voc()) == {("train", "empty file")}
+    save(home / "SegmentationClass" / "0.png", np.resize(np.arange(21, dtype=np.uint8), SIZE))
+    lists["val"] = range(3, 6)
+    assert kinds(voc()) == {("train and val and train_aug", "image in two splits")}
+    lists |= {"val": range(4, 6), "train": [0, 1, 1, 2, 3]}  # type: ignore[dict-item]
+    answer = voc()
+    assert kinds(answer) == {("train", "listed twice")}
+    assert "names 1 files (1) that are listed twice" in answer.out
+
+
+def test_a_split_that_is_there_and_cannot_be_used_is_a_finding(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    save(root / "images" / "train" / "000.bmp", scene(0)[0])
+    answer = check(prepare_command, root)
+    assert (answer.status, kinds(answer)) == (3, {("train", "unusable split")})
+    assert "has the same name as 000.bmp\n    mend: Remove one of them" in answer.out
+    (root / "images" / "train" / "000.bmp").unlink()
+    for path in (root / "masks" / "train").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    answer = check(prepare_command, root)
+    assert (answer.status, kinds(answer)) == (3, {("train", "image alone"), ("train", "label alone")})
+    assert '"mask_suffix" says' in answer.out
+    for command in ("stats", "pack"):  # cannot leave it out in silence
+        more = ["-o", tmp_path / "packed"] if command == "pack" else []
+        answer = call(prepare, command, "--dataset", "Folder", "--data-dir", root, "--args", CLASSES, *more)
+        assert (answer.status, "without label" in answer.err) == (2, True)
+
+
+def test_labels_shifted_down_are_told_and_mended(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    """As those of ADE20K are in many copies: void 0 has become 255."""
+    root = clean(tmp_path / "data")
+    rows = [{"name": name, "value": value} for value, name in enumerate(NAMES, start=1)]
+    options = {"classes": rows, "void": [0]}
+    for path in (root / "masks").rglob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[:2] = 255
+        save(path, label)
+    command = ("check", "--dataset", "Folder", "--data-dir", root, "--args")
+    answer = prepare_command(*command, json.dumps(options))
+    assert kinds(answer) == {("train", "shifted labels"), ("val", "shifted labels")}
+    line = '"label_map": {"0": 0, "1": 1, "2": 2, "255": null}'
+    assert f"mend: {line}" in answer.out
+    assert prepare_command(*command, json.dumps({**options, **parse_json("{" + line + "}")})).status == 0
+
+
+def test_a_long_label_map_is_shortened() -> None:
+    assert doctor.label_map({value: value for value in range(150)}) == (
+        '"label_map": {"0": 0, "1": 1, "2": 2, ..., "149": 149}'
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
@@ -195,6 +274,61 @@ def test_a_mending_line_mends(kind: str, line: str, tmp_path: Path, prepare_comm
         *("check", "--dataset", "Folder", "--data-dir", root, "--split", "train", "--args", json.dumps(options))
     )
     assert mended.status == 0, mended.out
+
+
+def test_splits_may_consist_of_others(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    home, train, val = tmp_path / "VOCdevkit" / "VOC2012", ["000", "001", "002"], ["100"]
+    for number in (0, 1, 2, 3, 100):
+        image, label = scene(number)
+        label = np.tile(np.arange(21, dtype=np.uint8), (label.size // 21 + 1))[: label.size].reshape(label.shape)
+        save(home / "JPEGImages" / f"{number:03d}.jpg", image)
+        save(home / "SegmentationClass" / f"{number:03d}.png", label)
+        save(home / "SegmentationClassAug" / f"{number:03d}.png", label[::-1])  # SBD's differ
+    lists = {"train": train, "val": val, "trainval": train + val, "train_aug": [*train, "003"], "val_aug": val}
+    (home / "ImageSets" / "Segmentation").mkdir(parents=True)
+
+    def write(name: str, ids: list[str]) -> None:
+        (home / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(ids))
+
+    for name, ids in lists.items():
+        write(name, ids)
+    answer = prepare_command("check", "--dataset", "VOC", "--data-dir", tmp_path)
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
+    assert "train_aug: 4 images" in answer.out
+    write("train_aug", [*train, "003", "100"])
+    answer = prepare_command("check", "--dataset", "VOC", "--data-dir", tmp_path)
+    assert {kind for _, kind in kinds(answer)} == {"image in two splits", "two labels"}
+    # To train on what one validates on is a mistake, whatever the splits are called.
+    args = {"data_dir": str(tmp_path), "batch_size": 2, "num_workers": 0}
+    sections = {
+        "train_loader": {"type": "VOC", "args": {**args, "split": "trainval"}},
+        "val_loader": {"type": "VOC", "args": {**args, "split": "val"}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path, **sections)))
+    answer = prepare_command("check", "-c", tmp_path / "config.json")
+    assert kinds(answer) == {("train_loader and val_loader", "image in two splits")}
+
+
+def test_labels_that_a_benchmark_keeps_are_no_finding(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for number, (split, city) in enumerate({"train": "ulm", "val": "munster", "test": "bonn"}.items()):
+        image, _ = scene(number)
+        values = np.tile(np.arange(34, dtype=np.uint8), 200)[: 65 * 97].reshape(SIZE)
+        save(tmp_path / "leftImg8bit" / split / city / f"{city}_0_0_leftImg8bit.png", image)
+        label = tmp_path / "gtFine" / split / city / f"{city}_0_0_gtFine_labelIds.png"
+        save(label, values * (split != "test"))
+    answer = prepare_command("check", "--dataset", "Cityscapes", "--data-dir", tmp_path)
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
+    save(label.parents[2] / "val" / "munster" / "munster_0_0_gtFine_labelIds.png", np.zeros(SIZE, np.uint8))
+    assert kinds(prepare_command("check", "--dataset", "Cityscapes", "--data-dir", tmp_path)) == {("val", "all void")}
+
+
+def test_one_list_for_every_split_is_no_finding(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    rows = [f"images/train/{number:03d}.png\tmasks/train/{number:03d}.png\n" for number in range(8)]
+    (root / "list.txt").write_text("".join(rows))
+    options = json.dumps({"classes": NAMES, "list_file": "list.txt"})
+    answer = prepare_command("check", "--dataset", "Folder", "--data-dir", root, "--args", options)
+    assert (answer.status, kinds(answer)) == (0, set()), answer.out
 
 
 def test_a_list_that_names_what_is_not_there(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
@@ -280,6 +414,35 @@ def test_files_that_did_not_change_are_not_read_again(
     assert len(read) == 8
 
 
+def test_a_file_that_took_another_s_place_is_read_though_size_and_time_are_the_same(
+    tmp_path: Path, cache: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data", train=4)
+    paths = [root / "masks" / "train" / f"{number:03d}.bmp" for number in range(2)]
+    for path, value in zip(paths, (1, 7), strict=True):
+        path.with_suffix(".png").unlink()
+        os.utime(save(path, np.full(SIZE, value, np.uint8)), (1, 1))
+    assert "(6,305 pixels): 001" in check(prepare_command, root).out
+    paths[0].rename(tmp_path / "other")
+    paths[1].rename(paths[0])
+    (tmp_path / "other").rename(paths[1])
+    assert "(6,305 pixels): 000" in check(prepare_command, root).out
+
+
+def test_what_a_missing_package_kept_from_being_read_is_read_when_it_is_there(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Folder(data_dir=clean(tmp_path / "data"), split="train", classes=NAMES)
+
+    def fail(path: Path) -> np.ndarray:
+        raise DataError(f"{path}: needs scipy. `pip install scipy`.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_raw", fail)
+        assert all(record.problems for record in doctor.examine(dataset, cache=cache).values())
+    assert not any(record.problems for record in doctor.examine(dataset, cache=cache).values())
+
+
 def training_config(root: Path, tmp_path: Path, **more: object) -> Path:
     """A config that trains on `clean` data with classes weighted by their share."""
     args = {"data_dir": str(root), "classes": list(NAMES), "num_workers": 0, **more}
@@ -351,6 +514,31 @@ def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
     assert (found.labels, int(found.pixels.sum())) == (6, 6 * SIZE[0] * SIZE[1])
 
 
+def test_unknown_values_that_may_be_void_cost_no_label(
+    tmp_path: Path, prepare_command: Callable[..., Answer], train_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    options = {"classes": list(NAMES[:2]), "unknown": "void", "on_bad_sample": "skip"}
+    path = training_config(root, tmp_path, **options)
+    assert kinds(prepare_command("check", "-c", path)) >= {("train_loader", "unknown value")}
+    data = Folder(data_dir=root, split="train", classes=NAMES[:2], unknown="void")
+    found = assemble.count_classes(View(data, None, on_bad_sample="skip"))
+    labels = np.concatenate([scene(number)[1].ravel() for number in range(8)])
+    assert found is not None
+    assert (found.labels, found.pixels.tolist()) == (8, np.bincount(labels, minlength=3)[:2].tolist())
+    assert found.void == (labels == 2).sum()
+    answer = train_command("-c", path, "--import", "tests.tiny")
+    assert answer.status == 0, answer.err
+    for file in (root / "masks" / "train").iterdir():
+        save(file, np.full(SIZE, 255, np.uint8))
+    answer = train_command("-c", path, "--import", "tests.tiny", "--set", 'loss="DiceLoss"')
+    assert answer.errors[0].startswith("train_loader: the labels hold void only. ")
+    for file in (root / "masks" / "train").iterdir():
+        file.write_bytes(b"")
+    answer = train_command("-c", path, "--import", "tests.tiny", "--set", 'loss="DiceLoss"')
+    assert answer.errors == ["train_loader: none of its labels can be read. `python prepare.py check` says why."]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -360,12 +548,14 @@ def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
         (["check", "--dataset", "Foldr", "--data-dir", "x"], "Did you mean 'Folder'?"),
         (["check", "--dataset", "CamVid", "--data-dir", "nowhere"], "data_dir: there is no folder nowhere"),
         (["check", "--dataset", "Folder", "--data-dir", ".", "--args", "{"], "--args: no JSON"),
+        (["check", "--dataset", "Folder", "--data-dir", ".", "--args", "[1]"], "--args: no JSON"),
         (["check", "--dataset", "Folder", "--data-dir", ".", "--args", '{"klasses": []}'], "unknown key"),
         (["check", "--dataset", "Synthetic", "--data-dir", "."], "Synthetic: is generated"),
         (["check", "-c", str(ROOT / "config.json")], "Synthetic: is generated and has no files"),
         (["check", "-c", "nothing.json"], "no such file"),
         (["init", "--images", "nowhere", "--masks", "."], "--images nowhere: is no folder"),
         (["init", "--images", ".", "--masks", "."], "is the folder of the images"),
+        (["init", "--images", ".", "--masks", ".", "--names", "a,,b"], "--names a,,b: a name is empty"),
     ],
 )
 def test_mistakes_have_their_line(
@@ -376,6 +566,19 @@ def test_mistakes_have_their_line(
     assert answer.status == 2, answer.out + answer.err
     assert text in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_told_nonetheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = clean(tmp_path / "data")
+    (root / "images" / "train" / "é.png").write_bytes(b"")
+    (root / "masks" / "train" / "é.png").write_bytes(b"")
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii", write_through=True))
+    command = ["check", "--dataset", "Folder", "--data-dir", str(root), "--args", CLASSES, "--workers", "0"]
+    assert run(prepare.main, command) == 3
+    assert rb"train/\xe9.png is empty" in out.getvalue()
 
 
 def test_stats_are_those_of_numpy(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
@@ -451,6 +654,50 @@ def test_init_gives_a_config_that_trains_unchanged(
     assert prepare_command("check", "-c", path).status == 0
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "said"),
+    [
+        ("{:03d}", "{:03d}_mask", {"mask_suffix": "_mask"}),
+        ("{:03d}_sat", "{:03d}_mask", {"image_suffix": "_sat", "mask_suffix": "_mask"}),
+        ("img_{:03d}", "mask_{:03d}", {"image_prefix": "img_", "mask_prefix": "mask_"}),
+        ("img_{:03d}", "{:03d}", {"image_prefix": "img_"}),
+        ("a/{:03d}", "a/{:03d}", {"nested": True}),
+        ("été {:d}.v1", "été {:d}.v1", {}),
+    ],
+)
+def test_init_sees_how_masks_are_named(
+    image: str, mask: str, said: dict, tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    for number in range(8):
+        for folder, name, array in zip(("x", "y"), (image, mask), scene(number), strict=True):
+            save(tmp_path / folder / f"{name.format(number)}.PNG", array)
+    path = tmp_path / "c.json"
+    answer = prepare_command("init", "--images", tmp_path / "x", "--masks", tmp_path / "y", "-o", path)
+    assert answer.status == 0, answer.err
+    args = load_config(path)["train_loader"]["args"]
+    naming = ("image_prefix", "image_suffix", "mask_prefix", "mask_suffix", "nested")
+    assert {key: args[key] for key in naming if key in args} == said
+    answer = prepare_command("check", "-c", path)
+    assert answer.status == 0, answer.out
+    assert "train_loader: 8 images" in answer.out
+
+
+def test_images_in_folders_below_are_not_left_out_in_silence(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    for folder, array in zip(("images", "masks"), scene(50), strict=True):
+        save(root / folder / "train" / "night" / "000.png", array)
+    answer = check(prepare_command, root)
+    assert kinds(answer) == {("train", "nested files")}
+    assert '"nested": true' in answer.out
+    options = json.dumps({"classes": NAMES, "nested": True})
+    answer = prepare_command("check", "--dataset", "Folder", "--data-dir", root, "--args", options)
+    assert answer.status == 0, answer.out
+    assert "train: 9 images" in answer.out
+    assert "all: passed over (it is others put together)" in answer.out
+
+
 def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     for number in range(6):
         image, label = scene(number)
@@ -468,8 +715,12 @@ def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_
     answer = prepare_command(*arguments, "--force")
     assert (answer.status, "too many for classes" in answer.err) == (2, True)
     assert (tmp_path / "c.json").read_text() == text
+    for number in range(6):
+        (tmp_path / "b" / f"{number}.png").unlink()
+        save(tmp_path / "b" / f"{number}.tif", scene(number)[1].astype(np.int32) - 1)
+    assert "0.tif: label value -1. Labels are 8-bit here" in prepare_command(*arguments, "--force").err
     for path in (tmp_path / "b").iterdir():
-        path.rename(path.with_name(f"other{path.name}"))
+        path.rename(path.with_stem("abcdef"[int(path.stem)]))
     assert "no mask is named like an image" in prepare_command(*arguments, "--force").err
 
 
@@ -489,6 +740,25 @@ def test_a_submission_holds_raw_ids(tmp_path: Path, prepare_command: Callable[..
     assert "holds 19, which is no class" in prepare_command(*arguments).err
     assert not list(tmp_path.glob("s.zip*"))
     assert "holds no *_leftImg8bit" in prepare_command(*arguments[:2], tmp_path / "cache", *arguments[3:]).err
+
+
+def test_a_submission_takes_one_prediction_of_each_frame_of_the_test_split(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    def submit(*names: str, output: str = "s.zip") -> Answer:
+        for name in names:
+            save(tmp_path / "outputs" / f"{name}.png", np.full((1024, 2048), 3, np.uint8))
+        return prepare_command("submission", "--predictions", tmp_path / "outputs", "-o", tmp_path / output)
+
+    frame = "berlin_000001_000019_leftImg8bit"
+    assert submit(f"{frame}_index", f"{frame}_overlay", f"{frame}_probability").status == 3
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert archive.namelist() == ["berlin_000001_000019.png"]
+    for output in ("outputs", "nowhere/s.zip"):
+        assert (submit(output=output).status, "no place for a file" in submit(output=output).err) == (2, True)
+    assert f"predicts what {tmp_path}/outputs/a/{frame}.png does" in submit(f"a/{frame}").err
+    (tmp_path / "outputs" / "a" / f"{frame}.png").unlink()
+    assert "is no frame of berlin, " in submit("frankfurt_000000_000294_leftImg8bit").err
 
 
 def test_help_is_there_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,26 @@ def test_no_data_worker_outlives_a_killed_run(tmp_path: Path) -> None:
     assert most >= 3  # the run and two workers
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["as a program", "as a child of multiprocessing"])
+def test_an_error_in_the_data_ends_a_run_that_has_workers(tmp_path: Path, own: bool) -> None:
+    config = write_config(tmp_path, num_workers=2)
+    text = json.loads(config.read_text())
+    text["train_loader"]["args"] = {"batch_size": 4, "num_workers": 2, "transforms": ["RandomScale"]}
+    config.write_text(json.dumps(text))
+    command = [str(ROOT / "train.py"), "-c", str(config), *MODULES]
+    if own:
+        process = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+        assert process.returncode == 2
+        assert "images of different sizes in one batch" in process.stderr
+        return
+    child_of_ours = CONTEXT.Process(target=child, args=(command[1:], {}, [tmp_path / "out", tmp_path / "err"]))
+    child_of_ours.start()
+    child_of_ours.join(120)
+    if child_of_ours.exitcode is None:
+        child_of_ours.kill()
+    assert child_of_ours.exitcode == 2
+
+
 def leader(flags: tuple[str, ...], environment: dict[str, str], outputs: list[Path]) -> None:
     """What a child does whose workers can be told from other processes: lead a group, and be train.py."""
     os.setsid()

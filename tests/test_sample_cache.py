@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -99,9 +100,36 @@ def test_a_file_serves_the_next_run_until_something_changes(tmp_path: Path, monk
     os.utime(root / "masks" / "train" / "a_mask.png", ns=(1, 1))
     assert build() == 7  # and the file of before is gone
     (path,) = cache.iterdir()
-    path.write_bytes(path.read_bytes()[:-40])
-    assert stored_rows(path) is None
-    assert build() == 7
+    whole = path.read_bytes()
+    for damaged in (whole[:-40], whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:]):
+        path.write_bytes(damaged)
+        assert stored_rows(path) is None
+        assert build() == 7
+
+
+def test_of_several_processes_one_fills_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl")
+    data, context = folder(make(tmp_path / "data")), multiprocessing.get_context("fork")
+    filled, right, real = context.Value("i"), context.Value("i"), module.fill
+
+    def fill(*arguments: Any) -> dict:
+        with filled.get_lock():
+            filled.value += 1
+        return real(*arguments)
+
+    def child() -> None:
+        kept = build_cache(data, "disk", folder=tmp_path / "cache")
+        same = all(np.array_equal(kept.read(i).image, data.read(i).image) for i in range(len(data)))
+        with right.get_lock():
+            right.value += same
+
+    monkeypatch.setattr(module, "fill", fill)
+    processes = [context.Process(target=child) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert (filled.value, right.value) == (1, 3)
 
 
 def test_what_cannot_be_read_is_told_when_it_is_asked_for(tmp_path: Path) -> None:

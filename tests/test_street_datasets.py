@@ -235,6 +235,9 @@ def test_coco_stuff_knows_void_in_any_type(tmp_path: Path, folder: str, dtype: t
     item = data.read(0)
     assert item.image.shape == (*SIZE, 3)
     np.testing.assert_array_equal(np.unique(item.label), [0, 12, 181, IGNORE])
+    save(tmp_path / folder / "val2017" / "000000000139.png", values(0, 300, dtype=np.uint16))
+    assert "holds 300, which is no id of COCO-Stuff" in problem(lambda: data.read(0))
+    coco(tmp_path, values(0, 12, 181, void, dtype=dtype), folder)
     # Ids 12 and the others that were never used are left out, so 13 (stop sign) is class 11 of 171.
     assert set(np.unique(COCO(data_dir=tmp_path, split="val2017").read(0).label)) == {0, 11, 170, IGNORE}
 
@@ -304,6 +307,11 @@ def test_deepscene_tells_classes_by_color(tmp_path: Path, home: str) -> None:
     assert data.unknown_pixels(1) == int((index == 7).sum())
     data.classes = data.classes.ignoring(0)
     np.testing.assert_array_equal(data.read(1).label, np.where((index == 7) | (index == 0), IGNORE, index))
+
+
+def test_masks_in_colors_take_no_label_map(tmp_path: Path) -> None:
+    text = problem(lambda: DeepScene(data_dir=tmp_path, split="training", label_map={"0": None}))
+    assert "label_map: masks drawn in colors hold no values" in text
 
 
 def test_deepscene_refuses_an_image_without_mask(tmp_path: Path) -> None:

@@ -186,6 +186,18 @@ def test_void_is_exactly_where_the_source_is_not():
         assert (got[far] == FILL).all()
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_padding_does_not_bleed_into_the_image_nor_the_image_into_it(channels, flip):
+    image, label = np.full((13, 21, channels), 200, np.uint8), np.zeros((13, 21), np.uint8)
+    for scaled in [(41, 67), (13, 40), (26, 21), (9, 11), (4, 7)]:
+        got, got_label = warp(image, label, scaled=scaled, crop=(43, 70), flip=flip, fill=(3,))
+        expected = np.full((43, 70), IGNORE)
+        expected[: scaled[0], 70 - scaled[1] :] = 0
+        np.testing.assert_array_equal(got_label, expected if flip else expected[:, ::-1])
+        np.testing.assert_array_equal(got, np.where(got_label == 0, 200, 3)[..., None].repeat(channels, 2))
+
+
 def test_an_image_larger_than_the_crop_shows_no_border():
     image, label = scene(200, 300)
     for index in range(20):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +138,17 @@ class ClassTable:
                 values.discard(int(key))
             (void_ids if index is None else raw_ids[index]).add(int(key))
         return replace(self, raw_ids=tuple(tuple(sorted(v)) for v in raw_ids), void_ids=tuple(sorted(void_ids)))
+
+
+def ranges(values: Iterable[int]) -> str:
+    """`values`, ascending, for people: ``0..4, 255``, or none."""
+    parts: list[list[int]] = []
+    for value in sorted(values):
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts) or "none"
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:

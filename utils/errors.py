@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -33,6 +34,10 @@ class ConfigError(UserError, ValueError):
 
 class DataError(UserError, ValueError):
     """Images or labels that cannot be used."""
+
+
+class NotThere(DataError):
+    """A folder or list that a dataset has if the split that was asked for is there."""
 
 
 class CheckpointError(UserError, ValueError):
@@ -111,6 +116,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exc()
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have letters that a terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(argv) or 0
     except UserError as error:

@@ -63,7 +63,10 @@ def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise DataError(f"{path}: {_DAMAGED}")
-    return _turn(image, _orientation(header, data)) if upright else image
+    try:
+        return _turn(image, _orientation(header, data)) if upright else image
+    except struct.error:  # what follows a PNG's pixels, which the decoder does not look at
+        raise DataError(f"{path}: {_DAMAGED}") from None
 
 
 def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
@@ -162,11 +165,11 @@ def read_label(path: Path) -> np.ndarray:
     """The raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
 
     Raises:
-        DataError: It cannot be read, holds colors or values above 255, or is stored with loss.
+        DataError: It cannot be read, holds colors or values below 0 or above 255, or is stored with loss.
     """
     label = read_label_values(path)
     if label.dtype != np.uint8:
-        row, column = np.argwhere(label > 255)[0]
+        row, column = np.argwhere((label < 0) | (label > 255))[0]
         raise DataError(
             f"{path}: label value {label[row, column]} at row {row}, column {column}. "
             f"Labels are 8-bit here: convert the file to values from 0 to 255."
@@ -175,7 +178,7 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def read_label_values(path: Path) -> np.ndarray:
-    """The raw values of a label, (H, W), exact: uint8 where all are below 256, else int64.
+    """The raw values of a label, (H, W), exact: uint8 where all are from 0 to 255, else int64.
 
     Raises:
         DataError: It cannot be read, holds colors, or is stored with loss.
@@ -284,14 +287,18 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
     if kind in ("JPEG", "MPO"):
         # Cameras and editors append data of their own, and a thumbnail has an end of its own at the beginning.
         return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
-    return kind != "PNG" or b"IEND" in data[-64:]
+    return kind != "PNG" or data.rfind(b"IEND") > data.rfind(b"IDAT")
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
+
+    Raises:
+        struct.error: A PNG is cut short.
+    """
+    if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
+        return 1  # getexif() would decode the whole image in search of it
     try:
-        if image.format == "PNG" and not any(kind == b"eXIf" for kind, _, _ in _png_chunks(data)):
-            return 1  # getexif() would decode the whole image in search of it
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # what is written there may be anything, and is no reason not to use the pixels
         return 1
@@ -364,10 +371,10 @@ def _decode_png(path: Path, data: bytes, mode: Literal["rgb", "mono"]) -> np.nda
 def _open_label(path: Path, data: bytes) -> Image.Image:
     """The label in the file's `data`, decoded."""
     image = _open(path, data)
-    if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]):
-        raise DataError(
-            f"{path}: is a {image.format} file, which changes label values at every edge. Use PNG files for labels."
-        )
+    packing = str(image.info.get("compression", ""))  # of TIFF, where JPEG is one of several
+    if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
+        kind = f"{image.format} file" + (" compressed as JPEG" if "jpeg" in packing else "")
+        raise DataError(f"{path}: is a {kind}, which changes label values at every edge. Use PNG files for labels.")
     try:
         if image.format == "PNG":
             _check_png(data)

@@ -564,6 +564,7 @@ def _weights_by_rule(rule: str, pixels: Tensor) -> Tensor:
     share = pixels / pixels.sum()
     seen = share > 0
     if rule == "median_freq":  # Eigen and Fergus 2015, https://arxiv.org/abs/1411.4734, section 6.3.2
+        # They divide by the pixels of the images that show the class; shares of all pixels are what is known here.
         # The middle of an even number is the mean of two, as numpy has it, not the lower one.
         weights = share[seen].quantile(0.5) / share
     elif rule == "enet":  # Paszke et al. 2016, https://arxiv.org/abs/1606.02147, section 5.2

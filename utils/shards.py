@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config import fingerprint
-from utils.errors import DataError
+from utils.errors import DataError, NotThere
 
 INDEX = "shards.json"
 FORMAT = 1
@@ -56,14 +56,15 @@ def find_packed(data_dir: Path, split: str) -> Packed | None:
     """The packed `split` in `data_dir`; None if that is no folder of packed splits.
 
     Raises:
-        DataError: Other splits are packed there, or an archive is not what it was.
+        NotThere: Other splits are packed there.
+        DataError: An archive is not what it was.
     """
     folder = data_dir / split
     if (folder / INDEX).is_file():
         return open_packed(folder)
     others = sorted(path.parent.name for path in data_dir.glob(f"[!.]*/{INDEX}"))  # hidden ones are unfinished
     if others:
-        raise DataError(
+        raise NotThere(
             f"{data_dir}: holds packed {', '.join(others)}, not '{split}'. Pack that too (`python prepare.py pack`), "
             f"or set data_dir to the dataset itself."
         )
@@ -149,7 +150,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Two numbers that change when the file does: its size and time, or its size and checksum in an archive.
+    """Two numbers that change when the file does: its size and times, or its size and checksum in an archive.
 
     (-1, -1) if it is not there.
     """
@@ -158,7 +159,8 @@ def stamp(path: Path) -> tuple[int, int]:
         if member is not None:
             return member.size, member.checksum
         status = path.stat()
-        return status.st_size, status.st_mtime_ns
+        # Tools that copy, unpack or sort files bring the time of change along; that of the entry is the system's.
+        return status.st_size, status.st_mtime_ns + status.st_ctime_ns
     except (OSError, DataError):
         return -1, -1
 
