@@ -313,6 +313,16 @@ def test_masks_in_colors_are_counted_and_their_unknown_colors_found(
     assert command(void=[[1, 2, 3]]).status == 0
 
 
+def test_a_mend_names_only_what_the_dataset_has(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for number in range(2):
+        image, label = scene(number)
+        save(tmp_path / "train" / "rgb" / f"{number}.png", image)
+        save(tmp_path / "train" / "GT_color" / f"{number}.png", np.repeat(label[..., None], 3, axis=2))
+    answer = prepare_command("check", "--dataset", "DeepScene", "--data-dir", tmp_path, "--split", "training")
+    assert ("training", "unknown color") in kinds(answer), answer.out + answer.err
+    assert '"void"' not in answer.out
+
+
 def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     root = clean(tmp_path / "data")
     config = load_config(ROOT / "config.json")
