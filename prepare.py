@@ -122,13 +122,24 @@ def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
 
 
 def packable(raw: dict) -> list[BaseDataset]:
-    """The datasets of a config's loaders, each split once."""
+    """The datasets of a config's loaders, each split once.
+
+    Raises:
+        UserError: Both have a split of the same name and of other files, so that one would take the other's place.
+    """
     from run_config import check_config
 
     config = check_config(raw)
     sections = [section for section in (config.train_loader, config.val_loader) if section is not None]
-    datasets = [dataset_of(section, "data") for section in sections]
-    return list({dataset.split: dataset for dataset in datasets}.values())
+    datasets: dict[str, BaseDataset] = {}
+    for dataset in (dataset_of(section, "data") for section in sections):
+        first = datasets.setdefault(dataset.split, dataset)
+        if first.samples != dataset.samples:
+            raise UserError(
+                f"val_loader: split '{dataset.split}' is that of train_loader, of other files. "
+                f"Pack each into a folder of its own: --dataset, --data-dir, --args."
+            )
+    return list(datasets.values())
 
 
 def dataset_of(section: Component, where: str) -> BaseDataset:

@@ -435,7 +435,10 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
         if count := sum(record.unknown for record in examined.records.values()):
             files = _keys(examined, lambda record: record.unknown > 0)
             what = f"{count:,} pixels of {len(files)} files have colors that stand for nothing, and become void"
-            yield Finding("unknown color", examined.split, what, 'add the colors to "classes" or to "void"', files)
+            mend = "draw these pixels in a class's color, or leave them void"
+            if hasattr(type(examined.dataset), "void"):
+                mend = 'add the colors to "classes" or to "void"'
+            yield Finding("unknown color", examined.split, what, mend, files)
         return
     table, counts = examined.classes, examined.values()
     present = set(np.flatnonzero(counts).tolist())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from base.base_dataloader import MOST_SKIPPED
 from dataloader import doctor
 from dataloader.files import forgiving, image_files
 from dataloader.folder import Folder
@@ -23,6 +24,7 @@ MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photograph
 SPLITS = ("train", "val")
 CROP = 512  # side of the square to train on, where images are large enough
 BATCH, STEPS = 8, 2000
+HELD_OUT = 0.2  # share of the images for validation, where there is no folder of them
 RARE = 0.02  # share of the labelled pixels below which a class needs a weight of its own
 
 
@@ -82,6 +84,12 @@ def propose(
         examined.append(doctor.Examined(split, dataset, records, unpaired, training=split != "val"))
     findings = doctor.diagnose(examined)
     proposal.guesses += [line for finding in findings for line in finding.lines()]
+    for seen in examined:
+        bad = [record.problems[0] for record in seen.records.values() if record.problems]
+        if len(bad) > max(1, int(MOST_SKIPPED * (HELD_OUT if splits == ("all",) else 1) * len(seen.records))):
+            raise DataError(*bad[: doctor.SHOWN], f"{root}: {len(bad)} examples cannot be used. Mend or remove them.")
+        if bad:
+            options["on_bad_sample"] = "skip"
     proposal.text = write(root, splits, options, examined[0], proposal, gpus)
     return proposal
 
@@ -160,25 +168,35 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
     """Arguments of `Folder` about the classes, from what all masks hold."""
     from tqdm import tqdm
 
-    in_colors, pixels = None, Counter[Any]()
+    in_colors, pixels, inner = None, Counter[int](), Counter[int]()
     for path in tqdm(files, desc="masks", unit="file", leave=False, disable=None):
         if in_colors is None:
             in_colors = is_in_colors(path)
-        pixels.update(count_colors(path) if in_colors else count_values(path))
+        codes = read_codes(path, in_colors)
+        pixels.update(tally(codes))
+        most = codes[:-1, :-1]
+        inner.update(tally(most[(most == codes[:-1, 1:]) & (most == codes[1:, :-1])]))
     total = sum(pixels.values())
     options: dict[str, Any] = {"masks": "color" if in_colors else "index"}
-    if len(pixels) > MOST_CLASSES:
-        kept = {value: count for value, count in pixels.items() if count >= 0.01 * total}
-        if len(kept) < 2 or sum(kept.values()) < 0.9 * total:
+    # Between two classes, soft edges show a value for a pixel or two; a class has an inside, unless it is very thin.
+    soft = {code for code, found in pixels.items() if found < RARE * total and inner[code] < found / 4}
+    if len(pixels) > MOST_CLASSES or len(soft) >= doctor.BLURRED:
+        kept = {code: found for code, found in pixels.items() if code not in soft}
+        if len(kept) > MOST_CLASSES:
+            kept = {code: found for code, found in kept.items() if found >= RARE / 2 * total}
+        if len(kept) < 2 or sum(kept.values()) < 0.8 * total:
             what = "colors" if in_colors else "values"
             raise DataError(
                 f"{files[0].parent}: masks hold {len(pixels):,} different {what}, too many for classes. "
                 f"Make them anew, without soft edges and as PNG files."
             )
-        proposal.guesses.append(f"of {len(pixels):,} values, the {len(kept)} frequent ones are classes; the rest, void")
+        said = f"of {len(pixels):,} values, {len(kept)} are classes; the rest, soft edges or too rare, is void"
+        proposal.guesses.append(said)
         options["unknown"] = "void"
         pixels = Counter(kept)
-    values = sorted(pixels)
+    values: list[Any] = sorted(pixels)
+    if in_colors:
+        values = [(code >> 16, code >> 8 & 255, code & 255) for code in values]
     if not in_colors and values != [0, IGNORE] and IGNORE in values:
         values.remove(IGNORE)
         proposal.guesses.append("255 is void")
@@ -208,23 +226,25 @@ def is_in_colors(path: Path) -> bool:
     return False
 
 
-def count_values(path: Path) -> dict[int, int]:
-    """Pixels of each value of a mask."""
-    values, counts = np.unique(read_label_values(path), return_counts=True)
-    if wrong := [value for value in values.tolist() if not 0 <= value <= IGNORE]:
-        raise DataError(f"{path}: label value {wrong[-1]}. Labels are 8-bit here: use values from 0 to 255.")
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+def read_codes(path: Path, in_colors: bool) -> np.ndarray:
+    """The values of a mask, (H, W); colors as numbers, red first.
+
+    Raises:
+        DataError: It cannot be read, or holds values that are not of 8 bits.
+    """
+    if in_colors:
+        colors = read_label_colors(path).astype(np.uint32)
+        return (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+    values = read_label_values(path)
+    if wrong := [value for value in (values.max(), values.min()) if not 0 <= value <= IGNORE]:
+        raise DataError(f"{path}: label value {wrong[0]}. Labels are 8-bit here: use values from 0 to 255.")
+    return values
 
 
-def count_colors(path: Path) -> dict[tuple[int, int, int], int]:
-    """Pixels of each color of a mask."""
-    colors = read_label_colors(path).astype(np.uint32)
-    packed = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
-    codes, counts = np.unique(packed, return_counts=True)
-    return {
-        (int(code) >> 16, int(code) >> 8 & 255, int(code) & 255): int(count)
-        for code, count in zip(codes, counts, strict=True)
-    }
+def tally(codes: np.ndarray) -> dict[int, int]:
+    """How often each number occurs in `codes`."""
+    found, counts = np.unique(codes, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def name_of(value: Any, values: Sequence[Any]) -> str:
@@ -260,7 +280,7 @@ def write(
     if len(sizes) < 4 or numbers is None:
         raise DataError(f"{root}: {len(sizes)} images with masks can be used. Label at least 4.")
     held_out = splits == ("all",)
-    count = len(train.records) - (round(0.2 * len(train.records)) if held_out else 0)
+    count = len(train.records) - (round(HELD_OUT * len(train.records)) if held_out else 0)
     height, width = (int(side) for side in np.median(np.array(sizes), axis=0))
     crop = [max(32, min(CROP, side) // 32 * 32) for side in (height, width)]
     batch = min(BATCH, count - count % 2)
@@ -304,7 +324,7 @@ def write(
   "arch": {{"type": "DeepLab", "args": {{"backbone": "resnet18", "output_stride": 16, "pretrained": false}}}},
 
   "train_loader": {{"type": "Folder", "args": {{
-    {_lines({**data, "split": splits[0], **({"val_split": 0.2} if held_out else {}), **training})}
+    {_lines({**data, "split": splits[0], **({"val_split": HELD_OUT} if held_out else {}), **training})}
   }}}},
 {"" if held_out else validation}
   // Measured on the training images.

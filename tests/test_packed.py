@@ -24,6 +24,7 @@ from dataloader.folder import Folder
 from dataloader.packed import pack
 from dataloader.transforms import Chain, ScaleOptions
 from tests.conftest import Answer, call, kill_9_at
+from tests.tiny import tiny_config
 from utils import shards
 from utils.errors import DataError
 from utils.shards import INDEX
@@ -112,6 +113,21 @@ def test_the_doctor_looks_into_what_is_packed(tmp_path: Path) -> None:
     assert answer.status == 0, answer.out
     assert f"train: {len(KEYS)} images" in answer.out
     assert "val: passed over" in answer.out
+
+
+def test_two_loaders_with_one_split_of_two_folders_are_not_mixed(tmp_path: Path) -> None:
+    sections = {}
+    for kind in ("train", "val"):
+        make(tmp_path / kind)
+        args = {"data_dir": str(tmp_path / kind), "split": "train", "classes": NAMES, "mask_suffix": "_mask"}
+        sections[f"{kind}_loader"] = {"type": "Folder", "args": {**args, "batch_size": 2}}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_config(tmp_path / "saved", **sections)))
+    answer = call(prepare, "pack", "-c", config, "-o", tmp_path / "packed")
+    assert (answer.status, "split 'train' is that of train_loader, of other files" in answer.err) == (2, True)
+    assert not (tmp_path / "packed").exists()
+    same = f'val_loader.args.data_dir="{tmp_path}/train"'
+    assert call(prepare, "pack", "-c", config, "-s", same, "-o", tmp_path / "packed").status == 0
 
 
 def test_packing_twice_gives_equal_files(tmp_path: Path) -> None:

@@ -368,6 +368,16 @@ def test_masks_in_colors_are_counted_and_their_unknown_colors_found(
     assert command(void=[[1, 2, 3]]).status == 0
 
 
+def test_a_mend_names_only_what_the_dataset_has(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for number in range(2):
+        image, label = scene(number)
+        save(tmp_path / "train" / "rgb" / f"{number}.png", image)
+        save(tmp_path / "train" / "GT_color" / f"{number}.png", np.repeat(label[..., None], 3, axis=2))
+    answer = prepare_command("check", "--dataset", "DeepScene", "--data-dir", tmp_path, "--split", "training")
+    assert ("training", "unknown color") in kinds(answer), answer.out + answer.err
+    assert '"void"' not in answer.out
+
+
 def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     root = clean(tmp_path / "data")
     config = load_config(ROOT / "config.json")
@@ -696,6 +706,48 @@ def test_images_in_folders_below_are_not_left_out_in_silence(
     assert answer.status == 0, answer.out
     assert "train: 9 images" in answer.out
     assert "all: passed over (it is others put together)" in answer.out
+
+
+@pytest.mark.parametrize("colors", [None, np.array([[0, 0, 0], [200, 30, 0], [0, 60, 250]], np.uint8)])
+def test_init_takes_soft_edges_for_void_not_for_classes(
+    colors: np.ndarray | None, tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    for number in range(8):
+        image, label = scene(number)
+        mask = (label == 1).astype(np.uint8) * 255 if colors is None else colors[label]
+        half = cv2.resize(mask, (SIZE[1] // 2, SIZE[0] // 2), interpolation=cv2.INTER_AREA)
+        save(tmp_path / "a" / f"{number}.png", image)
+        save(tmp_path / "b" / f"{number}.png", cv2.resize(half, SIZE[::-1], interpolation=cv2.INTER_LINEAR))
+    path = tmp_path / "c.json"
+    answer = prepare_command("init", "--images", tmp_path / "a", "--masks", tmp_path / "b", "-o", path)
+    assert answer.status == 0, answer.err
+    args = load_config(path)["train_loader"]["args"]
+    if colors is None:
+        assert [row["value"] for row in args["classes"]] == [0, 255]
+    else:
+        assert sorted(row["color"] for row in args["classes"]) == sorted(colors.tolist())
+    assert args["unknown"] == "void"
+
+
+def test_init_skips_what_cannot_be_used_and_refuses_where_that_is_much(
+    tmp_path: Path, prepare_command: Callable[..., Answer], train_command: Callable[..., Answer]
+) -> None:
+    for number in range(8):
+        for folder, array in zip(("a", "b"), scene(number), strict=True):
+            save(tmp_path / folder / f"{number}.png", array)
+    (tmp_path / "a" / "3.png").write_bytes(b"")
+    path = tmp_path / "c.json"
+    arguments = ("init", "--images", tmp_path / "a", "--masks", tmp_path / "b", "-o", path)
+    answer = prepare_command(*arguments)
+    assert answer.status == 0, answer.err
+    assert "empty file" in answer.out
+    shorter = ["trainer.max_steps=2", "trainer.tensorboard=false", f"trainer.save_dir={tmp_path / 'saved'}"]
+    shorter += ["train_loader.args.num_workers=0"]
+    trained = train_command("-c", path, "-d", "cpu", *[word for text in shorter for word in ("-s", text)])
+    assert trained.status == 0, trained.err
+    (tmp_path / "a" / "4.png").write_bytes(b"")
+    answer = prepare_command(*arguments, "--force")
+    assert (answer.status, "2 examples cannot be used" in answer.err) == (2, True)
 
 
 def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
