@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 import dataloader  # noqa: F401  registers
 from base.base_dataloader import Loader, LoaderOptions
-from base.base_dataset import BaseDataset, View
+from base.base_dataset import BaseDataset, JoinedView, View
 from base.base_model import BaseModel
 from base.base_trainer import Monitor
 from base.data_check import DataCheck, check_samples
@@ -42,6 +42,7 @@ from run_config import (
     protocol_of,
     result_keys,
     split_loader_args,
+    training_sections,
     validation_of,
 )
 from trainer import PRECISIONS, Trainer
@@ -111,6 +112,7 @@ def build_view(
     seed: int,
     indices: Sequence[int] | None = None,
     where: str = "train_loader",
+    first: int = 0,
 ) -> View:
     """`dataset`, augmented as a loader section says, and decoded beforehand if it says so.
 
@@ -133,6 +135,7 @@ def build_view(
         indices=indices,
         on_bad_sample=options.on_bad_sample,
         read=read,
+        first=first,
     )
 
 
@@ -165,10 +168,14 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     Raises:
         UserError: The data is not there or cannot be used.
     """
-    section, seed = config.train_loader, config.seed
+    seed, sections = config.seed, training_sections(config)
     if not cached:
-        section = without_cache(section)
-    dataset = build_dataset(section, where="train_loader", seed=seed, ignore_index=config.ignore_index)
+        sections = {where: without_cache(section) for where, section in sections.items()}
+    datasets = {
+        where: build_dataset(section, where=where, seed=seed, ignore_index=config.ignore_index)
+        for where, section in sections.items()
+    }
+    section, dataset = next(iter(sections.values())), next(iter(datasets.values()))
     options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
     kept, held_out, val_set, val_section = None, None, dataset, config.val_loader
     if val_section is not None and not cached:
@@ -176,8 +183,12 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     if options.val_split:
         kept, held_out = hold_out(len(dataset), options.val_split, seed)
         val_section = validation_of(section)
+    views: list[View] = []
+    for where, each in datasets.items():
+        first = sum(len(view.dataset) for view in views)
+        views.append(build_view(sections[where], each, seed=seed, indices=kept, where=where, first=first))
     train = Loader(
-        build_view(section, dataset, seed=seed, indices=kept),
+        views[0] if len(views) == 1 else JoinedView(views),
         options.batch_size,
         num_workers=options.num_workers,
         training=True,
@@ -237,6 +248,14 @@ def count_classes(view: View) -> DataCheck | None:
     Raises:
         DataError: It found an example that cannot be used, and that is still so.
     """
+    counts = [_count_classes(part) for part in view.parts]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    return DataCheck(*(sum(numbers) for numbers in zip(*map(astuple, known), strict=True)))  # type: ignore[arg-type]
+
+
+def _count_classes(view: View) -> DataCheck | None:
     records = remembered(view.dataset, [int(index) for index in view.indices], default_cache())
     if records is None:
         return None
@@ -262,14 +281,15 @@ def class_pixels(view: View, num_workers: int = 0) -> list[int]:
     Raises:
         DataError: One cannot be used.
     """
-    if has_files(view.dataset) and count_classes(view) is None:
-        examine(view.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
+    for part in view.parts:
+        if has_files(part.dataset) and count_classes(part) is None:
+            examine(part.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
     if (known := count_classes(view)) is not None:
         return known.pixels.tolist()
     counts = np.zeros(256, np.int64)
     for label in view.labels():
         counts += np.bincount(label.ravel(), minlength=256)
-    return counts[: len(view.dataset.classes)].tolist()
+    return counts[: len(view.classes)].tolist()
 
 
 def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:

@@ -104,20 +104,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
     """The loaders of a config, examined."""
     from dataloader.transforms import ChainOptions
-    from run_config import check_config, options_of
+    from run_config import check_config, options_of, training_sections
 
     config = check_config(raw)
-    examined = []
-    for where, section in (("train_loader", config.train_loader), ("val_loader", config.val_loader)):
+    examined: list[Examined] = []
+    sections = {**training_sections(config), "val_loader": config.val_loader}
+    for where, section in sections.items():
         if section is None:
             continue
         chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
         plain = chain.augment and chain.base_size is None and chain.resize is None
-        training = where == "train_loader"
+        training = not examined
         found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
         found.crop = chain.crop if plain else None
-        found.batch_size = section.args["batch_size"] if training else None
+        found.batch_size = section.args["batch_size"] if len(sections) == 2 else None
+        if where != "val_loader" and len(sections) > 2:
+            found.parts |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)
+    examined[0].joined = [each for each in examined[1:] if each.split != "val_loader"]
     return examined
 
 
@@ -127,10 +131,10 @@ def packable(raw: dict) -> list[BaseDataset]:
     Raises:
         UserError: Both have a split of the same name and of other files, so that one would take the other's place.
     """
-    from run_config import check_config
+    from run_config import check_config, training_sections
 
     config = check_config(raw)
-    sections = [section for section in (config.train_loader, config.val_loader) if section is not None]
+    sections = [section for section in (*training_sections(config).values(), config.val_loader) if section is not None]
     datasets: dict[str, BaseDataset] = {}
     for dataset in (dataset_of(section, "data") for section in sections):
         first = datasets.setdefault(dataset.split, dataset)
@@ -277,7 +281,7 @@ def check(splits: Sequence[Examined], broken: Sequence[Finding] = ()) -> int:
 
 
 def stats(splits: Sequence[Examined]) -> int:
-    """Print figures to put into a config: those of the first split, which is what one trains on."""
+    """Print figures to put into a config: those of the first split, or of all training sets of a config."""
     from dataloader.doctor import as_list
     from utils.losses import resolve_weights
 
@@ -287,6 +291,8 @@ def stats(splits: Sequence[Examined]) -> int:
         mean, std = map(as_list, numbers)
         print(f'"normalization": {{"mean": {mean}, "std": {std}}}')
     pixels, _ = first.pixels()
+    for other in first.joined:
+        pixels = pixels + other.pixels()[0]
     if pixels.any():
         for rule in RULES:
             weights = resolve_weights(rule, class_pixels=pixels.tolist())  # type: ignore[arg-type]

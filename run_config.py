@@ -121,6 +121,61 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> Component:
     return Component(name, resolved)
 
 
+@dataclass(frozen=True)
+class TrainLoader(Component):
+    """The first of several training sets, which says how batches are made, and the others."""
+
+    others: tuple[Component, ...] = ()
+
+
+# What the first of several training sets says for all.
+OF_ALL = [name for name in parameters_of(LoaderOptions) if name != "cache"]
+
+
+def check_train_loader(value: Any, *, where: str, problems: list[str]) -> Component:
+    """`check_loader` of one section, or of a list of them whose images are drawn from as if they were one dataset."""
+    if not isinstance(value, list):
+        return check_loader(value, where=where, problems=problems)
+    if not value:
+        problems.append(f"{where}: an empty list. Give a dataset.")
+        return Component("")
+    before = len(problems)
+    first, *others = (f"{where}[{number}]" for number in range(len(value)))
+    lead = check_loader(value[0], where=first, problems=problems)
+    if len(problems) > before:
+        return lead
+    shared, found = {name: lead.args[name] for name in OF_ALL}, []
+    if len(value) > 1 and lead.args["val_split"]:
+        problems.append(f"{first}.args.val_split: does not work with several training sets. Give a val_loader.")
+    for place, raw in zip(others, value[1:], strict=True):
+        given = raw.get("args", {}) if isinstance(raw, Mapping) else {}
+        if isinstance(given, Mapping):
+            problems += [
+                f"{place}.args.{name}: differs from that of {first}, which is for all. Remove it."
+                for name in OF_ALL
+                if name in given and given[name] != shared[name]
+            ]
+            raw = {**raw, "args": {**shared, **given}} if isinstance(raw, Mapping) else {"type": raw, "args": shared}
+        count = len(problems)
+        section = check_loader(raw, where=place, problems=problems)
+        if len(problems) == count:
+            problems += misfits(lead, section, place, first)
+        found.append(section)
+    return TrainLoader(lead.type, lead.args, tuple(found)) if found else lead
+
+
+def misfits(first: Component, other: Component, place: str, of: str) -> list[str]:
+    """Why the images of two training sets could not stand in one batch."""
+    problems = []
+    if classes_of(other).names != classes_of(first).names:
+        problems.append(f"{place}: its classes differ from those of {of}. Say with label_map which are which.")
+    if channels_of(other) != channels_of(first):
+        problems.append(f"{place}: its images have {channels_of(other)} channels, not {channels_of(first)}.")
+    if size_of(other) != size_of(first):
+        problems.append(f"{place}.args: its images are not as large as those of {of}. Use one crop_size.")
+    return problems
+
+
 def loader_json_schema() -> dict[str, Any]:
     """JSON Schema of a loader section: the arguments of all three owners, for each dataset."""
 
@@ -165,7 +220,11 @@ def loss_json_schema() -> dict[str, Any]:
 
 
 ARCH = Section(check_model, arch_json_schema)
-LOADER = Section(check_loader, lambda: {"$ref": "#/$defs/loader"})
+_LOADER = {"$ref": "#/$defs/loader"}
+LOADER = Section(check_loader, lambda: _LOADER)
+TRAIN_LOADER = Section(
+    check_train_loader, lambda: {"anyOf": [_LOADER, {"type": "array", "items": _LOADER, "minItems": 1}]}
+)
 LOSS = Section(check_loss, loss_json_schema)
 OPTIMIZER = Section(check_optimizer, lambda: component_json_schema(OPTIMIZERS, OptimizerConfig))
 SCHEDULER = Section(check_scheduler, lambda: component_json_schema(SCHEDULERS, SchedulerConfig))
@@ -205,7 +264,7 @@ class RunConfig:
     Args:
         name: Name of the run; the folder of its runs is `<save_dir>/<name>`.
         arch: Network: a model's name and arguments, or bricks joined by `+`.
-        train_loader: Dataset to train on, with batches and augmentation.
+        train_loader: Dataset to train on, with batches and augmentation; or a list of them, which are joined.
         val_loader: Dataset to validate on; null where `val_split` holds out a part, or with `trainer.val: false`.
         optimizer: Any of `torch.optim`, and the learning rates of the network's parts.
         trainer: How long, how to save, what to monitor.
@@ -225,7 +284,7 @@ class RunConfig:
 
     name: str
     arch: Annotated[Any, ARCH]
-    train_loader: Annotated[Any, LOADER]
+    train_loader: Annotated[Any, TRAIN_LOADER]
     optimizer: Annotated[Any, OPTIMIZER]
     trainer: TrainerConfig
     val_loader: Annotated[Any, LOADER] | None = None
@@ -242,7 +301,9 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved config: loaded alone, it repeats the run."""
-        return to_json(self)
+        sections = list(training_sections(self).values())
+        joined = {"train_loader": [to_json(section) for section in sections]} if len(sections) > 1 else {}
+        return {**to_json(self), **joined}
 
     @property
     def start(self) -> InitFrom | None:
@@ -258,6 +319,15 @@ class RunConfig:
     def classes(self) -> ClassTable:
         """The training set's classes; needs no data folder."""
         return classes_of(self.train_loader).ignoring(self.ignore_index)
+
+
+def training_sections(config: RunConfig) -> dict[str, Component]:
+    """The training sets, by their places in the config."""
+    first = config.train_loader
+    if not isinstance(first, TrainLoader):
+        return {"train_loader": first}
+    sections = (Component(first.type, first.args), *first.others)
+    return {f"train_loader[{number}]": section for number, section in enumerate(sections)}
 
 
 def check_config(raw: Mapping[str, Any]) -> RunConfig:
@@ -407,6 +477,8 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
     """Hash of a resolved config without what may change when a run is resumed."""
 
     def without(value: Any, where: str) -> Any:
+        if isinstance(value, list):
+            return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
             return value
         return {k: without(v, join(where, k)) for k, v in value.items() if join(where, k) not in MAY_CHANGE}

@@ -127,7 +127,7 @@ def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
     """
     train_loader, val_loader = loaders
     size = size_of(config.train_loader) or largest_image(train_loader.view)
-    share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.dataset.channels
+    share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.channels
     images = torch.randint(256, (share, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(len(config.classes), (share, *size), dtype=torch.uint8)
     what, image = f"a step on {share} images of {size[0]}x{size[1]}", None

@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     restrict_gpus(args.device)
     overrides = [*args.set]
     overrides += [f"optimizer.args.lr={args.lr}"] if args.lr is not None else []
-    overrides += [f"train_loader.args.batch_size={args.bs}"] if args.bs is not None else []
     if args.list or args.describe is not None:
         return explain(args)
     from_checkpoint = args.resume not in (None, "auto") and args.config is None
@@ -70,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = checkpoint.load_run(Path(args.resume))
         assemble.require_modules(state, modules, Path(args.resume))
         raw = override(state["config"], overrides) if from_checkpoint else raw
+    if args.bs is not None:
+        first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
+        raw = override(raw, [f"{first}.args.batch_size={args.bs}"])
     config = check_config(raw)
     if args.check or args.check_data:
         return check(config, args.check_data)

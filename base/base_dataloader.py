@@ -289,7 +289,7 @@ class Loader:
     def keys(self, epoch: int, position: int) -> list[str]:
         """Names of the images of the batch that begins after `position` images of `epoch`, over all processes."""
         chosen = self.sampler.order(epoch)[position : position + self.batch_size]
-        return [self.view.dataset.samples[self.view.indices[index]].key for index in chosen]
+        return [self.view.key(int(index)) for index in chosen]
 
     def batches(self, epoch: int = 0, position: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` after its first `position` images.

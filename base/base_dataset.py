@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -187,6 +189,7 @@ class View(Dataset):
         indices: Examples of `dataset` to use; None for all.
         on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
         read: Gives an example of `dataset` by its number, in arrays that may be read-only; None for ``dataset.read``.
+        first: Number of the dataset's first example among those of all that are joined; randomness goes by it.
     """
 
     def __init__(
@@ -198,13 +201,40 @@ class View(Dataset):
         indices: Sequence[int] | None = None,
         on_bad_sample: Literal["stop", "skip"] = "stop",
         read: Callable[[int], Item] | None = None,
+        first: int = 0,
     ) -> None:
-        self.read = read or dataset.read
+        self.read, self.first = read or dataset.read, first
         self.dataset, self.transform, self.seed, self.on_bad_sample = dataset, transform, seed, on_bad_sample
         self.indices = range(len(dataset)) if indices is None else indices
+        self.classes, self.channels = dataset.classes, dataset.channels
+
+    @property
+    def parts(self) -> Sequence[View]:
+        """The views that this one is joined of."""
+        return (self,)
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def key(self, index: int) -> str:
+        """Name of the image at `index`."""
+        return self.dataset.samples[self.indices[index]].key
+
+    def original(self, index: int) -> Item:
+        """The example at `index` as it is on disk.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        return self.dataset.read(int(self.indices[index]))
+
+    def label(self, index: int) -> np.ndarray:
+        """Its label alone, (H, W) uint8.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        return self.dataset.read_label(int(self.indices[index]))
 
     def labels(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
         """Labels as they are on disk, at `indices` or all; where bad samples are skipped, without those.
@@ -214,7 +244,7 @@ class View(Dataset):
         """
         for index in range(len(self)) if indices is None else indices:
             try:
-                yield self.dataset.read_label(int(self.indices[index]))
+                yield self.label(index)
             except DataError:
                 if self.on_bad_sample == "stop":
                     raise
@@ -225,5 +255,45 @@ class View(Dataset):
         source = self.indices[index]
         image, label, key = self.read(source)
         if self.transform is not None:
-            image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, source))
+            image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, self.first + source))
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
+
+
+class JoinedView(View):
+    """The examples of several views, one view's after the other's.
+
+    Args:
+        parts: Views of datasets with the same classes and number of channels.
+    """
+
+    def __init__(self, parts: Sequence[View]) -> None:
+        self._parts, self.starts = parts, list(itertools.accumulate(map(len, parts), initial=0))
+        self.seed, self.on_bad_sample = parts[0].seed, parts[0].on_bad_sample
+        self.classes, self.channels = parts[0].classes, parts[0].channels
+
+    @property
+    def parts(self) -> Sequence[View]:
+        return self._parts
+
+    def _find(self, index: int) -> tuple[View, int]:
+        number = bisect.bisect_right(self.starts, index) - 1
+        return self._parts[number], index - self.starts[number]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def key(self, index: int) -> str:
+        part, index = self._find(index)
+        return part.key(index)
+
+    def original(self, index: int) -> Item:
+        part, index = self._find(index)
+        return part.original(index)
+
+    def label(self, index: int) -> np.ndarray:
+        part, index = self._find(index)
+        return part.label(index)
+
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        part, index = self._find(address[1])
+        return part[address[0], index]

@@ -56,12 +56,11 @@ def check_samples(view: View, *, everything: bool = False) -> DataCheck:
     Raises:
         DataError: One cannot be used; it names the file and what would help.
     """
-    num_classes, counts, read = len(view.dataset.classes), np.zeros(256, np.int64), 0
+    num_classes, counts, read = len(view.classes), np.zeros(256, np.int64), 0
     chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed)
     for number, index in enumerate(chosen):
-        source = int(view.indices[index])
         try:
-            label = view.dataset.read(source).label if everything or number < 8 else view.dataset.read_label(source)
+            label = view.original(index).label if everything or number < 8 else view.label(index)
         except DataError:
             if everything or view.on_bad_sample == "stop":
                 raise
@@ -74,13 +73,15 @@ def check_samples(view: View, *, everything: bool = False) -> DataCheck:
 def largest_image(view: View) -> tuple[int, int]:
     """Height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
     largest = (0, 0)
-    for index in view.indices:
-        try:
-            with Image.open(view.dataset.samples[index].image) as image:
-                largest = max(largest, (image.height, image.width), key=math.prod)
-        except (OSError, ValueError, Image.DecompressionBombError):  # not a file, or none of Pillow's kinds
-            height, width = view.dataset.read(index).label.shape
-            return max(largest, (height, width), key=math.prod)
+    for part in view.parts:
+        for index in part.indices:
+            try:
+                with Image.open(part.dataset.samples[index].image) as image:
+                    largest = max(largest, (image.height, image.width), key=math.prod)
+            except (OSError, ValueError, Image.DecompressionBombError):  # not a file, or none of Pillow's kinds
+                height, width = part.dataset.read(index).label.shape
+                largest = max(largest, (height, width), key=math.prod)
+                break
     return largest
 
 
@@ -89,7 +90,7 @@ def location_prior(train: View, val: View) -> float:
 
     Measured on up to `SAMPLES` labels of each, resized to `GRID`; both only as far as labels are annotated.
     """
-    num_classes = len(train.dataset.classes)
+    num_classes = len(train.classes)
     votes = np.zeros((num_classes, *GRID), np.int64)
     for label in _small_labels(train):
         votes += label == np.arange(num_classes)[:, None, None]

@@ -327,6 +327,7 @@ class Examined:
         crop: Height and width that images are cropped to without being resized before; None if not known.
         batch_size: Images per step; None if not known.
         parts: What it consists of, where it may have images in common with other splits; empty: it may not.
+        joined: Others that are trained on together with it.
     """
 
     split: str
@@ -337,6 +338,7 @@ class Examined:
     crop: tuple[int, int] | None = None
     batch_size: int | None = None
     parts: frozenset[str] = frozenset()
+    joined: Sequence[Examined] = ()
 
     @property
     def classes(self) -> ClassTable:
@@ -500,7 +502,7 @@ def void_labels(examined: Examined) -> Iterator[Finding]:
 
 def missing_classes(examined: Examined) -> Iterator[Finding]:
     """Classes that the training labels never show."""
-    pixels, _ = examined.pixels()
+    pixels = np.sum([each.pixels()[0] for each in (examined, *examined.joined)], axis=0)
     names = [name for name, count in zip(examined.classes.names, pixels, strict=True) if not count]
     if not pixels.any() or not examined.training:
         return
@@ -593,9 +595,10 @@ def shares(splits: Iterable[Examined]) -> list[str]:
         pixels, void = examined.pixels()
         total = max(int(pixels.sum()), 1)
         columns.append([*(f"{count / total:.3%}" for count in pixels), f"{void / max(total + void, 1):.3%}"])
-    head = f"{'class':<{width}}" + "".join(f"{examined.split:>14}" for examined in splits)
+    wide = max(14, *(len(examined.split) + 2 for examined in splits))
+    head = f"{'class':<{width}}" + "".join(f"{examined.split:>{wide}}" for examined in splits)
     rows = zip((*names, "(void)"), *columns, strict=True)
-    return [head, *(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells) for name, *cells in rows)]
+    return [head, *(f"{name:<{width}}" + "".join(f"{cell:>{wide}}" for cell in cells) for name, *cells in rows)]
 
 
 def as_list(values: Iterable[float], digits: int = 6) -> str:

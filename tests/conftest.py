@@ -19,6 +19,7 @@ import torch
 
 import evaluate
 import inference
+import prepare
 import train
 from tests.tiny import tiny_config
 from utils.errors import run
@@ -86,6 +87,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def train_command() -> Callable[..., Answer]:
     return lambda *arguments: call(train, *arguments)
+
+
+@pytest.fixture
+def prepare_command() -> Callable[..., Answer]:
+    return lambda *arguments: call(prepare, *arguments, "--workers", "0")
 
 
 @pytest.fixture

@@ -39,11 +39,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def prepare_command() -> Callable[..., Answer]:
-    return lambda *arguments: call(prepare, *arguments, "--workers", "0")
-
-
 def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
     """An image and its label, different for each number."""
     rng = np.random.default_rng(number)

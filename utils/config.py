@@ -70,7 +70,7 @@ def list_presets() -> str:
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
-    """`child` over `parent`: objects key by key, all else replaced.
+    """`child` over `parent`: objects key by key, lists by number if `child` has numbers for keys, all else replaced.
 
     Where `type` changes, the parent's `args` belong to something else and are dropped.
     """
@@ -82,7 +82,11 @@ def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]
             below = merged.get(key)
             if isinstance(below, str) and set(value) <= COMPONENT_KEYS:
                 below = {"type": below}
-            merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
+            if isinstance(below, list) and value and all(k.isdecimal() and int(k) < len(below) for k in value):
+                numbered = merge({str(number): item for number, item in enumerate(below)}, value)
+                merged[key] = list(numbered.values())
+            else:
+                merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
         else:
             merged[key] = value
     return merged

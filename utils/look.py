@@ -100,7 +100,8 @@ def look_of(args: argparse.Namespace, about: Mapping[str, Any]) -> Look:
         problems.append(f"--batch-size {args.batch_size}: too few. Use at least 1.")
     if problems:
         raise UserError(*problems)
-    loader = about["config"]["train_loader"]
+    loaders = about["config"]["train_loader"]
+    loader = loaders[0] if isinstance(loaders, list) else loaders
     crop = args.window or loader["args"].get("crop_size") or WINDOW
     height, width = (crop, crop) if isinstance(crop, int) else crop
     usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
