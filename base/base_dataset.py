@@ -214,5 +214,8 @@ class View(Dataset):
         source = self.indices[index]
         image, label, key = self.read(source)
         if self.transform is not None:
-            image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, source))
+            try:
+                image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, source))
+            except DataError as error:
+                raise DataError(*(f"{key}: {problem}" for problem in error.problems)) from None
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
