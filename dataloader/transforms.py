@@ -22,10 +22,12 @@ import numpy as np
 from base.base_dataset import Transform
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
+from utils.images import MAX_PIXELS
 from utils.registry import TRANSFORMS
 from utils.schema import AtLeast, Between, Component, join
 
-Side = Annotated[int, Between(1, 2**15 - 1)]  # pixels; OpenCV's warps count no further
+Side = Annotated[int, Between(1, 2**15 - 1)]  # pixels
+LONGEST = 2**31 if int(cv2.__version__.partition(".")[0]) >= 5 else 2**15 - 2  # side of what is warped, in pixels
 Probability = Annotated[float, Between(0, 1)]
 Degrees = Annotated[float, Between(0, 180)]
 Factor = Annotated[float, Between(0.01, 100)]
@@ -65,7 +67,12 @@ def warp(
         flip: Exchange left and right.
         fill: Value of image pixels outside the source, one per channel or one for all. Label pixels there are void.
         change: What else to do to image and label before they are padded; the size must stay.
+
+    Raises:
+        DataError: The image would become too large, or is longer than this OpenCV can warp.
     """
+    if math.prod(crop) > MAX_PIXELS:
+        raise DataError(f"would become {crop[1]}x{crop[0]} pixels, more than {MAX_PIXELS:,}. Give a crop_size.")
     if scaled == label.shape and not angle:
         image, label, edges = _cut(image, label, crop, offset, flip)
     else:
@@ -129,6 +136,8 @@ def _warp_pair(
     left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], step)
     matrix[:, 2] -= left, top
     image, label = image[top:bottom, left:right], label[top:bottom, left:right]
+    if max(label.shape) > LONGEST:
+        raise DataError(f"is longer than {LONGEST:,} pixels, which takes OpenCV 5. Update it, or cut tiles.")
     label = cv2.warpAffine(
         label.astype(np.uint16),  # OpenCV takes a third less time for it than for 8 bits
         matrix,
