@@ -77,16 +77,17 @@ def warp(
         image, label, edges = _cut(image, label, crop, offset, flip)
     else:
         matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
-        step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
+        rows, columns = (max(1, int(old / new + 1e-6)) for old, new in zip(label.shape, scaled, strict=True))
+        steps = rows, columns
         inside = not angle
         # Parts of the crop that show nothing of the image are filled, not warped.
         if inside:
             height, width = (min(c, s - o) for c, s, o in zip(crop, scaled, offset, strict=True))
             top, bottom, left, right = (0, height, crop[1] - width, crop[1]) if flip else (0, height, 0, width)
         else:
-            top, bottom, left, right = _shown(matrix, label.shape, crop, step)
+            top, bottom, left, right = _shown(matrix, label.shape, crop, steps)
         matrix[:, 2] += matrix[:, :2] @ (left, top)
-        image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
+        image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), steps, inside, fill)
         edges = top, crop[0] - bottom, left, crop[1] - right
     if change is not None:
         image, label = change(image, label)
@@ -108,13 +109,15 @@ def _span(function: Sequence[float], columns: tuple[float, float], rows: tuple[f
     return c + xs[0] + ys[0], c + xs[1] + ys[1]
 
 
-def _shown(matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int], step: int) -> tuple[int, int, int, int]:
+def _shown(
+    matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int], steps: tuple[int, int]
+) -> tuple[int, int, int, int]:
     """First and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
     to_column, to_row = cv2.invertAffineTransform(matrix).tolist()
     bounds = []
     for function, length in ((to_row, crop[0]), (to_column, crop[1])):
         # Interpolation reaches less than a step beyond the source.
-        low, high = _span(function, (-step, source[1] - 1 + step), (-step, source[0] - 1 + step))
+        low, high = _span(function, (-steps[1], source[1] - 1 + steps[1]), (-steps[0], source[0] - 1 + steps[0]))
         first = min(max(math.floor(low), 0), length - 1)
         bounds += [first, max(min(math.ceil(high) + 1, length), first + 1)]
     return bounds[0], bounds[1], bounds[2], bounds[3]
@@ -125,15 +128,15 @@ def _warp_pair(
     label: np.ndarray,
     matrix: np.ndarray,
     crop: tuple[int, int],
-    step: int,
+    steps: tuple[int, int],
     inside: bool,
     fill: Sequence[float],
 ) -> Pair:
-    """Interpolate a crop through a matrix from its pixels to the source's, in steps of `step` source pixels."""
+    """Interpolate a crop through a matrix from its pixels to the source, `steps` source rows and columns apart."""
     # What the crop shows of the source, with a margin for interpolation; all else is left alone.
     to_column, to_row = matrix.tolist()
-    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[0], step)
-    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], step)
+    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[0], steps[0])
+    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], steps[1])
     matrix[:, 2] -= left, top
     image, label = image[top:bottom, left:right], label[top:bottom, left:right]
     if max(label.shape) > LONGEST:
@@ -147,10 +150,10 @@ def _warp_pair(
         borderMode=cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT,
         borderValue=IGNORE,
     ).astype(np.uint8)
-    if step > 1:  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below a scale of 1/2
-        image = _by_fours(image, lambda x, _: _reduce(x, step))
+    if steps != (1, 1):  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below 1/2
+        image = _by_fours(image, lambda x, _: _reduce(x, steps))
         half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
-        matrix = (matrix + half) / step - half
+        matrix = (matrix + half) / np.array(steps[::-1])[:, None] - half
     return _warp_image(image, matrix, crop, inside, fill), label
 
 
@@ -175,12 +178,12 @@ def _crop_to_source(
     )
 
 
-def _reduce(image: np.ndarray, step: int) -> np.ndarray:
-    """The means of squares of `step` x `step` pixels; the last are completed with copies of the edge."""
-    below, right = -image.shape[0] % step, -image.shape[1] % step
-    if below or right:  # squares that do not fit would cost five times the time
+def _reduce(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+    """The means of so many rows x columns of pixels; the last are completed with copies of the edge."""
+    below, right = -image.shape[0] % steps[0], -image.shape[1] % steps[1]
+    if below or right:  # blocks that do not fit would cost five times the time
         image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    size = image.shape[1] // step, image.shape[0] // step
+    size = image.shape[1] // steps[1], image.shape[0] // steps[0]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 

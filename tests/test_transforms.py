@@ -152,6 +152,16 @@ def test_shrinking_far_averages_instead_of_skipping_pixels():
         assert np.abs(small.astype(int) - 127).max() <= (64 if factor == 0.37 else 16)
 
 
+@pytest.mark.parametrize("scaled", [(256, 29), (29, 320), (100, 30), (30, 640)])
+def test_shrinking_one_side_further_than_the_other_skips_no_pixels_of_it(scaled):
+    image, label = np.zeros((256, 320, 3), np.uint8), np.zeros((256, 320), np.uint8)
+    lines = image if scaled[0] < scaled[1] else image.swapaxes(0, 1)
+    lines[::2] = 255
+    small, small_label = warp(image, label, scaled=scaled, crop=scaled)
+    assert np.abs(small.astype(int) - 127).max() <= 32
+    assert (small_label == 0).all()
+
+
 def test_shrinking_far_keeps_image_and_label_together():
     label = np.zeros((300, 411), np.uint8)
     cv2.circle(label, (301, 101), 80, 1, -1)
