@@ -228,6 +228,10 @@ def _cut(
 def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
     """One value per channel of `image`, rounded as its type needs."""
     values = list(fill) * image.shape[2] if len(fill) == 1 else list(fill)
+    if len(values) != image.shape[2]:
+        raise DataError(
+            f"fill: {len(values)} numbers for {image.shape[2]} channels. Give one for each, or one for all."
+        )
     return values if image.dtype.kind == "f" else [round(value) for value in values]
 
 
@@ -779,7 +783,8 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
             for name in flags
         ]
         try:
-            _steps(options.transforms, join(where, "transforms"))
+            for i, step in enumerate(_steps(options.transforms, join(where, "transforms"))):
+                problems += _reversed_ranges(step, f"{join(where, 'transforms')}[{i}].args")
         except ConfigError as error:
             problems += error.problems
         return problems
@@ -796,10 +801,8 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
             f'{join(where, "crop_size")}: missing. Give a size: with "augment": true, images differ in size '
             f"and would not fit into one batch."
         )
-    if isinstance(options.scale, ScaleOptions) and options.scale.range[0] > options.scale.range[1]:
-        problems.append(f"{join(where, 'scale.range')}: its first number is the larger one. Exchange them.")
-    if isinstance(options.blur, GaussianBlur) and options.blur.sigma[0] > options.blur.sigma[1]:
-        problems.append(f"{join(where, 'blur.sigma')}: its first number is the larger one. Exchange them.")
+    problems += _reversed_ranges(options.scale, join(where, "scale"))
+    problems += _reversed_ranges(options.blur, join(where, "blur"))
     if options.resize is not None:
         said = [f.name for f in fields(options.resize) if getattr(options.resize, f.name) is not None]
         if len(said) != 1:
@@ -810,6 +813,15 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
         if options.base_size is not None:
             problems.append(f'{join(where, "base_size")}: contradicts "resize". Give one of them.')
     return problems
+
+
+def _reversed_ranges(step: object, where: str) -> list[str]:
+    pairs = {name: getattr(step, name, None) for name in ("range", "sigma", "area", "ratio")}
+    return [
+        f"{join(where, name)}: its first number is the larger one. Exchange them."
+        for name, pair in pairs.items()
+        if pair is not None and pair[0] > pair[1]
+    ]
 
 
 def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -> Transform | None:

@@ -383,6 +383,13 @@ CONTRADICTIONS = {
     "args.crop_size: has no effect beside": {"crop_size": 5, "transforms": []},
     "args.scale.range: its first": {"augment": True, "crop_size": 9, "scale": {"range": [2, 1]}},
     "args.blur.sigma: its first": {"augment": True, "crop_size": 9, "blur": {"sigma": [2, 1]}},
+    "args.transforms[1].args.range: its first": {
+        "transforms": [{"type": "Resize", "args": {"size": 9}}, {"type": "RandomScale", "args": {"range": [2, 1]}}]
+    },
+    "args.transforms[0].args.area: its first": {
+        "transforms": [{"type": "RandomSizedCrop", "args": {"size": 9, "area": [1, 0.5]}}]
+    },
+    "args.transforms[0].args.sigma: its first": {"transforms": [{"type": "GaussianBlur", "args": {"sigma": [2, 1]}}]},
     "args.resize: nothing given": {"resize": {}},
     "args.resize: short_side and size": {"resize": {"short_side": 5, "size": [2, 2]}},
     "args.base_size: contradicts": {"augment": True, "crop_size": 9, "base_size": 5, "resize": {"long_side": 5}},
@@ -416,6 +423,12 @@ def test_a_contradiction_has_its_line(start):
 def test_a_value_out_of_range_is_refused(flags):
     with pytest.raises(Mismatch):
         convert(flags, ChainOptions, "args")
+
+
+def test_a_fill_of_too_few_numbers_is_refused():
+    step = chain(transforms=[{"type": "CenterCrop", "args": {"size": 200, "fill": [1, 2]}}])
+    with pytest.raises(DataError, match="fill: 2 numbers for 3 channels"):
+        step(*scene(), rng())
 
 
 def test_named_transforms_replace_the_chain_and_pad_with_the_mean():
