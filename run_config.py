@@ -359,6 +359,8 @@ def cross_check(config: RunConfig) -> list[str]:
         problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
     if config.val_loader is not None and config.val_loader.args["drop_last"]:
         problems.append("val_loader.args.drop_last: validation takes every image. Remove it.")
+    if config.val_loader is not None and config.val_loader.args["val_split"]:
+        problems.append("val_loader.args.val_split: validation takes every image. Remove it.")
     problems += division_problems(config)
     problems += channel_problems(config)
     for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):

@@ -126,6 +126,9 @@ def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "
     if len(sizes) > 1:
         shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:4])
         return DataError(f"train_loader.args: images of different sizes in one batch ({shown}). Give a crop_size.")
+    if len(kinds := {item.image.dtype.name for item in good}) > 1:
+        shown = ", ".join(sorted(kinds))
+        return DataError(f"train_loader.args: images of different types in one batch ({shown}). Convert them to one.")
     if bad == "void":
         good += [Item(good[0].image, np.full_like(good[0].label, IGNORE), good[0].key)] * len(errors)
     # In a worker, torch's function stacks right into shared memory, so that pixels are copied once.

@@ -255,7 +255,11 @@ class View(Dataset):
         source = self.indices[index]
         image, label, key = self.read(source)
         if self.transform is not None:
-            image, label = self.transform(image, label, stream(self.seed, "augmentation", epoch, self.first + source))
+            rng = stream(self.seed, "augmentation", epoch, self.first + source)
+            try:
+                image, label = self.transform(image, label, rng)
+            except DataError as error:
+                raise DataError(*(f"{key}: {problem}" for problem in error.problems)) from None
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
 
 

@@ -22,10 +22,12 @@ import numpy as np
 from base.base_dataset import Transform
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
+from utils.images import MAX_PIXELS
 from utils.registry import TRANSFORMS
 from utils.schema import AtLeast, Between, Component, join
 
-Side = Annotated[int, Between(1, 2**15 - 1)]  # pixels; OpenCV's warps count no further
+Side = Annotated[int, Between(1, 2**15 - 1)]  # pixels
+LONGEST = 2**31 if int(cv2.__version__.partition(".")[0]) >= 5 else 2**15 - 2  # side of what is warped, in pixels
 Probability = Annotated[float, Between(0, 1)]
 Degrees = Annotated[float, Between(0, 180)]
 Factor = Annotated[float, Between(0.01, 100)]
@@ -65,21 +67,27 @@ def warp(
         flip: Exchange left and right.
         fill: Value of image pixels outside the source, one per channel or one for all. Label pixels there are void.
         change: What else to do to image and label before they are padded; the size must stay.
+
+    Raises:
+        DataError: The image would become too large, or is longer than this OpenCV can warp.
     """
+    if math.prod(crop) > MAX_PIXELS:
+        raise DataError(f"would become {crop[1]}x{crop[0]} pixels, more than {MAX_PIXELS:,}. Give a crop_size.")
     if scaled == label.shape and not angle:
         image, label, edges = _cut(image, label, crop, offset, flip)
     else:
         matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
-        step = max(1, int(min(label.shape[0] / scaled[0], label.shape[1] / scaled[1]) + 1e-6))
+        rows, columns = (max(1, int(old / new + 1e-6)) for old, new in zip(label.shape, scaled, strict=True))
+        steps = rows, columns
         inside = not angle
         # Parts of the crop that show nothing of the image are filled, not warped.
         if inside:
             height, width = (min(c, s - o) for c, s, o in zip(crop, scaled, offset, strict=True))
             top, bottom, left, right = (0, height, crop[1] - width, crop[1]) if flip else (0, height, 0, width)
         else:
-            top, bottom, left, right = _shown(matrix, label.shape, crop, step)
+            top, bottom, left, right = _shown(matrix, label.shape, crop, steps)
         matrix[:, 2] += matrix[:, :2] @ (left, top)
-        image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), step, inside, fill)
+        image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), steps, inside, fill)
         edges = top, crop[0] - bottom, left, crop[1] - right
     if change is not None:
         image, label = change(image, label)
@@ -101,13 +109,15 @@ def _span(function: Sequence[float], columns: tuple[float, float], rows: tuple[f
     return c + xs[0] + ys[0], c + xs[1] + ys[1]
 
 
-def _shown(matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int], step: int) -> tuple[int, int, int, int]:
+def _shown(
+    matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int], steps: tuple[int, int]
+) -> tuple[int, int, int, int]:
     """First and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
     to_column, to_row = cv2.invertAffineTransform(matrix).tolist()
     bounds = []
     for function, length in ((to_row, crop[0]), (to_column, crop[1])):
         # Interpolation reaches less than a step beyond the source.
-        low, high = _span(function, (-step, source[1] - 1 + step), (-step, source[0] - 1 + step))
+        low, high = _span(function, (-steps[1], source[1] - 1 + steps[1]), (-steps[0], source[0] - 1 + steps[0]))
         first = min(max(math.floor(low), 0), length - 1)
         bounds += [first, max(min(math.ceil(high) + 1, length), first + 1)]
     return bounds[0], bounds[1], bounds[2], bounds[3]
@@ -118,17 +128,19 @@ def _warp_pair(
     label: np.ndarray,
     matrix: np.ndarray,
     crop: tuple[int, int],
-    step: int,
+    steps: tuple[int, int],
     inside: bool,
     fill: Sequence[float],
 ) -> Pair:
-    """Interpolate a crop through a matrix from its pixels to the source's, in steps of `step` source pixels."""
+    """Interpolate a crop through a matrix from its pixels to the source, `steps` source rows and columns apart."""
     # What the crop shows of the source, with a margin for interpolation; all else is left alone.
     to_column, to_row = matrix.tolist()
-    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[0], step)
-    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], step)
+    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[0], steps[0])
+    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], steps[1])
     matrix[:, 2] -= left, top
     image, label = image[top:bottom, left:right], label[top:bottom, left:right]
+    if max(label.shape) > LONGEST:
+        raise DataError(f"is longer than {LONGEST:,} pixels, which takes OpenCV 5. Update it, or cut tiles.")
     label = cv2.warpAffine(
         label.astype(np.uint16),  # OpenCV takes a third less time for it than for 8 bits
         matrix,
@@ -138,10 +150,10 @@ def _warp_pair(
         borderMode=cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT,
         borderValue=IGNORE,
     ).astype(np.uint8)
-    if step > 1:  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below a scale of 1/2
-        image = _by_fours(image, lambda x, _: _reduce(x, step))
+    if steps != (1, 1):  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below 1/2
+        image = _by_fours(image, lambda x, _: _reduce(x, steps))
         half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
-        matrix = (matrix + half) / step - half
+        matrix = (matrix + half) / np.array(steps[::-1])[:, None] - half
     return _warp_image(image, matrix, crop, inside, fill), label
 
 
@@ -166,12 +178,12 @@ def _crop_to_source(
     )
 
 
-def _reduce(image: np.ndarray, step: int) -> np.ndarray:
-    """The means of squares of `step` x `step` pixels; the last are completed with copies of the edge."""
-    below, right = -image.shape[0] % step, -image.shape[1] % step
-    if below or right:  # squares that do not fit would cost five times the time
+def _reduce(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+    """The means of so many rows x columns of pixels; the last are completed with copies of the edge."""
+    below, right = -image.shape[0] % steps[0], -image.shape[1] % steps[1]
+    if below or right:  # blocks that do not fit would cost five times the time
         image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    size = image.shape[1] // step, image.shape[0] // step
+    size = image.shape[1] // steps[1], image.shape[0] // steps[0]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
@@ -216,6 +228,10 @@ def _cut(
 def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
     """One value per channel of `image`, rounded as its type needs."""
     values = list(fill) * image.shape[2] if len(fill) == 1 else list(fill)
+    if len(values) != image.shape[2]:
+        raise DataError(
+            f"fill: {len(values)} numbers for {image.shape[2]} channels. Give one for each, or one for all."
+        )
     return values if image.dtype.kind == "f" else [round(value) for value in values]
 
 
@@ -767,7 +783,8 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
             for name in flags
         ]
         try:
-            _steps(options.transforms, join(where, "transforms"))
+            for i, step in enumerate(_steps(options.transforms, join(where, "transforms"))):
+                problems += _reversed_ranges(step, f"{join(where, 'transforms')}[{i}].args")
         except ConfigError as error:
             problems += error.problems
         return problems
@@ -784,10 +801,8 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
             f'{join(where, "crop_size")}: missing. Give a size: with "augment": true, images differ in size '
             f"and would not fit into one batch."
         )
-    if isinstance(options.scale, ScaleOptions) and options.scale.range[0] > options.scale.range[1]:
-        problems.append(f"{join(where, 'scale.range')}: its first number is the larger one. Exchange them.")
-    if isinstance(options.blur, GaussianBlur) and options.blur.sigma[0] > options.blur.sigma[1]:
-        problems.append(f"{join(where, 'blur.sigma')}: its first number is the larger one. Exchange them.")
+    problems += _reversed_ranges(options.scale, join(where, "scale"))
+    problems += _reversed_ranges(options.blur, join(where, "blur"))
     if options.resize is not None:
         said = [f.name for f in fields(options.resize) if getattr(options.resize, f.name) is not None]
         if len(said) != 1:
@@ -798,6 +813,15 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
         if options.base_size is not None:
             problems.append(f'{join(where, "base_size")}: contradicts "resize". Give one of them.')
     return problems
+
+
+def _reversed_ranges(step: object, where: str) -> list[str]:
+    pairs = {name: getattr(step, name, None) for name in ("range", "sigma", "area", "ratio")}
+    return [
+        f"{join(where, name)}: its first number is the larger one. Exchange them."
+        for name, pair in pairs.items()
+        if pair is not None and pair[0] > pair[1]
+    ]
 
 
 def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -> Transform | None:

@@ -129,7 +129,7 @@ def config(root: Path, folder: Path, channels: int, **more: Any) -> dict[str, An
     }
 
 
-@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (6, np.uint16), (4, np.float32)])
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (6, np.uint16), (4, np.float32), (3, np.uint16)])
 def test_they_train_with_the_numbers_that_stats_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_command: Callable[..., Answer], channels: int, dtype: Any
 ) -> None:

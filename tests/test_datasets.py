@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import dataloader  # noqa: F401  registers
-from base.base_dataloader import Batch, Loader, Mover
-from base.base_dataset import BaseDataset, View
+from base.base_dataloader import Batch, Loader, Mover, collate
+from base.base_dataset import BaseDataset, Item, View
 from base.data_check import check_samples, location_prior
 from dataloader.camvid import CamVid
 from dataloader.folder import Folder
@@ -497,6 +497,26 @@ def test_skipping_has_a_limit(tmp_path):
     assert second.startswith("on_bad_sample: more than 2 of 40 images")
     # A batch of nothing but bad samples takes no step.
     assert "00.png" in problems(lambda: list(loader_of(broken(tmp_path, [0, 1, 2, 3])).batches()))[0]
+
+
+def test_what_a_transform_cannot_do_is_counted_image_by_image(tmp_path):
+    def refuse(image, label, rng):
+        raise DataError("nothing can be done. Remove it.")
+
+    view = View(broken(tmp_path, []), refuse, on_bad_sample="skip")
+    loader = Loader(view, 1, training=False, num_workers=0)
+    first, second = problems(lambda: list(loader.batches()))
+    assert first == "02: nothing can be done. Remove it."
+    assert second.startswith("on_bad_sample: more than 2 of 40 images")
+
+
+def test_images_of_different_types_are_refused_whatever_torch_would_make_of_them():
+    label = np.zeros((4, 5), np.uint8)
+    items = [Item(np.zeros((4, 5, 3), kind), label, kind) for kind in ("uint8", "float32", "uint8")]
+    answer = collate(items, bad="void")
+    assert isinstance(answer, DataError)
+    assert "different types in one batch (float32, uint8)" in answer.problems[0]
+    assert collate(items[::2]).images.shape == (2, 3, 4, 5)
 
 
 def test_the_look_before_training_passes_over_what_is_skipped(tmp_path):

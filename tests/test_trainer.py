@@ -640,11 +640,12 @@ def test_a_last_batch_of_one_image_is_refused_where_batch_norm_needs_two(tmp_pat
     with redirect_stderr(io.StringIO()) as errors:
         assert run(train.main, ["-c", str(path), "--import", "tests.tiny"]) == 2
     assert "train_loader.args.drop_last: the last batch of an epoch has 1 of 9 images" in errors.getvalue()
-    config["val_loader"]["args"]["drop_last"] = True
+    config["val_loader"]["args"] |= {"drop_last": True, "val_split": 0.5}
     path.write_text(json.dumps(config))
     with redirect_stderr(io.StringIO()) as errors:
         assert run(train.main, ["-c", str(path), "--import", "tests.tiny"]) == 2
-    assert "val_loader.args.drop_last: validation takes every image. Remove it." in errors.getvalue()
+    for key in ("drop_last", "val_split"):
+        assert f"val_loader.args.{key}: validation takes every image. Remove it." in errors.getvalue()
 
 
 def test_class_weights_can_be_computed_from_the_training_labels(tmp_path: Path) -> None:

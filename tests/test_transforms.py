@@ -95,7 +95,9 @@ def test_without_rotation_one_warp_is_resize_pad_crop_flip():
     ]:
         got = warp(image, label, scaled=scaled, crop=crop, offset=offset, flip=flip, fill=FILL)
         big = cv2.resize(image, scaled[::-1], interpolation=cv2.INTER_LINEAR)
-        big_label = cv2.resize(label, scaled[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        # Not cv2.resize, whose nearest pixel depends on its version.
+        rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(scaled, label.shape, strict=True))
+        big_label = label[rows.astype(int)][:, columns.astype(int)]
         below, right = max(0, crop[0] - scaled[0]), max(0, crop[1] - scaled[1])
         big = cv2.copyMakeBorder(big, 0, below, 0, right, cv2.BORDER_CONSTANT, value=FILL)
         big_label = np.pad(big_label, ((0, below), (0, right)), constant_values=IGNORE)
@@ -103,8 +105,18 @@ def test_without_rotation_one_warp_is_resize_pad_crop_flip():
         expected, expected_label = big[window], big_label[window]
         if flip:
             expected, expected_label = expected[:, ::-1], expected_label[:, ::-1]
-        assert (got[1] == expected_label).mean() > 0.98
+        assert (got[1] == expected_label).mean() > 0.98  # else halfway between two pixels
         assert np.abs(got[0].astype(int) - expected).mean() < 0.8
+
+
+def test_what_would_become_too_large_is_refused(monkeypatch):
+    image, label = scene(2, 600)
+    with pytest.raises(DataError, match="would become 614400x2048 pixels"):
+        chain(val=True, resize={"short_side": 2048})(image, label, rng())
+    assert chain(val=True, crop_size=2048)(image, label, rng())[1].shape == (2048, 2048)
+    monkeypatch.setattr(transforms, "LONGEST", 500)
+    with pytest.raises(DataError, match="longer than 500 pixels"):
+        chain(resize={"size": [50, 50]})(image, label, rng())
 
 
 def test_the_warp_agrees_with_interpolating_each_pixel_by_hand():
@@ -138,6 +150,16 @@ def test_shrinking_far_averages_instead_of_skipping_pixels():
         scaled = round(256 * factor), round(320 * factor)
         small, _ = warp(image, label, scaled=scaled, crop=scaled)
         assert np.abs(small.astype(int) - 127).max() <= (64 if factor == 0.37 else 16)
+
+
+@pytest.mark.parametrize("scaled", [(256, 29), (29, 320), (100, 30), (30, 640)])
+def test_shrinking_one_side_further_than_the_other_skips_no_pixels_of_it(scaled):
+    image, label = np.zeros((256, 320, 3), np.uint8), np.zeros((256, 320), np.uint8)
+    lines = image if scaled[0] < scaled[1] else image.swapaxes(0, 1)
+    lines[::2] = 255
+    small, small_label = warp(image, label, scaled=scaled, crop=scaled)
+    assert np.abs(small.astype(int) - 127).max() <= 32
+    assert (small_label == 0).all()
 
 
 def test_shrinking_far_keeps_image_and_label_together():
@@ -361,6 +383,13 @@ CONTRADICTIONS = {
     "args.crop_size: has no effect beside": {"crop_size": 5, "transforms": []},
     "args.scale.range: its first": {"augment": True, "crop_size": 9, "scale": {"range": [2, 1]}},
     "args.blur.sigma: its first": {"augment": True, "crop_size": 9, "blur": {"sigma": [2, 1]}},
+    "args.transforms[1].args.range: its first": {
+        "transforms": [{"type": "Resize", "args": {"size": 9}}, {"type": "RandomScale", "args": {"range": [2, 1]}}]
+    },
+    "args.transforms[0].args.area: its first": {
+        "transforms": [{"type": "RandomSizedCrop", "args": {"size": 9, "area": [1, 0.5]}}]
+    },
+    "args.transforms[0].args.sigma: its first": {"transforms": [{"type": "GaussianBlur", "args": {"sigma": [2, 1]}}]},
     "args.resize: nothing given": {"resize": {}},
     "args.resize: short_side and size": {"resize": {"short_side": 5, "size": [2, 2]}},
     "args.base_size: contradicts": {"augment": True, "crop_size": 9, "base_size": 5, "resize": {"long_side": 5}},
@@ -394,6 +423,12 @@ def test_a_contradiction_has_its_line(start):
 def test_a_value_out_of_range_is_refused(flags):
     with pytest.raises(Mismatch):
         convert(flags, ChainOptions, "args")
+
+
+def test_a_fill_of_too_few_numbers_is_refused():
+    step = chain(transforms=[{"type": "CenterCrop", "args": {"size": 200, "fill": [1, 2]}}])
+    with pytest.raises(DataError, match="fill: 2 numbers for 3 channels"):
+        step(*scene(), rng())
 
 
 def test_named_transforms_replace_the_chain_and_pad_with_the_mean():

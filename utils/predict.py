@@ -73,9 +73,13 @@ class Predictor:
 
         Raises:
             DataError: The file cannot be read.
-            TypeError: The array is none of 8-bit integers.
+            TypeError: The array is none of 8-bit integers; scaled values would be normalised twice.
         """
-        return self.predict_image(image if isinstance(image, np.ndarray) else self.read(Path(image)))
+        if not isinstance(image, np.ndarray):
+            return self.predict_image(self.read(Path(image)))
+        if image.ndim == 3 and image.shape[2] == 3 and image.dtype != np.uint8:
+            raise TypeError(f"expected a uint8 array (H, W, C), got {image.dtype}")
+        return self.predict_image(image)
 
     def read(self, path: Path) -> np.ndarray:
         """The image in `path` with the channels that the model takes.
@@ -87,31 +91,27 @@ class Predictor:
         return read_image(path) if channels == 3 and path.suffix != ".npy" else read_bands(path, channels)
 
     def predict_image(self, image: np.ndarray) -> np.ndarray:
-        """Label map (H, W) uint8 of an image (H, W, C) uint8, at its own size.
+        """Label map (H, W) uint8 of an image (H, W, C), at its own size.
 
         Raises:
-            TypeError: The image is no array of 8-bit integers; scaled values would be normalised twice.
+            TypeError: The image is no array of what files may hold.
         """
         return self.predict_batch(as_batch(image))[0].cpu().numpy()
 
     @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Probability of each class at each pixel, (num_classes, H, W) float32, of an image (H, W, C) uint8."""
+        """Probability of each class at each pixel, (num_classes, H, W) float32, of an image (H, W, C)."""
         logits = resize(self.logits(as_batch(image)), (image.shape[0], image.shape[1]))
         return logits[0].softmax(dim=0).cpu().numpy()
 
 
 def as_batch(image: np.ndarray) -> Tensor:
-    """An image (H, W, C) uint8 as a batch (1, C, H, W) of raw values.
-
-    Images of other channels than RGB may be of 16 bits or float32, as they were in training.
+    """An image (H, W, C), uint8, or uint16 or float32 as in training, as a batch (1, C, H, W) of raw values.
 
     Raises:
         TypeError: It is something else.
     """
     is_image = isinstance(image, np.ndarray) and image.ndim == 3
-    if not is_image or not (
-        image.dtype == np.uint8 or (image.shape[2] != 3 and image.dtype in (np.uint16, np.float32))
-    ):
+    if not is_image or image.dtype not in (np.uint8, np.uint16, np.float32):
         raise TypeError(f"expected a uint8 array (H, W, C), got {getattr(image, 'dtype', type(image))}")
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
