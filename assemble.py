@@ -41,6 +41,7 @@ from run_config import (
     options_of,
     protocol_of,
     result_keys,
+    size_of,
     split_loader_args,
     training_sections,
     validation_of,
@@ -198,6 +199,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=pin_memory,
+        size=size_of(section),
     )
     if not config.trainer.val or val_section is None:
         return train, None
@@ -232,6 +234,7 @@ def build_val_loader(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=pin_memory,
+        size=chain.crop,
     )
 
 

@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 import weakref
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from base.base_dataset import Item, View
+from base.batch_memory import PREFETCHED, BatchMemory, Packet
 from utils.classes import IGNORE
 from utils.errors import DataError, Stopped
 from utils.reproducibility import stream
@@ -109,7 +111,12 @@ class Mover:
         return moved
 
 
-def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "void"] = "stop") -> Batch | DataError:
+def collate(
+    items: Sequence[Item | DataError],
+    *,
+    bad: Literal["stop", "drop", "void"] = "stop",
+    memory: BatchMemory | None = None,
+) -> Batch | Packet | DataError:
     """Items of one size to a batch. They stay uint8 and HWC in memory: a permuted view *is* channels last.
 
     Args:
@@ -117,6 +124,7 @@ def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "
         bad: What becomes of those that are errors. "stop" returns the first. "drop" leaves them out. "void" puts a
             copy of the first good image in their place, with a label that is all void: the batch keeps its size, so
             that parts, processes and batch norm go on as before, and the copy adds nothing to the loss.
+        memory: Where to put them for the process that the batch is for; then what is returned becomes one there.
     """
     errors = [item for item in items if isinstance(item, DataError)]
     good = [item for item in items if not isinstance(item, DataError)]
@@ -131,11 +139,18 @@ def collate(items: Sequence[Item | DataError], *, bad: Literal["stop", "drop", "
         return DataError(f"train_loader.args: images of different types in one batch ({shown}). Convert them to one.")
     if bad == "void":
         good += [Item(good[0].image, np.full_like(good[0].label, IGNORE), good[0].key)] * len(errors)
-    # In a worker, torch's function stacks right into shared memory, so that pixels are copied once.
-    images = default_collate([torch.from_numpy(item.image) for item in good]).permute(0, 3, 1, 2)
-    labels = default_collate([torch.from_numpy(item.label) for item in good])
-    skipped = tuple(error.problems[0] for error in errors)
-    return Batch(images, labels, tuple(item.key for item in good), skipped)
+    images, labels = [item.image for item in good], [item.label for item in good]
+    names = tuple(item.key for item in good), tuple(error.problems[0] for error in errors)
+    if memory is not None and images[0].dtype == np.uint8 and (place := memory.put(images, labels)):
+        return Packet(place, as_batch, *names)
+    # In a worker, torch's function stacks right into new shared memory, so that pixels are copied once.
+    stacked = [default_collate([torch.from_numpy(array) for array in arrays]) for arrays in (images, labels)]
+    return as_batch(stacked[0], stacked[1], *names)
+
+
+def as_batch(images: Tensor, labels: Tensor, keys: tuple[str, ...], skipped: tuple[str, ...]) -> Batch:
+    """A batch of images (N, H, W, C) and labels (N, H, W)."""
+    return Batch(images.permute(0, 3, 1, 2), labels, keys, skipped)
 
 
 class Guarded(Dataset):
@@ -234,6 +249,7 @@ class Loader:
         drop_last: Overrides whether `training` drops the incomplete last batch.
         seed: Decides the order.
         pin_memory: Use page-locked memory, from which a GPU copies in the background.
+        size: Height and width of all images; None if they differ. Batches of one size reuse their memory.
 
     Raises:
         DataError: There are fewer images than one training batch takes.
@@ -252,6 +268,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> None:
         drop_last = training if drop_last is None else drop_last
         if drop_last and len(view) < batch_size:
@@ -273,13 +290,17 @@ class Loader:
         bad: Literal["stop", "drop", "void"] = (
             "stop" if view.on_bad_sample == "stop" else "void" if training else "drop"
         )
+        memory = None
+        if num_workers and size and multiprocessing.get_start_method() == "fork":
+            memory = BatchMemory(num_workers, -(-batch_size // world_size) * size[0] * size[1] * (view.channels + 1))
         self._loader = WorkerLoader(
             Guarded(view),
             batch_sampler=self.sampler,
             num_workers=num_workers,
-            collate_fn=functools.partial(collate, bad=bad),
+            collate_fn=functools.partial(collate, bad=bad, memory=memory),
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCHED if num_workers else None,
             timeout=PATIENCE if num_workers else 0,
             worker_init_fn=start_worker if num_workers else None,
             # Its own generator: an iterator draws a seed for its workers, which would move the global one.

@@ -356,7 +356,7 @@ def measure_loaders(
     for name, cached in ((OURS, False), (CACHED, True)):
         view = our_view(column, root, cached=cached)
         view.indices = indices
-        loaders[name] = Loader(view, BATCH, num_workers=flags.workers, training=True)
+        loaders[name] = Loader(view, BATCH, num_workers=flags.workers, training=True, size=(column.crop, column.crop))
     if flags.yassouali:
         dataset: Any = yassouali_case(column, root, flags.yassouali)
         loaders["yassouali"] = DataLoader(
