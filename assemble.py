@@ -251,7 +251,7 @@ def count_classes(view: View) -> DataCheck | None:
     Raises:
         DataError: It found an example that cannot be used, and that is still so.
     """
-    counts = [_count_classes(part) for part in view.parts]
+    counts = [_count_classes(part) for part in view.views]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
@@ -284,7 +284,7 @@ def class_pixels(view: View, num_workers: int = 0) -> list[int]:
     Raises:
         DataError: One cannot be used.
     """
-    for part in view.parts:
+    for part in view.views:
         if has_files(part.dataset) and count_classes(part) is None:
             examine(part.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
     if (known := count_classes(view)) is not None:

@@ -129,21 +129,22 @@ def packable(raw: dict) -> list[BaseDataset]:
     """The datasets of a config's loaders, each split once.
 
     Raises:
-        UserError: Both have a split of the same name and of other files, so that one would take the other's place.
+        UserError: Two have a split of the same name and of other files, so that one would take the other's place.
     """
     from run_config import check_config, training_sections
 
     config = check_config(raw)
-    sections = [section for section in (*training_sections(config).values(), config.val_loader) if section is not None]
-    datasets: dict[str, BaseDataset] = {}
-    for dataset in (dataset_of(section, "data") for section in sections):
-        first = datasets.setdefault(dataset.split, dataset)
-        if first.samples != dataset.samples:
+    sections = training_sections(config) | ({"val_loader": config.val_loader} if config.val_loader else {})
+    datasets: dict[str, tuple[str, BaseDataset]] = {}
+    for where, section in sections.items():
+        dataset = dataset_of(section, "data")
+        first, other = datasets.setdefault(dataset.split, (where, dataset))
+        if other.samples != dataset.samples:
             raise UserError(
-                f"val_loader: split '{dataset.split}' is that of train_loader, of other files. "
+                f"{where}: split '{dataset.split}' is that of {first}, of other files. "
                 f"Pack each into a folder of its own: --dataset, --data-dir, --args."
             )
-    return list(datasets.values())
+    return [dataset for _, dataset in datasets.values()]
 
 
 def dataset_of(section: Component, where: str) -> BaseDataset:
@@ -281,7 +282,9 @@ def check(splits: Sequence[Examined], broken: Sequence[Finding] = ()) -> int:
 
 
 def stats(splits: Sequence[Examined]) -> int:
-    """Print figures to put into a config: those of the first split, or of all training sets of a config."""
+    """Print figures to put into a config: mean and std of the first split, whose they are in training; class weights of
+    all that is trained on.
+    """
     from dataloader.doctor import as_list
     from utils.losses import resolve_weights
 

@@ -141,7 +141,7 @@ def collate(
         good += [Item(good[0].image, np.full_like(good[0].label, IGNORE), good[0].key)] * len(errors)
     images, labels = [item.image for item in good], [item.label for item in good]
     names = tuple(item.key for item in good), tuple(error.problems[0] for error in errors)
-    if memory is not None and images[0].dtype == np.uint8 and (place := memory.put(images, labels)):
+    if memory and images[0].dtype == np.uint8 and (place := memory.put(images, labels)):
         return Packet(place, as_batch, *names)
     # In a worker, torch's function stacks right into new shared memory, so that pixels are copied once.
     stacked = [default_collate([torch.from_numpy(array) for array in arrays]) for arrays in (images, labels)]

@@ -209,8 +209,8 @@ class View(Dataset):
         self.classes, self.channels = dataset.classes, dataset.channels
 
     @property
-    def parts(self) -> Sequence[View]:
-        """The views that this one is joined of."""
+    def views(self) -> Sequence[View]:
+        """The views that this one is joined of, each of one dataset."""
         return (self,)
 
     def __len__(self) -> int:
@@ -267,37 +267,37 @@ class JoinedView(View):
     """The examples of several views, one view's after the other's.
 
     Args:
-        parts: Views of datasets with the same classes and number of channels.
+        views: Views of datasets with the same classes and number of channels; the first one's options are for all.
     """
 
-    def __init__(self, parts: Sequence[View]) -> None:
-        self._parts, self.starts = parts, list(itertools.accumulate(map(len, parts), initial=0))
-        self.seed, self.on_bad_sample = parts[0].seed, parts[0].on_bad_sample
-        self.classes, self.channels = parts[0].classes, parts[0].channels
+    def __init__(self, views: Sequence[View]) -> None:
+        self._views, self.starts = views, list(itertools.accumulate(map(len, views), initial=0))
+        self.seed, self.on_bad_sample = views[0].seed, views[0].on_bad_sample
+        self.classes, self.channels = views[0].classes, views[0].channels
 
     @property
-    def parts(self) -> Sequence[View]:
-        return self._parts
+    def views(self) -> Sequence[View]:
+        return self._views
 
     def _find(self, index: int) -> tuple[View, int]:
         number = bisect.bisect_right(self.starts, index) - 1
-        return self._parts[number], index - self.starts[number]
+        return self._views[number], index - self.starts[number]
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def key(self, index: int) -> str:
-        part, index = self._find(index)
-        return part.key(index)
+        view, index = self._find(index)
+        return view.key(index)
 
     def original(self, index: int) -> Item:
-        part, index = self._find(index)
-        return part.original(index)
+        view, index = self._find(index)
+        return view.original(index)
 
     def label(self, index: int) -> np.ndarray:
-        part, index = self._find(index)
-        return part.label(index)
+        view, index = self._find(index)
+        return view.label(index)
 
     def __getitem__(self, address: tuple[int, int]) -> Item:
-        part, index = self._find(address[1])
-        return part[address[0], index]
+        view, index = self._find(address[1])
+        return view[address[0], index]

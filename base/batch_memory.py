@@ -45,7 +45,7 @@ class BatchMemory:
         _memories[self.number] = self
 
     def __reduce__(self) -> Any:
-        return _nothing, ()  # a worker that was not forked has no part in it
+        return bool, ()  # false: a worker that was not forked has no part in it
 
     def put(self, *parts: Sequence[np.ndarray]) -> tuple[Any, ...] | None:
         """Stack each of `parts`, arrays of one shape and 8 bits, into a free slot of this worker.
@@ -77,23 +77,23 @@ class BatchMemory:
 
 
 class Packet:
-    """What a worker sends for a batch: unpickled, it is what `open` makes of the tensors and of what else was given.
+    """What a worker sends for a batch: unpickled, it is what `make` makes of the tensors and of what else was given.
 
     Args:
         place: From `BatchMemory.put`.
-        open: A function of a module, called with a tensor for each of the parts, and `others`.
+        make: A function of a module, called with a tensor for each of the parts, and `others`.
         others: Further arguments.
     """
 
-    def __init__(self, place: tuple[Any, ...], open: Callable[..., Any], *others: Any) -> None:
-        self.place, self.open, self.others = place, open, others
+    def __init__(self, place: tuple[Any, ...], make: Callable[..., Any], *others: Any) -> None:
+        self.place, self.make, self.others = place, make, others
 
     def __reduce__(self) -> Any:
-        return _received, (self.place, self.open, self.others)
+        return _received, (self.place, self.make, self.others)
 
 
-def _received(place: tuple[Any, ...], open: Callable[..., Any], others: tuple[Any, ...]) -> Any:
-    return open(*take(*place), *others)
+def _received(place: tuple[Any, ...], make: Callable[..., Any], others: tuple[Any, ...]) -> Any:
+    return make(*take(*place), *others)
 
 
 def take(number: int, slot: int, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -104,7 +104,3 @@ def take(number: int, slot: int, *shapes: tuple[int, ...]) -> list[Tensor]:
     weakref.finalize(array, memory.give_back, slot).atexit = False
     # All parts are views of one tensor, whose storage is the only one to refer to the array.
     return [part.view(shape) for part, shape in zip(torch.from_numpy(array).split(sizes), shapes, strict=True)]
-
-
-def _nothing() -> None:
-    return None

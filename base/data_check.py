@@ -73,7 +73,7 @@ def check_samples(view: View, *, everything: bool = False) -> DataCheck:
 def largest_image(view: View) -> tuple[int, int]:
     """Height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
     largest = (0, 0)
-    for part in view.parts:
+    for part in view.views:
         for index in part.indices:
             try:
                 with Image.open(part.dataset.samples[index].image) as image:

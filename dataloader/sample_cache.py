@@ -28,13 +28,9 @@ from base.base_dataset import BaseDataset, Item
 from utils.checkpoint import sync_folder
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
+from utils.locks import lock
 from utils.schema import to_json
 from utils.shards import stamp
-
-try:
-    import fcntl
-except ImportError:  # Windows: each process fills the file, and the last one's stays
-    fcntl = None  # type: ignore[assignment]
 
 BLOCK = 256 << 20  # bytes of memory that are asked for at a time
 ALIGNED = 64  # bytes; at multiples of them each example begins
@@ -251,13 +247,12 @@ def build_cache(
 
 @contextmanager
 def in_turn(folder: Path, family: str) -> Iterator[None]:
-    """Within it, no other process fills a cache of `family`: of several ranks one does, and the others find it done."""
-    if fcntl is None:
-        yield
-        return
+    """Within it, no other process fills a cache of `family`: of several ranks one does, and the others find it done.
+
+    Where there are no locks, each fills a file of its own, and the last one's stays.
+    """
     with folder.with_name(f"{folder.name}.lock").open("ab") as file:
-        with suppress(OSError):  # some network drives have no locks
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, int(family, 16) % 2**40)
+        lock(file, wait=True, at=int(family, 16) % 2**40)
         yield
 
 

@@ -182,16 +182,21 @@ def cityscapes_coarse_by_archive(made: Miniature) -> dict[str, list[str]]:
     return splits
 
 
+def side_by_side(made: Miniature, root: str, splits: dict[str, list[str]]) -> None:
+    """Folders `images` and `annotations`, with one for each split."""
+    for split, names in splits.items():
+        for name in names:
+            made.image(f"{root}images/{split}/{name}.jpg", name)
+            made.label(f"{root}annotations/{split}/{name}.png", name)
+
+
 def ade20k(made: Miniature) -> dict[str, list[str]]:
     """ADEChallengeData2016.zip."""
     splits = {
         "training": [f"ADE_train_{number:08d}" for number in range(1, 5)],
         "validation": [f"ADE_val_{number:08d}" for number in range(1, 3)],
     }
-    for split, names in splits.items():
-        for name in names:
-            made.image(f"ADEChallengeData2016/images/{split}/{name}.jpg", name)
-            made.label(f"ADEChallengeData2016/annotations/{split}/{name}.png", name)
+    side_by_side(made, "ADEChallengeData2016/", splits)
     made.text("ADEChallengeData2016/objectInfo150.txt", ["Idx\tRatio\tTrain\tVal\tStuff\tName"])
     return splits
 
@@ -199,10 +204,7 @@ def ade20k(made: Miniature) -> dict[str, list[str]]:
 def coco(made: Miniature) -> dict[str, list[str]]:
     """train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip."""
     splits = {"train2017": ["000000000009", "000000000025", "000000000030"], "val2017": ["000000000139"]}
-    for split, names in splits.items():
-        for name in names:
-            made.image(f"images/{split}/{name}.jpg", name)
-            made.label(f"annotations/{split}/{name}.png", name)
+    side_by_side(made, "", splits)
     made.text("annotations/instances_val2017.json", ["{}"])
     return splits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, Stopped, UserError
+from utils.locks import lock
 from utils.schema import show
 
 LOCK = "run.lock"
@@ -78,15 +78,8 @@ class Lock:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}). Copy the run to where it can.") from None
         try:
-            import fcntl
-        except ImportError:  # Windows: no lock, no harm
-            return
-        try:
-            # A record lock, since data workers would inherit the other kind and hold it after our death.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return  # a file system without locks, such as some mounts over a network
+            lock(self._file)
+        except BlockingIOError:
             self._file.close()
             raise UserError(
                 f"{folder}: another process is training this run. Wait for it or start a run of your own."
