@@ -26,7 +26,7 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 schema: .venv/.installed  ## write config.schema.json anew, after a signature changed
-	$(BIN)/python -m run_config > config.schema.json.new && mv config.schema.json.new config.schema.json
+	$(BIN)/python -m engine.config > config.schema.json.new && mv config.schema.json.new config.schema.json
 
 catalogue: .venv/.installed  ## write docs/catalogue.md anew, after a model or its arguments changed
 	$(BIN)/python -m models.catalogue > docs/catalogue.md.new && mv docs/catalogue.md.new docs/catalogue.md

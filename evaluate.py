@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils.config import load_config
 from utils.devices import choose_device, choose_precision, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
-from utils.look import add_flags, add_model_flags, look_of
+from utils.prediction_flags import add_flags, add_model_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
@@ -38,13 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         check_output(args.output)
 
-    import assemble
-    from run_config import check_config, evaluation_section, protocol_of
+    from engine import assemble
+    from engine.check import check_config
+    from engine.config import evaluation_section, protocol_of
+    from utils import plugins
     from utils.log import log_to
     from utils.run_folder import write_json
 
     log_to()
-    modules = assemble.import_modules(args.modules)
+    modules = plugins.import_modules(args.modules)
     described = check_config(load_config(args.config)) if args.config else None
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)

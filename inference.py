@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, failure_of_machine, one_line, run
-from utils.look import add_flags, add_model_flags, look_of
+from utils.prediction_flags import add_flags, add_model_flags, look_of
 
 if TYPE_CHECKING:
     import argparse
@@ -99,12 +99,13 @@ def load(
     Raises:
         CheckpointError: The file cannot be used.
     """
-    import assemble
-    from run_config import check_config
+    from engine import assemble
+    from engine.check import check_config
+    from utils import plugins
     from utils.log import log_to
 
     log_to()
-    names = assemble.import_modules(modules)
+    names = plugins.import_modules(modules)
     described = check_config(load_config(Path(config))) if config is not None else None
     return assemble.load_predictor(
         Path(model), choose_device(device), precision=precision, modules=names, config=described

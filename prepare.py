@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
     from base.base_dataset import BaseDataset
-    from dataloader.doctor import Examined, Finding
+    from dataloader.tools.doctor import Examined, Finding
     from utils.schema import Component
 
 RULES = ("median_freq", "enet", "sqrt_inv")
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("command line: --data-dir is missing. Say where the dataset is.")
     raw = load_config(args.config, args.set) if args.config else {}
 
-    from assemble import import_modules
     from utils.log import log_to
+    from utils.plugins import import_modules
 
     log_to()
     import_modules(args.modules)
@@ -103,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
     """The loaders of a config, examined."""
-    from dataloader.transforms import ChainOptions
-    from run_config import check_config, options_of, training_sections
+    from dataloader.build import options_of
+    from dataloader.transforms.chain import ChainOptions
+    from engine.check import check_config
+    from engine.config import training_sections
 
     config = check_config(raw)
     examined: list[Examined] = []
@@ -131,7 +133,8 @@ def packable(raw: dict) -> list[BaseDataset]:
     Raises:
         UserError: Two have a split of the same name and of other files, so that one would take the other's place.
     """
-    from run_config import check_config, training_sections
+    from engine.check import check_config
+    from engine.config import training_sections
 
     config = check_config(raw)
     sections = training_sections(config) | ({"val_loader": config.val_loader} if config.val_loader else {})
@@ -153,7 +156,7 @@ def dataset_of(section: Component, where: str) -> BaseDataset:
     Raises:
         UserError: It is not there, or its arguments are wrong.
     """
-    from assemble import build_dataset
+    from dataloader.build import build_dataset
 
     return build_dataset(section, where=where, seed=0)
 
@@ -167,7 +170,7 @@ def examine_split(args: argparse.Namespace, section: Component, split: str) -> E
 
 def distinct(splits: Sequence[Examined]) -> list[Examined]:
     """`splits` less those that only put others together."""
-    from dataloader.doctor import without_unions
+    from dataloader.tools.doctor import without_unions
 
     kept = without_unions(splits)
     for examined in splits:
@@ -186,8 +189,8 @@ def from_dataset(
         make: Called with the loader's section and the name of the split.
         broken: Where to put what is wrong with splits that are there and cannot be used; None to raise it.
     """
-    from dataloader.doctor import unusable_split
-    from run_config import check_loader, dataset_class
+    from dataloader.build import check_loader, dataset_class
+    from dataloader.tools.doctor import unusable_split
     from utils.config import parse_json
     from utils.registry import DATASETS
     from utils.schema import did_you_mean
@@ -236,9 +239,10 @@ def examine(
     Raises:
         UserError: It is not there, or its arguments are wrong.
     """
-    from assemble import build_dataset
-    from dataloader import doctor
-    from dataloader.files import forgiving
+    from dataloader import scan
+    from dataloader.build import build_dataset
+    from dataloader.datasets.files import forgiving
+    from dataloader.tools import doctor
 
     with forgiving() as unpaired:
         try:
@@ -247,15 +251,15 @@ def examine(
             if not unpaired:
                 raise
             raise DataError(*unpaired, *error.problems) from None
-    cache = None if args.no_cache else doctor.default_cache()
+    cache = None if args.no_cache else scan.default_cache()
     options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
-    records = doctor.examine(dataset, name=where, cache=cache, **options)
+    records = scan.examine(dataset, name=where, cache=cache, **options)
     return doctor.Examined(where, dataset, records, unpaired, training)
 
 
 def summary(splits: Sequence[Examined]) -> str:
     """How many images of which sizes there are, and how often the classes occur."""
-    from dataloader.doctor import shares
+    from dataloader.tools.doctor import shares
 
     lines = []
     for examined in splits:
@@ -271,7 +275,7 @@ def _size(size: Sequence[int]) -> str:
 
 def check(splits: Sequence[Examined], broken: Sequence[Finding] = ()) -> int:
     """Print what is wrong: with splits that could not be looked into, and with the others."""
-    from dataloader.doctor import diagnose
+    from dataloader.tools.doctor import diagnose
 
     print(summary(splits))
     findings = [*broken, *diagnose(splits)]
@@ -285,8 +289,8 @@ def stats(splits: Sequence[Examined]) -> int:
     """Print figures to put into a config: mean and std of the first split, whose they are in training; class weights of
     all that is trained on.
     """
-    from dataloader.doctor import as_list
-    from utils.losses import resolve_weights
+    from dataloader.tools.doctor import as_list
+    from utils.losses.base import resolve_weights
 
     print(summary(splits))
     first = splits[0]
@@ -306,8 +310,8 @@ def stats(splits: Sequence[Examined]) -> int:
 
 def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
     """Write packed splits, and say which line of a config takes them."""
-    from dataloader.packed import check_place
-    from dataloader.packed import pack as pack_split
+    from dataloader.tools.packed import check_place
+    from dataloader.tools.packed import pack as pack_split
 
     if args.size < 1:
         raise UserError(f"--size {args.size}: no size of a file. Give a number of MiB, such as 256.")
@@ -326,11 +330,11 @@ def init(args: argparse.Namespace) -> int:
 
     import torch
 
-    from assemble import import_modules
-    from dataloader.own_data import propose
-    from run_config import check_config
+    from dataloader.tools.init_config import propose
+    from engine.check import check_config
     from utils.checkpoint import write_text
     from utils.config import parse_json
+    from utils.plugins import import_modules
 
     import_modules(args.modules)
     names = [name.strip() for name in args.names.split(",")] if args.names else None
@@ -351,8 +355,8 @@ def init(args: argparse.Namespace) -> int:
 
 def download(args: argparse.Namespace) -> int:
     """Fetch and unpack a dataset."""
-    from dataloader.download import BY_HAND, SOURCES
-    from dataloader.download import download as fetch
+    from dataloader.tools.download import BY_HAND, SOURCES
+    from dataloader.tools.download import download as fetch
     from utils.schema import did_you_mean
 
     known = {name.lower(): name for name in (*SOURCES, *BY_HAND)}
@@ -365,7 +369,7 @@ def download(args: argparse.Namespace) -> int:
 
 def submission(args: argparse.Namespace) -> int:
     """Write the zip for Cityscapes' benchmark; fewer images than it wants are a finding."""
-    from dataloader.submission import EXPECTED, write_submission
+    from dataloader.tools.submission import EXPECTED, write_submission
 
     count = write_submission(args.predictions, args.output)
     print(f"{count} predictions written to {args.output}")

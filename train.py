@@ -16,7 +16,7 @@ from utils.errors import ArgumentParser, ConfigError, UserError, run
 if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped file name need not wait for it
     import argparse
 
-    from run_config import RunConfig
+    from engine.config import RunConfig
 
 KINDS = (
     *("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms"),
@@ -55,19 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from_checkpoint = args.resume not in (None, "auto") and args.config is None
     raw = {} if from_checkpoint else load_config(args.config or Path("config.json"), overrides)
 
-    import assemble
-    from run_config import check_config, division_problems
-    from utils import checkpoint, distributed
+    from engine import preflight
+    from engine.check import check_config, division_problems
+    from utils import checkpoint, distributed, plugins
     from utils.config import override
     from utils.log import log_to
 
     place = distributed.announced_place()
     log_to(rank=place.rank)
-    modules = assemble.import_modules(args.modules)
+    modules = plugins.import_modules(args.modules)
     state = None
     if args.resume not in (None, "auto"):
         state = checkpoint.load_run(Path(args.resume))
-        assemble.require_modules(state, modules, Path(args.resume))
+        plugins.require_modules(state, modules, Path(args.resume))
         raw = override(state["config"], overrides) if from_checkpoint else raw
     if args.bs is not None:
         first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
@@ -84,29 +84,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes > place.size:
         return distributed.launch("train", sys.argv[1:] if argv is None else argv, processes)
 
-    import session
+    from engine import resume, session
 
     if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != place.local_size:
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {place.local_size} processes here"
         logging.getLogger("segwright").info(text)
     device = choose_device(args.device, config.n_gpu if place.size == 1 else -1, place.local_rank)
-    resume = Path(args.resume) if state is not None else None
+    path = Path(args.resume) if state is not None else None
     with distributed.joined(device):
         if args.resume == "auto":
-            resume, state = session.find_run(config)
+            path, state = resume.find_run(config)
         if state is None:
-            assemble.check_weights(config)
-        session.train(config, device, modules=modules, resume=resume, state=state, gpus=gpus)
+            preflight.check_weights(config)
+        session.train(config, device, modules=modules, resume=path, state=state, gpus=gpus)
     return 0
 
 
 def check(config: RunConfig, everything: bool = False) -> int:
     """Validate and build everything without training, and say what training would need; read `everything`, or some."""
-    import assemble
-    from base.data_check import check_samples
+    from dataloader import label_statistics
+    from dataloader.label_statistics import check_samples
+    from engine import assemble, dry_run, preflight
 
-    dry = assemble.dry_run(config)
-    assemble.check_weights(config)
+    dry = dry_run.dry_run(config)
+    preflight.check_weights(config)
     print(f"config      right; {config.arch.type}, {len(config.classes)} classes")
     print(f"parameters  {dry.parameters / 1e6:.2f} M, {dry.trainable / 1e6:.2f} M of them trained")
     print(f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}")
@@ -115,18 +116,18 @@ def check(config: RunConfig, everything: bool = False) -> int:
     for loader in assemble.build_loaders(config, cached=False):
         if loader is not None:
             kind = "training" if loader.training else "validation"
-            found = check_samples(loader.view, everything=True) if everything else assemble.look_at(loader.view)
+            found = check_samples(loader.view, everything=True) if everything else label_statistics.look_at(loader.view)
             print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
     return 0
 
 
 def draw_schedule(config: RunConfig, path: Path) -> int:
     """Draw the learning rate of every group of parameters over the steps of the run, and print its course."""
-    import assemble
+    from engine import dry_run
     from utils.images import write_picture
     from utils.visualize import curves
 
-    rates = {name.removesuffix("/no_decay"): line for name, line in assemble.learning_rates(config).items()}
+    rates = {name.removesuffix("/no_decay"): line for name, line in dry_run.learning_rates(config).items()}
     lines = {", ".join(name for name in rates if rates[name] == line): line for line in rates.values()}
     picture = curves(lines, x_label="optimiser steps", size=(480, 960), least=1e-12)
     try:
@@ -151,11 +152,11 @@ def explain(args: argparse.Namespace) -> int:
         print(list_presets())
         return 0
 
-    import assemble
-    from run_config import SHARED_OPTIONS
+    from engine.config import SHARED_OPTIONS
+    from utils import plugins
     from utils.describe import describe, list_names
 
-    assemble.import_modules(args.modules)
+    plugins.import_modules(args.modules)
     if args.list:
         print(list_names(KINDS if args.list == "all" else [args.list]))
         if args.list == "all":

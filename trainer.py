@@ -23,11 +23,12 @@ from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
 from utils import checkpoint, distributed
 from utils.activation_checkpointing import checkpoint_activations
 from utils.classes import ClassTable
-from utils.criterion import Criterion
 from utils.devices import choose_precision
 from utils.errors import CheckpointError, Stopped
+from utils.losses.criterion import Criterion
+from utils.losses.strips import predicted_labels
 from utils.lr_scheduler import Schedule
-from utils.metrics import ConfusionMatrix, Metrics, predicted_labels
+from utils.metrics import ConfusionMatrix, Metrics
 from utils.reproducibility import seed_part
 from utils.visualize import comparison
 

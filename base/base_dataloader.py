@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import functools
 import logging
 import multiprocessing
-import os
-import signal
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.util import Finalize
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from base.base_dataset import Item, View
 from base.batch_memory import PREFETCHED, BatchMemory, Packet
+from base.workers import PATIENCE, WorkerLoader, first_line, memory_hint, start_worker
 from utils.classes import IGNORE
 from utils.errors import DataError, Stopped
 from utils.reproducibility import stream
@@ -31,8 +24,6 @@ from utils.schema import AtLeast, Between
 
 logger = logging.getLogger("segwright")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-PATIENCE = 600.0  # seconds that a data worker may take for a batch
 MOST_SKIPPED = 0.05  # of the images that may be left out; more of them are no accident
 
 
@@ -164,30 +155,6 @@ class Guarded(Dataset):
             return self.view[address]
         except DataError as error:
             return error
-
-
-class WorkerLoader(DataLoader):
-    """A DataLoader whose workers end with this process, also where an error's traceback still refers to them.
-
-    Else multiprocessing would send them a SIGTERM at the end, which they take for one to all of us (see
-    `start_worker`), and wait for them for ever.
-    """
-
-    def _get_iterator(self) -> Any:
-        iterator = super()._get_iterator()
-        if self.num_workers:
-            end = functools.partial(end_workers, weakref.ref(iterator), os.getpid())
-            atexit.register(end)
-            # Processes that multiprocessing started know no atexit. At 10 they close queues, which must still serve.
-            Finalize(None, end, exitpriority=11)
-        return iterator
-
-
-def end_workers(reference: weakref.ref, owner: int) -> None:
-    """End the workers of a DataLoader's iterator, if it is still there, in the process that started them."""
-    iterator = reference()
-    if iterator is not None and owner == os.getpid():
-        iterator._shutdown_workers()
 
 
 class BatchSampler(Sampler[list[tuple[int, int]]]):
@@ -360,66 +327,3 @@ class Loader:
                     f"`python prepare.py check` lists them all.",
                 )
             logger.warning("%s Left out, number %d of at most %d.", problem, len(self.skipped), most)
-
-
-def start_worker(worker: int) -> None:
-    """Prepare a worker process: one thread, and deaf to the signals that terminals and queues send to all of us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, obey_the_next)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    keep_memory()
-
-
-def keep_memory() -> None:
-    """Let glibc keep memory that was freed: fetching megabytes from the kernel for each image costs half the time."""
-    with suppress(OSError, AttributeError):  # other systems
-        libc = ctypes.CDLL("libc.so.6")
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            libc.mallopt(option, 1 << 30)
-
-
-def obey_the_next(number: int, frame: object) -> None:
-    """Let the main process finish its step and save; it sends SIGTERM a second time to workers that hang."""
-    signal.signal(number, signal.SIG_DFL)
-
-
-def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Refuse workers whose batches would not fit where they hand them over; there, a process dies of a bus error.
-
-    Args:
-        workers: Their number.
-        batch_bytes: Bytes of a batch; each worker prepares two.
-
-    Raises:
-        Stopped: There is too little shared memory.
-    """
-    free, needed = free_shared_memory(), 2 * workers * batch_bytes
-    if free is not None and needed > free:
-        raise Stopped(
-            f"/dev/shm: {free >> 20} MiB are free, and {workers} workers prepare {needed >> 20} MiB of batches there. "
-            f"Use train_loader.args.num_workers {free // (2 * batch_bytes)}, or give it more (docker run --shm-size); "
-            f"nothing was started"
-        )
-
-
-def free_shared_memory() -> int | None:
-    """Bytes that are free in the memory that workers share with us; None where it is not a folder."""
-    if not os.path.isdir("/dev/shm"):
-        return None
-    stats = os.statvfs("/dev/shm")
-    return stats.f_bavail * stats.f_frsize
-
-
-def memory_hint() -> str:
-    """How much memory there is for workers, and what to turn."""
-    free = free_shared_memory()
-    shared = "" if free is None else f" /dev/shm has {free >> 20} MiB free."
-    return f"Memory may have run out.{shared} Lower train_loader.args.num_workers"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

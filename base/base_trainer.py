@@ -26,7 +26,9 @@ from utils.schema import Above, AtLeast, Between, Component, did_you_mean
 
 logger = logging.getLogger("segwright")
 
+
 TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
+
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
@@ -105,22 +107,6 @@ class TrainerConfig:
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps in the whole run."""
         return self.max_steps or (self.epochs or 1) * steps_per_epoch
-
-
-# What may differ between a checkpoint and the config that goes on from it; all else changes what a run means.
-MAY_CHANGE = (
-    *("name", "n_gpu", "parallel"),
-    *(
-        f"{loader}.args.{name}"
-        for loader in ("train_loader", "val_loader")
-        for name in ("data_dir", "num_workers", "return_id", "on_bad_sample", "cache")
-    ),
-    *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
-    *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),
-    *("trainer.writers", "trainer.memory_drill"),
-    *("trainer.log_per_iter",),  # of the figures, it changes those of training batches, which are samples
-    *("trainer.metrics",),
-)
 
 
 @dataclass

@@ -47,12 +47,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 import dataloader  # noqa: F401  registers
-from base import base_dataloader
+from base import workers
 from base.base_dataloader import Loader
 from base.base_dataset import BaseDataset, View
+from dataloader.datasets.synthetic import Synthetic
 from dataloader.sample_cache import build_cache
-from dataloader.synthetic import Synthetic
-from dataloader.transforms import ChainOptions, build_chain
+from dataloader.transforms.chain import ChainOptions, build_chain
 from utils.registry import DATASETS
 from utils.schema import Component
 
@@ -313,7 +313,7 @@ def cases_of(
 def contestant(make: Callable[[], Case], images: int, keep_memory: bool, pipe: Connection) -> None:
     """A process that reads all images whenever it is told to, and says how many seconds that took."""
     if keep_memory:
-        base_dataloader.keep_memory()
+        workers.keep_memory()
     with redirect_stdout(io.StringIO()):
         case = make()
         for index in range(images):

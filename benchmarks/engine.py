@@ -38,7 +38,7 @@ from base.base_trainer import Monitor, TrainerConfig
 from models.build import build_model
 from trainer import Trainer
 from utils.classes import ClassTable, distinct_colors
-from utils.criterion import build_criterion
+from utils.losses.criterion import build_criterion
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 
@@ -138,7 +138,7 @@ def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
     """A round of the trainer in `checkout`, on a model and batches like ours."""
     with foreign(checkout):
         from trainer import Trainer as Theirs  # type: ignore[attr-defined]
-        from utils.losses import CrossEntropyLoss2d as TheirLoss
+        from utils.losses.cross_entropy import CrossEntropyLoss2d as TheirLoss
     model, batch = build_model(ARCH, num_classes=CLASSES), Memory().batch
     images, labels = model.normalize(batch.images).contiguous(), batch.labels.long()
     dataset = SimpleNamespace(num_classes=CLASSES)

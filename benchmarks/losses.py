@@ -36,18 +36,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataloader.synthetic import Synthetic
+from dataloader.datasets.synthetic import Synthetic
 from utils.classes import IGNORE
-from utils.losses import (
-    CrossEntropyDiceLoss,
-    CrossEntropyLoss2d,
-    DiceLoss,
-    FocalLoss,
-    LovaszSoftmax,
-    TopKCrossEntropyLoss,
-)
+from utils.losses.cross_entropy import CrossEntropyLoss2d, FocalLoss, TopKCrossEntropyLoss
+from utils.losses.dice import CrossEntropyDiceLoss, DiceLoss
+from utils.losses.lovasz import LovaszSoftmax
+from utils.losses.strips import predicted_labels
 from utils.metrics import ConfusionMatrix
-from utils.upsampled_loss import predicted_labels
 
 IMAGES, LOW, FULL = 4, 64, 512
 SECONDS = 60  # after which a row is not repeated any more

@@ -2,4 +2,5 @@
 
 from utils.registry import import_submodules
 
-import_submodules("dataloader")
+import_submodules("dataloader.datasets")
+import_submodules("dataloader.transforms")

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from base.base_dataloader import WorkerLoader, first_line, start_worker
 from base.base_dataset import BaseDataset, Item
+from base.workers import WorkerLoader, first_line, start_worker
 from utils.checkpoint import sync_folder
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped

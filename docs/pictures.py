@@ -13,11 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataloader.synthetic import Synthetic
+from dataloader.datasets.synthetic import Synthetic
 from inference import load
 from utils.images import write_picture
-from utils.look import SCALES
 from utils.predict import Predictor
+from utils.prediction_flags import SCALES
 from utils.visualize import colorize, legend, overlay, side_by_side
 
 IMAGES = Path(__file__).parent / "images"

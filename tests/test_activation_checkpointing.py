@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from assemble import dry_run
 from base.base_model import BaseModel
+from engine.check import check_config
+from engine.dry_run import dry_run
 from models.blocks import ConvNormAct
 from models.build import build_model
-from run_config import check_config
 from tests.test_trainer import make_trainer
 from tests.tiny import tiny_config
 from utils.activation_checkpointing import blocks_of, checkpoint_activations

@@ -13,7 +13,7 @@ from PIL import Image
 
 import inference
 import prepare
-from dataloader.folder import Folder
+from dataloader.datasets.folder import Folder
 from tests.conftest import Answer, call
 from utils.errors import DataError
 from utils.images import read_bands

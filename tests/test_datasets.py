@@ -15,12 +15,12 @@ from PIL import Image
 import dataloader  # noqa: F401  registers
 from base.base_dataloader import Batch, Loader, Mover, collate
 from base.base_dataset import BaseDataset, Item, View
-from base.data_check import check_samples, location_prior
-from dataloader.camvid import CamVid
-from dataloader.folder import Folder
-from dataloader.synthetic import Synthetic
-from dataloader.transforms import ChainOptions, build_chain
-from dataloader.voc import VOC
+from dataloader.datasets.camvid import CamVid
+from dataloader.datasets.folder import Folder
+from dataloader.datasets.synthetic import Synthetic
+from dataloader.datasets.voc import VOC
+from dataloader.label_statistics import check_samples, location_prior
+from dataloader.transforms.chain import ChainOptions, build_chain
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS

@@ -19,15 +19,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from assemble import dry_run, has_unused
-from run_config import check_config
+from engine.check import check_config
+from engine.dry_run import dry_run, has_unused
 from tests.ranks import CASES, steps_of
 from tests.test_metrics import every_figure, scene
 from tests.test_resume import CONTEXT, MODULES, ROOT, assert_same_end, only_run, write_config
 from tests.tiny import tiny_config
-from utils import distributed
-from utils.distributed import Peers, Place
+from utils import distributed, heartbeat
 from utils.errors import AlreadyTold, DataError, Interrupted, Stopped, UserError
+from utils.heartbeat import Peers, Place
 
 CPU = ("--device", "cpu")
 
@@ -279,9 +279,9 @@ class TestPeers:
 
     @pytest.fixture(autouse=True)
     def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(distributed, "BEAT", 0.02)
-        monkeypatch.setattr(distributed, "SILENCE", 0.3)
-        monkeypatch.setattr(distributed, "end_soon", self.ended)
+        monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+        monkeypatch.setattr(heartbeat, "SILENCE", 0.3)
+        monkeypatch.setattr(heartbeat, "end_soon", self.ended)
         self.statuses: list[int] = []
         self.made: list[Peers] = []
         yield

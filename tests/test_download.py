@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 import prepare
-from dataloader import download as module
-from dataloader.download import Archive, augmented_split, build_augmented, download, fetch, unpack
-from dataloader.voc import VOC
+from dataloader.datasets.voc import VOC
+from dataloader.tools import download as module
+from dataloader.tools.download import Archive, augmented_split, build_augmented, download, fetch, unpack
 from tests.conftest import Answer, call, kill_9_at
 from utils.errors import DataError, Stopped
 

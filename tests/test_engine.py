@@ -17,9 +17,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from base import base_dataloader
-from base.base_dataloader import Loader, check_shared_memory
+from base.base_dataloader import Loader
 from base.base_dataset import View
-from base.data_check import largest_image
+from base.workers import check_shared_memory
+from dataloader.label_statistics import largest_image
 from tests.test_resume import assert_same_end, only_run, train_in_child, write_config
 from tests.test_trainer import launch, make_trainer, metrics
 from tests.tiny import Squares

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from run_config import check_config
+from engine.check import check_config
 from tests.conftest import ROOT, Answer
 from utils.config import PRESETS, differences, load_config, parse_json
 

@@ -12,10 +12,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-import assemble
 from base.base_model import BaseModel
+from engine import assemble
+from engine.check import check_config
 from models.fine_tuning import Start, Transfer, class_axes, match_classes, read_start, transfer, transfer_by_class_name
-from run_config import check_config
 from tests.test_models import NARROW, SMALL, build, randomised
 from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError

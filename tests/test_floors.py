@@ -14,15 +14,13 @@ MAY_IMPORT = {
     "models": {"utils", "base"},
     "dataloader": {"utils", "base"},
     "trainer": {"utils", "base"},
-    "run_config": {"utils", "base", "models", "dataloader"},
-    "assemble": {"utils", "base", "models", "dataloader", "trainer", "run_config"},
-    "session": {"utils", "base", "trainer", "run_config", "assemble"},
+    "engine": {"utils", "base", "models", "dataloader", "trainer"},
 }
-BUILDERS = {"run_config", "assemble", "session"}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - MAY_IMPORT.keys()
 for script in SCRIPTS:
-    MAY_IMPORT[script] = {"utils", "base", *BUILDERS}
+    MAY_IMPORT[script] = {"utils", "base", "engine"}
 MAY_IMPORT["prepare"].add("dataloader")  # it is all about data
+MAY_IMPORT["train"].add("dataloader")
 
 FILES = sorted(
     path for room in MAY_IMPORT for path in [*ROOT.glob(f"{room}.py"), *ROOT.glob(f"{room}/**/*.py")] if path.exists()
@@ -75,10 +73,10 @@ def test_nobody_imports_upwards(path):
 
 def test_the_message_says_who_may_import_what(tmp_path, monkeypatch):
     file = ROOT / "models" / "blocks.py"
-    monkeypatch.setattr(Path, "read_text", lambda self, **_: "import dataloader.transforms\nfrom assemble import x\n")
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "import dataloader.transforms\nimport engine.assemble\n")
     assert upward(file) == [
-        "models/blocks.py imports assemble; models/ may import base, utils",
         "models/blocks.py imports dataloader; models/ may import base, utils",
+        "models/blocks.py imports engine; models/ may import base, utils",
     ]
 
 

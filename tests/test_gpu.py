@@ -15,7 +15,7 @@ from torch import Tensor
 from base.base_dataloader import Batch, Mover
 from tests.tiny import tiny_config
 from utils.distributed import launch
-from utils.losses import Loss
+from utils.losses.base import Loss
 from utils.metrics import Metrics
 from utils.registry import LOSSES
 

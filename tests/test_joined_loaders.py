@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assemble import build_loaders, class_pixels, look_at
-from run_config import check_config, training_sections
+from dataloader.label_statistics import class_pixels, look_at
+from engine.assemble import build_loaders
+from engine.check import check_config
+from engine.config import training_sections
 from tests.test_prepare import clean
 from tests.tiny import tiny_config
 from utils.config import override

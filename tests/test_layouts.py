@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 import prepare
-from dataloader import download
-from dataloader.synthetic import Synthetic
+from dataloader.datasets.synthetic import Synthetic
+from dataloader.tools import download
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.registry import DATASETS

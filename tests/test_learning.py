@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tests.conftest import ROOT, Answer
 from tests.test_models import SMALL, build, narrow
-from utils.criterion import build_criterion
-from utils.metrics import ConfusionMatrix, predicted_labels
+from utils.losses.criterion import build_criterion
+from utils.losses.strips import predicted_labels
+from utils.metrics import ConfusionMatrix
 from utils.registry import MODELS
 
 NAMES = ("ground", "box", "disc")

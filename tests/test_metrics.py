@@ -14,7 +14,8 @@ from tests.conftest import call
 from tests.tiny import tiny_config
 from utils import metrics
 from utils.classes import IGNORE
-from utils.metrics import EXTRA_METRICS, PIXEL_METRICS, ConfusionMatrix, ExtraMetric, Metrics, predicted_labels
+from utils.losses.strips import predicted_labels
+from utils.metrics import EXTRA_METRICS, PIXEL_METRICS, ConfusionMatrix, ExtraMetric, Metrics
 
 NAMES = ["road", "sky", "a tree", "car", "dog"]
 

@@ -17,12 +17,13 @@ from PIL import Image
 import prepare
 from base.base_dataloader import Loader
 from base.base_dataset import BaseDataset, View
-from dataloader import packed as module
-from dataloader.camvid import CamVid
-from dataloader.cityscapes import CityScapes
-from dataloader.folder import Folder
-from dataloader.packed import pack
-from dataloader.transforms import Chain, ScaleOptions
+from dataloader.datasets.camvid import CamVid
+from dataloader.datasets.cityscapes import CityScapes
+from dataloader.datasets.folder import Folder
+from dataloader.tools import packed
+from dataloader.tools import packed as module
+from dataloader.tools.packed import pack
+from dataloader.transforms.chain import Chain, ScaleOptions
 from tests.conftest import Answer, call, kill_9_at
 from tests.tiny import tiny_config
 from utils import shards
@@ -86,7 +87,7 @@ def test_packed_and_unpacked_training_take_the_same_batches(
     assert_same(batches(after, num_workers), expected)
 
 
-shards_write = module.write_archives
+shards_write = packed.write_archives
 
 
 def test_the_archives_are_plain_ones_that_group_by_name_up_to_the_first_dot(tmp_path: Path) -> None:

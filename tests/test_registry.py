@@ -4,8 +4,8 @@ from typing import Annotated
 import pytest
 import torch
 
-import assemble  # noqa: F401  registers everything
 from base.base_trainer import TrainerConfig
+from engine import assemble  # noqa: F401  registers everything
 from utils.errors import ConfigError
 from utils.registry import FACTS, KINDS, LOSSES, OPTIMIZERS, SCHEDULERS, Registry, import_submodules
 from utils.schema import AtLeast, Component, parameters_of

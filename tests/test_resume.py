@@ -32,7 +32,7 @@ RENAMES = 24  # of files, in a run of the config below
 # Children are forked by a server that has imported torch and computed nothing: a fresh interpreter would import it for
 # seconds each time, and a fork of this process would inherit autograd threads that other tests may have started.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train", "session", "tests.tiny", "trainer", "tests.ranks"])
+CONTEXT.set_forkserver_preload(["train", "engine.session", "tests.tiny", "trainer", "tests.ranks"])
 
 
 def in_child(*flags: str, **environment: str) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from assemble import describe
-from run_config import RunConfig, check_config, evaluation_section, protocol_of, result_keys
+from engine.assemble import describe
+from engine.check import check_config
+from engine.config import RunConfig, evaluation_section, protocol_of, result_keys
 from tests.tiny import tiny_config
 from utils.errors import ConfigError
 

@@ -17,10 +17,10 @@ import torch
 from base.base_dataloader import Loader
 from base.base_dataset import View
 from dataloader import sample_cache as module
-from dataloader.folder import Folder
+from dataloader.datasets.folder import Folder
+from dataloader.datasets.synthetic import Synthetic
 from dataloader.sample_cache import build_cache, stored_rows
-from dataloader.synthetic import Synthetic
-from dataloader.transforms import Chain, ScaleOptions
+from dataloader.transforms.chain import Chain, ScaleOptions
 from tests.conftest import kill_9_at
 from tests.test_packed import assert_same, folder, make
 from utils.errors import ConfigError, DataError

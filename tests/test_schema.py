@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from run_config import check_config, config_json_schema
+from engine.check import check_config
+from engine.config import config_json_schema
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json, read_json
 from utils.errors import ConfigError
@@ -328,9 +329,9 @@ def test_the_schema_for_editors_is_not_stale():
     pins = (ROOT / "requirements.txt").read_text()
     if f"torch=={torch.__version__.partition('+')[0]}" not in pins:
         pytest.skip("torch's own names differ from version to version, and this one is not the pinned one")
-    done = subprocess.run([sys.executable, "-m", "run_config"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "engine.config"], cwd=ROOT, capture_output=True, text=True, check=True)
     stored = (ROOT / "config.schema.json").read_text(encoding="utf-8")
-    assert json.loads(stored) == json.loads(done.stdout), "run `python -m run_config > config.schema.json`"
+    assert json.loads(stored) == json.loads(done.stdout), "run `python -m engine.config > config.schema.json`"
 
 
 # ----------------------------------------------------------------------------------------------- resolved configs

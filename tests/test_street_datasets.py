@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 import dataloader  # noqa: F401  registers
-from dataloader.ade20k import ADE20K
-from dataloader.cityscapes import CityScapes
-from dataloader.cocostuff import COCO, UNUSED_IDS
-from dataloader.deepscene import DeepScene
-from dataloader.files import forgiving
-from run_config import check_config
+from dataloader.datasets.ade20k import ADE20K
+from dataloader.datasets.cityscapes import CityScapes
+from dataloader.datasets.cocostuff import COCO, UNUSED_IDS
+from dataloader.datasets.deepscene import DeepScene
+from dataloader.datasets.files import forgiving
+from engine.check import check_config
 from tests.conftest import ROOT
 from utils.classes import IGNORE
 from utils.config import load_config

@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from assemble import synchronise_norms
+from engine.check import check_config
 from models.build import build_model
-from run_config import check_config
 from tests.tiny import tiny_config
 from utils.errors import ConfigError
-from utils.sync_batchnorm import Careful, SynchronizedBatchNorm, convert_sync_batchnorm, introduce
+from utils.sync_batchnorm import Careful, SynchronizedBatchNorm, convert_sync_batchnorm, introduce, synchronise_norms
 
 
 def in_threads(replicas: Sequence[nn.Module], pieces: Sequence[Tensor]) -> list[Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.test_time import mirrored, multi_scale, sliding, window_starts
+from utils.tta import mirrored, multi_scale, sliding, window_starts
 
 SIZES = [(1024, 2048), (300, 1000), (1000, 300), (40, 30), (1, 1), (5, 700), (65, 97)]
 

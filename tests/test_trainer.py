@@ -19,21 +19,21 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import session
 import train
-from assemble import make_deterministic
 from base.base_dataloader import BatchSampler, Loader
 from base.base_dataset import View
 from base.base_trainer import Monitor, TrainerConfig
+from engine import preflight, results
 from models.build import build_model
 from tests.tiny import Squares, tiny_config
 from trainer import AveragedModel, Trainer
 from utils import checkpoint, distributed
-from utils.criterion import build_criterion
 from utils.errors import ConfigError, DataError, Interrupted, Stopped, run
 from utils.images import read_image
+from utils.losses.criterion import build_criterion
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
+from utils.reproducibility import make_deterministic
 
 ARCH = {
     "type": "EncoderDecoder",
@@ -497,7 +497,7 @@ def test_predictions_that_do_not_fit_on_the_disk_cost_nothing_else(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(session, "write_label", full)
+    monkeypatch.setattr(results, "write_label", full)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path / "saved")))
     assert run(train.main, ["-c", str(tmp_path / "config.json"), "--import", "tests.tiny"]) == 4
     assert "best_model.pth is complete" in capsys.readouterr().err
@@ -544,8 +544,8 @@ def test_init_from_takes_the_weights_that_fit(tmp_path: Path, capsys: pytest.Cap
     launch(tmp_path, "--set", f"init_from={first / 'best_model.pth'}", "--set", "arch.args.head.args.channels=4")
     first_log, _, second_log = capsys.readouterr().out.partition("init_from ")
     assert "weights loaded; fresh: head." in second_log
-    assert session.RANDOM_START in first_log
-    assert session.RANDOM_START not in second_log
+    assert results.RANDOM_START in first_log
+    assert results.RANDOM_START not in second_log
 
 
 def test_fine_tuning_starts_from_the_weights_that_were_judged_and_so_does_their_average(tmp_path: Path) -> None:
@@ -564,7 +564,7 @@ def test_training_may_open_as_many_files_as_the_system_grants() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
-        session.raise_file_limit()
+        preflight.raise_file_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import transforms
-from dataloader.torchvision_transforms import COLORS, MOVES
-from dataloader.transforms import (
+from dataloader.transforms import chain as chain_module
+from dataloader.transforms import geometry
+from dataloader.transforms.chain import (
     Chain,
     ChainOptions,
     ColorJitter,
     GaussianBlur,
     ResizeOptions,
-    ResizeToRange,
     ScaleOptions,
     build_chain,
     chain_problems,
-    warp,
 )
+from dataloader.transforms.geometry import warp
+from dataloader.transforms.named import ResizeToRange
+from dataloader.transforms.torchvision import COLORS, MOVES
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
 from utils.registry import TRANSFORMS
@@ -114,7 +115,7 @@ def test_what_would_become_too_large_is_refused(monkeypatch):
     with pytest.raises(DataError, match="would become 614400x2048 pixels"):
         chain(val=True, resize={"short_side": 2048})(image, label, rng())
     assert chain(val=True, crop_size=2048)(image, label, rng())[1].shape == (2048, 2048)
-    monkeypatch.setattr(transforms, "LONGEST", 500)
+    monkeypatch.setattr(geometry, "LONGEST", 500)
     with pytest.raises(DataError, match="longer than 500 pixels"):
         chain(resize={"size": [50, 50]})(image, label, rng())
 
@@ -530,7 +531,7 @@ def test_what_is_held_out_gets_the_same_size_and_nothing_random():
 
 
 def test_the_module_says_what_it_needs_of_options():
-    assert set(transforms._RANDOM) < set(ChainOptions.__dataclass_fields__)
+    assert set(chain_module._RANDOM) < set(ChainOptions.__dataclass_fields__)
     assert ResizeOptions(long_side=50).factors(100, 25) == (0.5, 0.5)
 
 

@@ -1,7 +1,7 @@
 """Config files: JSON with comments, put together from parents (`extends`) and overrides (`--set`).
 
 Only the text and the tree are dealt with here, so that a missing file or bad JSON is answered before torch is
-imported; what the keys mean is `assemble.py`'s.
+imported; what the keys mean is the engine's.
 """
 
 from __future__ import annotations

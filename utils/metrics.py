@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from utils import distributed
 from utils.classes import IGNORE
-from utils.upsampled_loss import predicted_labels, winning_probabilities
+from utils.losses.strips import predicted_labels, winning_probabilities
 
 __all__ = ["EXTRA_METRICS", "PIXEL_METRICS", "ConfusionMatrix", "ExtraMetric", "Metrics", "predicted_labels"]
 

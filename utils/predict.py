@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from utils.classes import ClassTable
 from utils.images import read_bands, read_image
-from utils.look import Look
-from utils.metrics import predicted_labels
+from utils.losses.strips import predicted_labels
 from utils.outputs import resize
-from utils.test_time import Predict, mirrored, multi_scale, sliding
+from utils.tta import Look, Predict, mirrored, multi_scale, sliding
 
 
 class Predictor:

@@ -7,10 +7,32 @@ without a single generator state having been saved, and for any number of worker
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
+
+from utils.errors import ConfigError
+
+
+def make_deterministic(model: nn.Module, device: torch.device) -> None:
+    """Forbid operations that differ from run to run, on a GPU; a CPU has none.
+
+    Raises:
+        ConfigError: The model needs one.
+    """
+    if device.type != "cuda":
+        return
+    if getattr(model, "unpools", False):
+        raise ConfigError(
+            "trainer.deterministic: the model unpools, which CUDA only does in an order that differs from run to run. "
+            "Set it to false, or use another arch."
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call
+    torch.use_deterministic_algorithms(True)
+
 
 # A tag each, so that streams for different purposes are unrelated though their other keys agree.
 TAGS = {"order": 1, "augmentation": 2, "split": 3, "scene": 4, "init": 5}

@@ -17,6 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils import distributed
+
+
+def synchronise_norms(model: nn.Module, gpus: int) -> None:
+    """Let all batch norms of `model` see the images of all GPUs, if there are several: in processes, or in threads."""
+    if distributed.world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif gpus > 1:
+        convert_sync_batchnorm(model)
+    model.train(model.training)  # what is frozen stays so
+
+
 PATIENCE = 300.0  # seconds that the copies wait for each other
 
 

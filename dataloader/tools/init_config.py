@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from base.base_dataloader import MOST_SKIPPED
-from dataloader import doctor
-from dataloader.files import forgiving, image_files
-from dataloader.folder import Folder
+from dataloader import scan
+from dataloader.datasets.files import forgiving, image_files
+from dataloader.datasets.folder import Folder
+from dataloader.tools import doctor
 from utils.classes import IGNORE, distinct_colors
 from utils.errors import ConfigError, DataError, one_line
 from utils.images import read_label_colors, read_label_values
@@ -80,7 +81,7 @@ def propose(
             dataset = Folder(data_dir=root, split=split, **typed_options(options))
         if unpaired:
             raise DataError(*unpaired)
-        records = doctor.examine(dataset, name=split, num_workers=num_workers)
+        records = scan.examine(dataset, name=split, num_workers=num_workers)
         examined.append(doctor.Examined(split, dataset, records, unpaired, training=split != "val"))
     findings = doctor.diagnose(examined)
     proposal.guesses += [line for finding in findings for line in finding.lines()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, read_list
+from dataloader.datasets.files import all_present, below, read_list
 from utils.classes import ClassTable
 from utils.errors import DataError, NotThere
 from utils.registry import DATASETS

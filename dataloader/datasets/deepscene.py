@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import color_labels, first_folder, image_files, pair, refuse_label_map
+from dataloader.datasets.files import color_labels, first_folder, image_files, pair, refuse_label_map
 from utils.classes import ClassTable
 from utils.registry import DATASETS
 

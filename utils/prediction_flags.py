@@ -1,51 +1,25 @@
-"""How a prediction looks at an image: once, in windows, at several scales; the flags that say so."""
+"""Flags that evaluate.py and inference.py share."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 
+if TYPE_CHECKING:  # it needs torch, which --help need not wait for
+    from utils.tta import Look
+
 # Scales of the multiscale mode, as pytorch-segmentation has them; its Cityscapes adds one.
 SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
 CITYSCAPES_SCALES = (*SCALES, 2.25)
+
 OVERLAP = 1 / 3
 WINDOW = 512  # where training used no crop
 STRIDE = 32  # windows are multiples of the coarsest stride there is, so that their logits lie on one grid
-
-
-@dataclass(frozen=True)
-class Look:
-    """What to average over.
-
-    Args:
-        mode: "single" whole image, "sliding" windows, "multiscale" resized copies, or "center_crop" of validation.
-        scales: Factors of height and width in multiscale mode.
-        flip: Average with the mirrored image too.
-        window: Height and width of the windows in sliding mode.
-        overlap: Share that neighbouring windows have in common, at least.
-        fast: Average scales at the resolution of the head instead of the image's; nearly the same, much cheaper.
-        batch_size: Windows per forward pass.
-    """
-
-    mode: str = "single"
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: tuple[int, int] = (WINDOW, WINDOW)
-    overlap: float = OVERLAP
-    fast: bool = False
-    batch_size: int = 1
-
-    def protocol(self) -> dict[str, Any]:
-        """What to stamp on figures."""
-        stamp: dict[str, Any] = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip}
-        if self.mode == "sliding":
-            stamp |= {"window": list(self.window), "overlap": round(self.overlap, 6)}
-        return stamp | ({"fast": True} if self.fast else {})
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +56,8 @@ def look_of(args: argparse.Namespace, about: Mapping[str, Any]) -> Look:
     Raises:
         UserError: A flag has no effect in this mode, or its value makes no sense.
     """
+    from utils.tta import Look
+
     used = {"scales": "multiscale", "window": "sliding"}
     problems = [
         f"--{flag}: has no effect in mode {args.mode}. Use --mode {mode} or leave it out."

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataloader.cityscapes import CityScapes, frame_of
+from dataloader.datasets.cityscapes import CityScapes, frame_of
 from utils.errors import DataError, Stopped
 from utils.images import read_label
 

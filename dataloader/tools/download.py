@@ -24,8 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataloader.cocostuff import read_mat
-from dataloader.files import first_folder, read_list
+from dataloader.datasets.cocostuff import read_mat
+from dataloader.datasets.files import first_folder, read_list
 from utils.checkpoint import write_text
 from utils.classes import ClassTable
 from utils.errors import DataError, Stopped
@@ -36,7 +36,7 @@ try:
 except ImportError:  # Windows: two downloads at once are found by the checksum
     fcntl = None  # type: ignore[assignment]
 
-CLASSES = Path(__file__).parent / "classes" / "voc.csv"
+CLASSES = Path(__file__).parents[1] / "datasets" / "classes" / "voc.csv"
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 FOR_NOW = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may give the file later

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import first_folder, image_files, pair
+from dataloader.datasets.files import first_folder, image_files, pair
 from utils.classes import ClassTable
 from utils.registry import DATASETS
 

@@ -8,18 +8,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from base.base_dataset import View
+from dataloader.scan import count_labels, default_cache, examine, has_files, remembered
 from utils.classes import IGNORE
 from utils.errors import DataError
 from utils.reproducibility import stream
 
+
+def count_classes(view: View) -> DataCheck | None:
+    """Pixels of each class in all labels of `view`, as `prepare.py check` counted them; None unless it did.
+
+    Raises:
+        DataError: It found an example that cannot be used, and that is still so.
+    """
+    counts = [_count_classes(part) for part in view.views]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    return DataCheck(*(sum(numbers) for numbers in zip(*map(astuple, known), strict=True)))  # type: ignore[arg-type]
+
+
+def _count_classes(view: View) -> DataCheck | None:
+    records = remembered(view.dataset, [int(index) for index in view.indices], default_cache())
+    if records is None:
+        return None
+    pixels, void, unusable = count_labels(view.dataset, records)
+    if view.on_bad_sample == "stop" and unusable:
+        view.dataset.read(unusable[0])
+        return None  # nothing is wrong with it any more
+    return DataCheck(len(records) - len(unusable), pixels, void)
+
+
+def look_at(view: View) -> DataCheck:
+    """What is known of all labels of `view` or, where nothing is, what some of them say.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    return count_classes(view) or check_samples(view)
+
+
+def class_pixels(view: View, num_workers: int = 0) -> list[int]:
+    """Labelled pixels of each class, counted over all labels of `view`; of files, they are remembered.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    for part in view.views:
+        if has_files(part.dataset) and count_classes(part) is None:
+            examine(part.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
+    if (known := count_classes(view)) is not None:
+        return known.pixels.tolist()
+    counts = np.zeros(256, np.int64)
+    for label in view.labels():
+        counts += np.bincount(label.ravel(), minlength=256)
+    return counts[: len(view.classes)].tolist()
+
+
 SAMPLES = 200  # labels to read
+
 GRID = (90, 120)  # resolution of the location prior
 
 

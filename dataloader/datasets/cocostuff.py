@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, first_folder, image_files, pair, read_list
+from dataloader.datasets.files import all_present, below, first_folder, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable
 from utils.errors import ConfigError, DataError
 from utils.images import read_label_values

@@ -10,14 +10,17 @@ Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, equations 8, 9 and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from utils.classes import IGNORE
-from utils.upsampled_loss import Resizing, as_precise, enlarged, plain_gradient, wide
+from utils.losses.base import Loss, _indices, labelled_images
+from utils.losses.strips import Resizing, as_precise, enlarged, plain_gradient, wide
+from utils.registry import LOSSES
+from utils.schema import Between, join
 
 ONE = 0x3F800000  # the bits of 1.0 in float32
 
@@ -187,3 +190,51 @@ def _chosen(truth: Tensor, classes: str | Sequence[int], num_classes: int) -> Se
     if classes == "present":
         return torch.bincount(truth.flatten(), minlength=num_classes)[:num_classes].nonzero()[:, 0].tolist()
     return range(num_classes) if isinstance(classes, str) else classes
+
+
+@LOSSES.register()
+class LovaszSoftmax(Loss):
+    """The Lovász extension of the Jaccard loss, 1 - intersection over union, averaged over classes.
+
+    Over a batch it is not additive; image by image it is.
+
+    Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, equations 8, 9 and 11 and algorithm 1.
+
+    Args:
+        classes: Which classes to average over: those with a labelled pixel, all, or these (by index or name).
+        per_image: Compute each image by itself and average over the images that have labelled pixels.
+        bins: Rank errors by so many bins instead of exactly: several times as fast, and the loss is off by 1 / bins at
+            most; 4096 are plenty.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Literal["present", "all"] | list[int | str] = "present",
+        per_image: bool = False,
+        bins: Annotated[int, Between(2, 2**16)] | None = None,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        where: str = "",
+    ) -> None:
+        super().__init__()
+        self.per_image = self.additive = per_image
+        self.bins = bins
+        self.classes: str | list[int] = (
+            classes if isinstance(classes, str) else _indices(classes, num_classes, class_names, join(where, "classes"))
+        )
+
+    def norm(self, labels: Tensor) -> Tensor:
+        """Images with labelled pixels if `per_image`, else 1; shape ()."""
+        if self.per_image:
+            return labelled_images(labels)
+        return super().norm(labels)
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        groups = range(len(labels)) if self.per_image else [None]
+        total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
+        for group in groups:
+            part = slice(None) if group is None else slice(group, group + 1)
+            total = total + lovasz(logits[part], labels[part], self.classes, self.bins)
+        return self.divide(total, norm, logits)

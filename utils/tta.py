@@ -1,19 +1,48 @@
-"""Several looks at one image, averaged: sliding windows, several scales, mirrored.
-
-Each function takes `predict`, which gives logits (N, C, h, w) of raw images (N, channels, H, W) at whatever
-resolution, and gives such logits itself, so that they nest. Averages are of logits, in float32, on the device. A
-single look is passed through untouched, so that it is what plain prediction gives, to the last bit.
-"""
+"""Test-time augmentation: sliding windows, several scales, mirrored images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.outputs import resize
+from utils.prediction_flags import OVERLAP, WINDOW
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to average over.
+
+    Args:
+        mode: "single" whole image, "sliding" windows, "multiscale" resized copies, or "center_crop" of validation.
+        scales: Factors of height and width in multiscale mode.
+        flip: Average with the mirrored image too.
+        window: Height and width of the windows in sliding mode.
+        overlap: Share that neighbouring windows have in common, at least.
+        fast: Average scales at the resolution of the head instead of the image's; nearly the same, much cheaper.
+        batch_size: Windows per forward pass.
+    """
+
+    mode: str = "single"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, int] = (WINDOW, WINDOW)
+    overlap: float = OVERLAP
+    fast: bool = False
+    batch_size: int = 1
+
+    def protocol(self) -> dict[str, Any]:
+        """What to stamp on figures."""
+        stamp: dict[str, Any] = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip}
+        if self.mode == "sliding":
+            stamp |= {"window": list(self.window), "overlap": round(self.overlap, 6)}
+        return stamp | ({"fast": True} if self.fast else {})
+
 
 Predict = Callable[[Tensor], Tensor]
 

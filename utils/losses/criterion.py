@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import ConfigError
-from utils.losses import Loss
+from utils.losses.base import Loss
+from utils.losses.strips import wide
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
 from utils.schema import Above, Mismatch, convert, did_you_mean, join, show
-from utils.upsampled_loss import wide
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
+from dataloader.datasets.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from utils.classes import IGNORE, ClassTable, distinct_colors
 from utils.errors import ConfigError, DataError, NotThere
 from utils.images import read_bands, read_label, read_label_colors

@@ -1,0 +1,1 @@
+"""One file a dataset; importing `dataloader` registers them all."""

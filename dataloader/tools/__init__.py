@@ -1,0 +1,1 @@
+"""What prepare.py does; nothing here is needed for training."""

@@ -1,0 +1,1 @@
+"""How images and labels are resized, cropped and augmented."""

@@ -1,0 +1,379 @@
+"""From a loader's flags (augment, crop_size, flip ...) to one transform."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+
+from base.base_dataset import Transform
+from dataloader.transforms.geometry import Degrees, Factor, Pair, Probability, Side, _by_fours, _place, as_size, warp
+from utils.classes import IGNORE
+from utils.errors import ConfigError, DataError
+from utils.registry import TRANSFORMS
+from utils.schema import Between, Component, join
+
+# Options, each also the drawing of what it describes -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
+    """How much images are resized at random; their proportions are kept.
+
+    Args:
+        range: Smallest and largest factor, of the size that `base_size` or `resize` gives, else of the image's own.
+        step: Distance of the factors that are drawn, such as 0.25; null draws any in between.
+        side: Which side `base_size` means.
+    """
+
+    range: tuple[Factor, Factor] = (0.5, 2.0)
+    step: Annotated[float, Between(0.001, 100)] | None = None
+    side: Literal["long", "short"] = "long"
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A factor."""
+        low, high = self.range
+        if self.step is None:
+            return float(rng.uniform(low, high))
+        return low + self.step * float(rng.integers(math.floor((high - low) / self.step + 1e-6) + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeOptions:
+    """The size that every image gets before anything else; give one of the three.
+
+    Args:
+        short_side: Length of the short side, in pixels; proportions are kept.
+        long_side: Length of the long side; proportions are kept.
+        size: Height and width, whatever the proportions.
+    """
+
+    short_side: Side | None = None
+    long_side: Side | None = None
+    size: tuple[Side, Side] | None = None
+
+    def factors(self, height: int, width: int) -> tuple[float, float]:
+        """By what an image of this size is to be stretched, vertically and horizontally."""
+        if self.size is not None:
+            return self.size[0] / height, self.size[1] / width
+        factor = 1.0
+        if self.short_side is not None:
+            factor = self.short_side / min(height, width)
+        elif self.long_side is not None:
+            factor = self.long_side / max(height, width)
+        return factor, factor
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class GaussianBlur:
+    """Blur some images.
+
+    Args:
+        p: Share of images to blur.
+        sigma: Smallest and largest standard deviation, in pixels. Less than 0.5 cannot be seen.
+    """
+
+    p: Probability = 0.5
+    sigma: tuple[Annotated[float, Between(0.1, 100)], Annotated[float, Between(0.1, 100)]] = (0.5, 1.0)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        if rng.random() < self.p:
+            sigma = float(rng.uniform(*self.sigma))
+            kernel = cv2.getGaussianKernel(2 * max(1, round(2 * sigma)) + 1, sigma)
+            # A fifth faster than cv2.GaussianBlur.
+            image = _by_fours(image, lambda x, _: cv2.sepFilter2D(x, -1, kernel, kernel))
+        return image, label
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True, kw_only=True)
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue at random, in this order; 8-bit RGB images only.
+
+    Args:
+        brightness: The factor is drawn from 1 - brightness to 1 + brightness.
+        contrast: Likewise, about the image's mean gray.
+        saturation: Likewise; 0 would be gray.
+        hue: Largest shift, as a share of the color circle.
+    """
+
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.4
+    hue: Annotated[float, Between(0, 0.5)] = 0.0
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        if image.dtype != np.uint8 or image.shape[2] != 3:
+            raise DataError(f"color_jitter: needs 8-bit RGB images, got {image.shape[2]} x {image.dtype}. Remove it.")
+        amounts = np.array([self.brightness, self.contrast, self.saturation])
+        brightness, contrast, saturation = 1 + amounts * rng.uniform(-1, 1, 3)
+        shift = round(180 * float(rng.uniform(-self.hue, self.hue)))  # OpenCV's circle has 180 steps
+        gray = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] * brightness
+        levels = (np.arange(256) * brightness - gray) * contrast + gray
+        image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        if saturation != 1:
+            gray_image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            image = cv2.addWeighted(image, saturation, gray_image, 1 - saturation, 0)
+        if shift:
+            turned = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+            turned[..., 0] = cv2.LUT(turned[..., 0], ((np.arange(256) + shift) % 180).astype(np.uint8))
+            image = cv2.cvtColor(turned, cv2.COLOR_HSV2RGB)
+        return image, label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Resize, scale, rotate, crop and mirror in one warp, then change colors and blur.
+
+    Args:
+        crop: Height and width of the result; None for as large as the image has become.
+        resize: Size before scaling; None for the image's own.
+        cover: Resize such that the image just covers the crop, instead.
+        scale: Random scale; None for none.
+        degrees: Largest rotation, either way.
+        flip: Share of images to mirror.
+        center: Crop the middle instead of a random place.
+        rare: Share of crops that are placed to show a class drawn from those of the image, before rotation.
+        color_jitter: Change of colors; None for none.
+        blur: Blur; None for none.
+        fill: Raw value of image pixels outside the source, by channel.
+    """
+
+    crop: tuple[int, int] | None
+    resize: ResizeOptions | None = None
+    cover: bool = False
+    scale: ScaleOptions | None = None
+    degrees: float = 0.0
+    flip: float = 0.0
+    center: bool = False
+    rare: float = 0.0
+    color_jitter: ColorJitter | None = None
+    blur: GaussianBlur | None = None
+    fill: tuple[float, ...] = (0,)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        height, width = label.shape
+        fy, fx = self.resize.factors(height, width) if self.resize else (1.0, 1.0)
+        if self.cover and self.crop:
+            fy = fx = max(self.crop[0] / height, self.crop[1] / width)
+        factor = self.scale.draw(rng) if self.scale else 1.0
+        scaled = max(1, round(height * fy * factor)), max(1, round(width * fx * factor))
+        crop = self.crop or scaled
+        offset = self._offset(label, scaled, crop, rng)
+        angle = float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0
+        flip = bool(self.flip and rng.random() < self.flip)
+        change = partial(self._change, rng) if self.color_jitter or self.blur else None
+        return warp(
+            image, label, scaled=scaled, crop=crop, offset=offset, angle=angle, flip=flip, fill=self.fill, change=change
+        )
+
+    def _change(self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> Pair:
+        for step in (self.color_jitter, self.blur):
+            if step is not None:
+                image, label = step(image, label, rng)
+        return image, label
+
+    def _offset(
+        self, label: np.ndarray, scaled: tuple[int, int], crop: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        spare = max(0, scaled[0] - crop[0]), max(0, scaled[1] - crop[1])
+        if self.center:
+            return spare[0] // 2, spare[1] // 2
+        if self.rare and rng.random() < self.rare:
+            return _place_of_a_class(label, scaled, crop, spare, rng)
+        return _place(spare, rng)
+
+
+def _place_of_a_class(
+    label: np.ndarray,
+    scaled: tuple[int, int],
+    crop: tuple[int, int],
+    spare: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    """A random offset of a crop that shows a random pixel of a class; each class of `label` is as likely."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    if not counts.any():
+        return _place(spare, rng)
+    chosen = rng.choice(np.flatnonzero(counts))
+    pixel = np.flatnonzero(label == chosen)[rng.integers(counts[chosen])]
+    offset = []
+    for position, length, size, side, most in zip(
+        divmod(int(pixel), label.shape[1]), label.shape, scaled, crop, spare, strict=True
+    ):
+        at = int((position + 0.5) * size / length)  # the pixel's row or column in the resized image
+        offset.append(int(rng.integers(max(0, at - side + 1), min(most, at) + 1)))
+    return offset[0], offset[1]
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other."""
+
+    steps: tuple[Transform, ...]
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        for step in self.steps:
+            image, label = step(image, label, rng)
+        return image, label
+
+
+# From a config -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """What a loader's arguments say about augmentation and size.
+
+    Args:
+        augment: Augment at random, as `scale`, `flip`, `rotate`, `blur` and `color_jitter` say; for training.
+        val: Resize until the image just covers `crop_size`, and crop the middle; nothing random. Without
+            `crop_size`, images keep their size.
+        base_size: Length of the long side before random scaling, in pixels; null for the image's own.
+        crop_size: Side of a square or [height, width] of what a model gets; null for whole images.
+        scale: Random scale; with `augment`, 0.5 to 2 if not given.
+        flip: Mirror half of the images, or this share.
+        rotate: Turn by up to 10 degrees either way, or by as many as given.
+        blur: Blur half of the images, or as given.
+        resize: Resize all images first.
+        color_jitter: Change brightness, contrast and saturation, or as given.
+        rare_crop: Place half of the crops, or this share, where they show a class drawn from those of the image, each
+            as likely however small it is, so that rare classes are seen more often.
+        transforms: Transforms to apply in this order, instead of all of the above.
+    """
+
+    augment: bool = False
+    val: bool = False
+    base_size: Side | None = None
+    crop_size: Side | tuple[Side, Side] | None = None
+    scale: bool | ScaleOptions | None = None
+    flip: bool | Probability | None = None
+    rotate: bool | Degrees | None = None
+    blur: bool | GaussianBlur | None = None
+    resize: ResizeOptions | None = None
+    color_jitter: bool | ColorJitter | None = None
+    rare_crop: bool | Probability | None = None
+    transforms: list[Annotated[Component, TRANSFORMS]] | None = None
+
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """Height and width that every image will have; None if they differ from image to image."""
+        if self.transforms is None:
+            if self.crop_size is None:
+                return self.resize.size if self.resize and not self.augment else None
+            return as_size(self.crop_size)
+        size: tuple[int, int] | None = None
+        for step in _steps(self.transforms, "transforms"):
+            size = step.size_after(size) if hasattr(step, "size_after") else size
+        return size
+
+    def for_validation(self) -> ChainOptions:
+        """The same sizes without anything random, for what is held out of a training set."""
+        return ChainOptions(val=True, crop_size=self.crop_size, resize=self.resize)
+
+
+_RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter", "rare_crop")  # what only `augment` turns on
+
+
+def chain_problems(options: ChainOptions, where: str) -> list[str]:
+    """What contradicts itself or would have no effect in `options`, which stand at `where` in the config."""
+    problems = []
+    given = [f.name for f in fields(options) if getattr(options, f.name) not in (None, False)]
+    if options.transforms is not None:
+        flags = [name for name in given if name != "transforms"]
+        problems += [
+            f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
+            for name in flags
+        ]
+        try:
+            for i, step in enumerate(_steps(options.transforms, join(where, "transforms"))):
+                problems += _reversed_ranges(step, f"{join(where, 'transforms')}[{i}].args")
+        except ConfigError as error:
+            problems += error.problems
+        return problems
+    if options.augment and options.val:
+        problems.append(f'{join(where, "val")}: contradicts "augment": true. Set one of them to false.')
+    elif not options.augment:
+        problems += [
+            f'{join(where, name)}: has no effect. Set "augment": true, or remove it.'
+            for name in given
+            if name in _RANDOM
+        ]
+    elif options.crop_size is None:
+        problems.append(
+            f'{join(where, "crop_size")}: missing. Give a size: with "augment": true, images differ in size '
+            f"and would not fit into one batch."
+        )
+    problems += _reversed_ranges(options.scale, join(where, "scale"))
+    problems += _reversed_ranges(options.blur, join(where, "blur"))
+    if options.resize is not None:
+        said = [f.name for f in fields(options.resize) if getattr(options.resize, f.name) is not None]
+        if len(said) != 1:
+            problems.append(
+                f"{join(where, 'resize')}: {' and '.join(said) or 'nothing'} given. "
+                f"Give one of short_side, long_side, size."
+            )
+        if options.base_size is not None:
+            problems.append(f'{join(where, "base_size")}: contradicts "resize". Give one of them.')
+    return problems
+
+
+def _reversed_ranges(step: object, where: str) -> list[str]:
+    pairs = {name: getattr(step, name, None) for name in ("range", "sigma", "area", "ratio")}
+    return [
+        f"{join(where, name)}: its first number is the larger one. Exchange them."
+        for name, pair in pairs.items()
+        if pair is not None and pair[0] > pair[1]
+    ]
+
+
+def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -> Transform | None:
+    """The transform that `options` describe; None if images stay as they are.
+
+    Args:
+        options: Checked by `chain_problems`.
+        fill: Raw value (0 to 255 for 8-bit images) of image pixels outside the source, by channel; the dataset's
+            mean color.
+        where: Place of the options in the config, for errors.
+
+    Raises:
+        ConfigError: The options contradict themselves.
+    """
+    if problems := chain_problems(options, where):
+        raise ConfigError(*problems)
+    if options.transforms is not None:
+        steps = _steps(options.transforms, join(where, "transforms"))
+        return Compose(tuple(replace(s, fill=fill) if getattr(s, "fill", fill) is None else s for s in steps))
+    if options.augment:
+        scale = ScaleOptions() if options.scale in (None, True) else options.scale or None
+        resize = options.resize
+        if options.base_size is not None:
+            short = isinstance(scale, ScaleOptions) and scale.side == "short"
+            base = options.base_size
+            resize = ResizeOptions(short_side=base) if short else ResizeOptions(long_side=base)
+        return Chain(
+            crop=options.crop,
+            resize=resize,
+            scale=scale if isinstance(scale, ScaleOptions) else None,
+            degrees=10.0 if options.rotate is True else float(options.rotate or 0),
+            flip=0.5 if options.flip is True else float(options.flip or 0),
+            rare=0.5 if options.rare_crop is True else float(options.rare_crop or 0),
+            color_jitter=ColorJitter() if options.color_jitter is True else options.color_jitter or None,
+            blur=GaussianBlur() if options.blur is True else options.blur or None,
+            fill=fill,
+        )
+    if options.crop_size is None and options.resize is None:
+        return None
+    crop = None if options.crop_size is None else as_size(options.crop_size)
+    cover = options.val and options.resize is None
+    return Chain(crop=crop, resize=options.resize, cover=cover, center=options.val, fill=fill)
+
+
+def _steps(components: Sequence[Component], where: str) -> list[Any]:
+    return [TRANSFORMS.build(step, where=f"{where}[{i}]") for i, step in enumerate(components)]

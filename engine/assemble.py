@@ -1,0 +1,270 @@
+"""From a checked config to objects: model, trainer, predictor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from base.base_dataloader import Loader, LoaderOptions
+from base.base_dataset import JoinedView, View
+from base.base_model import BaseModel
+from base.base_trainer import Monitor
+from dataloader.build import (
+    build_dataset,
+    build_val_loader,
+    build_view,
+    hold_out,
+    options_of,
+    size_of,
+    validation_of,
+    without_cache,
+)
+from dataloader.label_statistics import class_pixels
+from engine.config import InitFrom, RunConfig, normalization_of, protocol_of, result_keys, training_sections
+from engine.preflight import check_last_batch, check_parts
+from models.build import build_model
+from models.fine_tuning import Transfer, class_axes, match_classes, read_start, transfer, transfer_by_class_name
+from trainer import PRECISIONS, Trainer
+from utils import checkpoint, distributed
+from utils.classes import ClassTable, as_colors
+from utils.devices import choose_precision
+from utils.losses.criterion import build_criterion, needs_class_pixels
+from utils.lr_scheduler import build_scheduler
+from utils.optimizers import build_optimizer
+from utils.plugins import require_modules
+from utils.predict import Predictor
+from utils.reproducibility import make_deterministic, stream
+from utils.schema import Component
+from utils.sync_batchnorm import SynchronizedDataParallel, synchronise_norms
+
+logger = logging.getLogger("segwright")
+
+
+def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
+    """The training loader and, unless the trainer does not validate, the validation loader.
+
+    Args:
+        config: A checked config.
+        pin_memory: Put batches where a GPU can fetch them.
+        cached: Decode images beforehand where the config says so, which takes as long as an epoch's reading.
+
+    Raises:
+        UserError: The data is not there or cannot be used.
+    """
+    seed, sections = config.seed, training_sections(config)
+    if not cached:
+        sections = {where: without_cache(section) for where, section in sections.items()}
+    datasets = {
+        where: build_dataset(section, where=where, seed=seed, ignore_index=config.ignore_index)
+        for where, section in sections.items()
+    }
+    section, dataset = next(iter(sections.values())), next(iter(datasets.values()))
+    options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
+    kept, held_out, val_set, val_section = None, None, dataset, config.val_loader
+    if val_section is not None and not cached:
+        val_section = without_cache(val_section)
+    if options.val_split:
+        kept, held_out = hold_out(len(dataset), options.val_split, seed)
+        val_section = validation_of(section)
+    views: list[View] = []
+    for where, each in datasets.items():
+        first = sum(len(view.dataset) for view in views)
+        views.append(build_view(sections[where], each, seed=seed, indices=kept, where=where, first=first))
+    train = Loader(
+        views[0] if len(views) == 1 else JoinedView(views),
+        options.batch_size,
+        num_workers=options.num_workers,
+        training=True,
+        shuffle=options.shuffle,
+        drop_last=options.drop_last,
+        seed=seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=pin_memory,
+        size=size_of(section),
+    )
+    if not config.trainer.val or val_section is None:
+        return train, None
+    if held_out is None:
+        val_set = build_dataset(val_section, where="val_loader", seed=seed, ignore_index=config.ignore_index)
+    return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
+
+
+def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
+    """The loader of an evaluation section: the images held out from training where it splits one off."""
+    dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
+    held_out = hold_out(len(dataset), section.args["val_split"], config.seed)[1] if section.args["val_split"] else None
+    return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
+
+
+def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:
+    """The model, as the config describes it, on the current default device."""
+    numbers = normalization_of(config)
+    return build_model(
+        config.arch,
+        num_classes=len(config.classes),
+        mean=numbers["mean"],
+        std=numbers["std"],
+        load_weights=load_weights,
+    )
+
+
+def build_trainer(
+    config: RunConfig,
+    run_dir: Path,
+    device: torch.device,
+    *,
+    loaders: tuple[Loader, Loader | None],
+    environment: Mapping[str, Any],
+    load_weights: bool = True,
+    gpus: int = 1,
+    unused: bool = False,
+) -> Trainer:
+    """Everything that trains, ready to `fit` or to `resume`.
+
+    Args:
+        config: A checked config.
+        run_dir: Folder of the run; exists.
+        device: Where to compute.
+        loaders: From `build_loaders`.
+        environment: What checkpoints record about where they were made.
+        load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
+            replaces them.
+        gpus: How many of them this process uses, by threads.
+        unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
+
+    Raises:
+        UserError: Weights cannot be loaded, or parts do not fit.
+    """
+    train_loader, val_loader = loaders
+    seed, trainer = config.seed, config.trainer
+    torch.manual_seed(int(stream(seed, "init").integers(2**63)))
+    model = build_network(config, load_weights=load_weights)
+    check_parts(config, model)
+    check_last_batch(config, model, len(train_loader.view))
+    if config.use_synch_bn and device.type == "cuda":
+        synchronise_norms(model, gpus)
+    if load_weights and config.start is not None:
+        logger.info("init_from %s", initialise_from(config.start, config, model))
+    if trainer.deterministic:
+        make_deterministic(model, device)
+    model.to(device)
+    if trainer.channels_last is True or (trainer.channels_last == "auto" and device.type == "cuda"):
+        model.to(memory_format=torch.channels_last)
+    steps = len(train_loader)
+    facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
+    if needs_class_pixels(config.loss):
+        facts["class_pixels"] = class_pixels(train_loader.view, config.train_loader.args["num_workers"])
+    criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=device.type == "cuda")
+    total = trainer.total_steps(steps)
+    schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+    network: nn.Module
+    if gpus > 1:
+        network = SynchronizedDataParallel(model, list(range(gpus)))
+    else:
+        network = distributed.wrap(model, unused=unused)
+    return Trainer(
+        trainer,
+        run_dir,
+        model=model,
+        network=network,
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=schedule,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        classes=config.classes,
+        seed=seed,
+        monitor=Monitor.parse(trainer.monitor, result_keys(config)),
+        description=describe(config, environment),
+    )
+
+
+def initialise_from(start: InitFrom, config: RunConfig, model: BaseModel) -> Transfer:
+    """Copy the weights of another network as far as they fit, and say what became of them.
+
+    Raises:
+        UserError: There are none, or none fit.
+    """
+    found, names = read_start(start.path, where="init_from"), config.classes.names
+    if not start.by_class_name:
+        if found.classes not in (None, names) and match_classes(names, found.classes or ()):
+            hint = '{"path": ..., "by_class_name": true} copies what it knows of those with the same name'
+            logger.warning("init_from: %s has other classes, or another order of them; %s.", found.source, hint)
+        return transfer(model, found)
+    with torch.device("meta"):
+        larger = build_model(config.arch, num_classes=len(names) + 1, load_weights=False)
+    axes = class_axes(model, larger, len(names))
+    return transfer_by_class_name(model, found, names, axes, where="init_from.by_class_name")
+
+
+def loss_of(config: RunConfig) -> Any:
+    """The "loss" section, a single term without its list, so that errors name it as it was written."""
+    return config.loss[0] if len(config.loss) == 1 else config.loss
+
+
+def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about itself, in plain values."""
+    resolved, classes = config.to_json(), config.classes
+    val_section = (config.val_loader or validation_of(config.train_loader)) if config.trainer.val else None
+    return {
+        "arch": resolved["arch"],
+        "config": resolved,
+        "meaning_hash": config.meaning,
+        "classes": list(classes.names),
+        "palette": [list(color) for color in classes.colors],
+        "left_out": list(classes.left_out),
+        "normalization": normalization_of(config),
+        "protocol": protocol_of(val_section),
+        "environment": dict(environment),
+    }
+
+
+def load_predictor(
+    path: Path,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    modules: Sequence[str] = (),
+    config: RunConfig | None = None,
+) -> Predictor:
+    """The model in a checkpoint, ready to predict; the averaged weights, where there are some.
+
+    Args:
+        path: A checkpoint or, with `config`, any file of weights.
+        device: Where to compute.
+        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        modules: Names of third-party modules that have been imported.
+        config: Describes the model instead of the checkpoint.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
+    """
+    if config is None:
+        state = about = checkpoint.load_run(path)
+        require_modules(state, modules, path)
+    else:
+        state = checkpoint.load(path)
+        about = {**describe(config, {}), "epoch": state.get("epoch"), "step": state.get("step")}
+    model = build_model(
+        about["arch"],
+        num_classes=len(about["classes"]),
+        mean=about["normalization"]["mean"],
+        std=about["normalization"]["std"],
+        load_weights=False,
+    )
+    checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
+    classes = ClassTable(
+        tuple(about["classes"]),
+        as_colors(about["palette"]),
+        tuple((index,) for index in range(len(about["classes"]))),
+        left_out=tuple(about["left_out"]),
+    )
+    about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
+    return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])

@@ -1,0 +1,146 @@
+"""Everything that is wrong with a config, before any data is read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from base.base_trainer import Monitor
+from dataloader.build import channels_of, classes_of
+from engine.config import RunConfig, normalization_of, result_keys
+from utils.classes import IGNORE
+from utils.errors import ConfigError, UserError
+from utils.run_folder import check_name
+from utils.schema import check_arguments, fill_defaults
+
+logger = logging.getLogger("segwright")
+
+
+def check_config(raw: Mapping[str, Any]) -> RunConfig:
+    """Check a config and fill in every default.
+
+    Raises:
+        ConfigError: With every problem there is, not only the first.
+    """
+    problems: list[str] = []
+    given = {**fill_defaults(RunConfig, {}), **raw}
+    arguments = check_arguments(RunConfig, given, where="", problems=problems)
+    if problems:
+        raise ConfigError(*problems)
+    config = RunConfig(**arguments)
+    if problems := cross_check(config):
+        raise ConfigError(*problems)
+    return config
+
+
+def cross_check(config: RunConfig) -> list[str]:
+    """What is wrong between parts of a config that are each right."""
+    problems = [check_name(config.name)] if check_name(config.name) else []
+    trainer, train = config.trainer, config.train_loader.args
+    if trainer.epochs is None and trainer.max_steps is None:
+        problems.append("trainer.epochs: missing. Give a number of epochs, or trainer.max_steps.")
+    if train["val_split"] and config.val_loader is not None:
+        problems.append("train_loader.args.val_split: there is a val_loader too. Give one of the two.")
+    if trainer.val and config.val_loader is None and not train["val_split"]:
+        problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
+    if config.val_loader is not None and config.val_loader.args["drop_last"]:
+        problems.append("val_loader.args.drop_last: validation takes every image. Remove it.")
+    if config.val_loader is not None and config.val_loader.args["val_split"]:
+        problems.append("val_loader.args.val_split: validation takes every image. Remove it.")
+    problems += division_problems(config)
+    problems += channel_problems(config)
+    for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):
+        if value and config.parallel == "DataParallel":
+            problems.append(
+                f'trainer.{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.'
+            )
+    if trainer.compile and trainer.activation_checkpointing:
+        problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
+    if config.lr_scheduler.type == "ReduceLROnPlateau":
+        problems += plateau_problems(config)
+    try:
+        problems += class_problems(config)
+        Monitor.parse(trainer.monitor, result_keys(config))
+    except UserError as error:
+        problems += error.problems
+    if trainer.metrics and not trainer.val:
+        problems.append("trainer.metrics: has no effect with trainer.val false. Remove it, or validate.")
+    if trainer.early_stop and trainer.monitor.strip() == "off":
+        problems.append("trainer.early_stop: has no effect with monitor 'off'. Set it to 0, or give a monitor.")
+    if 0 < trainer.early_stop < trainer.val_per_epochs:
+        logger.warning(
+            "trainer.early_stop: %d epochs are fewer than the %d between validations: the first one without "
+            "improvement stops the run.",
+            trainer.early_stop,
+            trainer.val_per_epochs,
+        )
+    return problems
+
+
+def channel_problems(config: RunConfig) -> list[str]:
+    """What does not fit the number of channels that the images have."""
+    channels, offered = config.arch.args.get("in_channels", 3), channels_of(config.train_loader)
+    problems = []
+    if channels != offered:
+        problems.append(
+            f"arch.args.in_channels: {channels}, but the images have {offered} channels. Set it to {offered}."
+        )
+    if config.val_loader is not None and (other := channels_of(config.val_loader)) != offered:
+        problems.append(f"val_loader: its images have {other} channels, the train_loader's {offered}. Use alike ones.")
+    lengths = {key: len(values) for key, values in normalization_of(config).items()}
+    for key, length in lengths.items():
+        if length not in (1, offered):
+            problems.append(
+                f"normalization: {length} numbers of {key} for {offered} channels. "
+                f'Give "mean" and "std" of each; `python prepare.py stats` measures them.'
+            )
+            break
+    return problems
+
+
+def division_problems(config: RunConfig, processes: int = 1) -> list[str]:
+    """What is wrong with dividing a step's images among processes, and those of each into parts."""
+    parts, batch = config.trainer.accumulate, config.train_loader.args["batch_size"]
+    shares = parts * processes
+    if processes > 1 and config.train_loader.args["drop_last"] is False:
+        return ["train_loader.args.drop_last: several processes cannot share an incomplete batch. Leave it true."]
+    if batch % shares == 0:
+        return []
+    by = f"trainer.accumulate {parts}" + (f" times {processes} processes" if processes > 1 else "")
+    fitting = f"{batch // shares * shares} or {-(-batch // shares) * shares}" if batch > shares else f"{shares}"
+    return [f"train_loader.args.batch_size: {batch} is not divisible by {by}. Use {fitting}."]
+
+
+def class_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the classes of the datasets, and with what is said of them.
+
+    Raises:
+        ConfigError: There are no such classes.
+    """
+    classes, problems = config.classes, []
+    if len(classes) < 2:
+        problems.append(
+            f"train_loader.args: one class ('{classes.names[0]}') cannot be told from anything. Name two, such as "
+            f"background and {classes.names[0]}."
+        )
+    if IGNORE > config.ignore_index >= len(classes):
+        problems.append(
+            f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "
+            f"Use a class, or 255 for void only."
+        )
+    if config.val_loader is not None and classes_of(config.val_loader).names != classes.names:
+        problems.append(
+            "val_loader: its classes differ from the train_loader's. Use the same dataset, or the same classes."
+        )
+    return problems
+
+
+def plateau_problems(config: RunConfig) -> list[str]:
+    """What is wrong with ReduceLROnPlateau, which is told what the monitor sees and nothing else."""
+    wanted, mode = config.trainer.monitor.partition(" ")[0], config.lr_scheduler.args.get("mode", "min")
+    if wanted == "off":
+        return ["lr_scheduler: ReduceLROnPlateau needs a trainer.monitor to look at. Give one, or use another type."]
+    if wanted in ("max", "min") and mode != wanted:
+        return [f'lr_scheduler.args.mode: "{mode}", but trainer.monitor is of mode "{wanted}". Set both alike.']
+    return []

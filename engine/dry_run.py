@@ -1,0 +1,153 @@
+"""What a run would be and need, found without memory or time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from dataloader.build import options_of
+from dataloader.transforms.chain import ChainOptions
+from engine.assemble import build_loaders, build_network, loss_of
+from engine.config import RunConfig
+from engine.preflight import check_parts
+from utils import distributed
+from utils.activation_checkpointing import blocks_of, checkpoint_activations
+from utils.errors import ConfigError
+from utils.losses.criterion import build_criterion
+from utils.lr_scheduler import build_scheduler
+from utils.optimizers import build_optimizer
+
+# ---------------------------------------------------------------------------------------------- the dry run
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a model would be and need, found without memory or time.
+
+    Args:
+        parameters: Number of parameters.
+        trainable: Number of those that training changes.
+        logits: Shape of the logits of one part of a step.
+        activation_bytes: What the forward pass of one part keeps for the backward pass.
+        image_size: Height and width of the images assumed.
+        unused: Whether some trained parameters take no part in the output.
+    """
+
+    parameters: int
+    trainable: int
+    logits: tuple[int, ...]
+    activation_bytes: int
+    image_size: tuple[int, int]
+    unused: bool
+
+
+def check_training(config: RunConfig, model: BaseModel) -> None:
+    """Build loss and optimiser for `model`, for what only they can find wrong.
+
+    Raises:
+        ConfigError: A class or a part of the model does not exist, or torch refuses an argument.
+    """
+    names = config.classes.names
+    facts = {"num_classes": len(names), "class_names": names, "class_pixels": [1] * len(names)}
+    build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    build_scheduler(config.lr_scheduler, optimizer, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)
+
+
+def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
+    """Learning rate of each group of parameters, by name, at up to 2,000 steps (step, rate) of the whole run.
+
+    Needs the training set, for the length of an epoch, but neither memory nor time for the model.
+
+    Raises:
+        ConfigError: The schedule depends on what validation gives.
+        DataError: The data is not there.
+    """
+    if config.lr_scheduler.type == "ReduceLROnPlateau":
+        raise ConfigError("lr_scheduler: ReduceLROnPlateau depends on results. --draw-schedule needs another type.")
+    steps = len(build_loaders(config)[0])
+    total = config.trainer.total_steps(steps)
+    with torch.device("meta"):
+        model = build_network(config, load_weights=False)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    rates: dict[str, list[tuple[int, float]]] = {group["name"]: [] for group in optimizer.param_groups}
+    with warnings.catch_warnings():  # torch's own schedulers miss the steps of the optimiser
+        warnings.simplefilter("ignore", UserWarning)
+        schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+        for step in sorted({*range(0, total, -(-total // 2000)), total - 1}):
+            schedule.apply(optimizer, step)
+            for group in optimizer.param_groups:
+                rates[group["name"]].append((step, float(group["lr"])))
+    return rates
+
+
+def dry_run(config: RunConfig) -> DryRun:
+    """Build the model on the meta device and run one training forward pass at the crop size.
+
+    Raises:
+        ConfigError: The bricks do not fit, or the batch is too small.
+    """
+    train, args = config.train_loader, config.train_loader.args
+    chain: ChainOptions = options_of(ChainOptions, train.type, args, "chain")
+    size = chain.crop or (512, 512)
+    with torch.device("meta"):
+        model = build_network(config, load_weights=False)
+    check_parts(config, model)
+    check_training(config, model)
+    count = args["batch_size"] // (config.trainer.accumulate * distributed.world_size())
+    channels = config.arch.args.get("in_channels", 3)
+    images = torch.empty(count, channels, *size, dtype=torch.uint8, device="meta")
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # a freed storage's number could be given to another
+        return tensor
+
+    def keep_inputs(module: nn.Module, inputs: Sequence[Any]) -> None:
+        for each in inputs:
+            for tensor in each if isinstance(each, list | tuple) else [each]:
+                keep(tensor)
+
+    alive: list[torch.Tensor] = []
+    if config.trainer.activation_checkpointing:  # torch keeps the inputs of blocks without telling the hooks below
+        for block in blocks_of(model):
+            block.register_forward_pre_hook(keep_inputs)
+        checkpoint_activations(model)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model.train()(images)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"arch: cannot train on images of {size[0]}x{size[1]} ({reason}). Use another crop_size or arch."
+        ) from None
+    parameters = list(model.parameters())
+    return DryRun(
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        tuple(output.logits.shape),
+        sum(kept.values()),
+        size,
+        has_unused(parameters, [output.logits, *output.aux]),
+    )
+
+
+def has_unused(parameters: Sequence[nn.Parameter], outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether some of `parameters` that are trained took no part in computing `outputs`."""
+    ahead, seen = [output.grad_fn for output in outputs if output.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node not in seen:
+            seen.add(node)
+            ahead += [function for function, _ in node.next_functions if function]
+    reached = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    return any(parameter.requires_grad and id(parameter) not in reached for parameter in parameters)

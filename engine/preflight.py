@@ -1,0 +1,151 @@
+"""What is checked between a config that is right and the first step: data, workers, weights, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from base.base_dataloader import Batch, Loader
+from base.base_model import BaseModel
+from base.workers import check_shared_memory
+from dataloader import label_statistics
+from dataloader.build import size_of, validation_of
+from dataloader.label_statistics import DataCheck, largest_image
+from engine.config import RunConfig
+from models.fine_tuning import public_name
+from trainer import Trainer
+from utils import checkpoint, distributed
+from utils.errors import ConfigError, DataError, Stopped, failure_of_machine
+
+logger = logging.getLogger("segwright")
+
+
+def check_weights(config: RunConfig) -> None:
+    """See to it that the files of weights that a config names can be used; nothing is downloaded.
+
+    Raises:
+        UserError: They cannot.
+    """
+    paths = [config.arch.args["pretrained"]]
+    if config.start is not None and public_name(config.start.path, where="init_from") is None:
+        paths.append(config.start.path)
+    for path in paths:
+        if isinstance(path, Path):
+            checkpoint.weights_of(checkpoint.load(path), path)
+
+
+def check_parts(config: RunConfig, model: BaseModel) -> None:
+    """Refuse batches that are too small for batch norm behind global pooling.
+
+    Raises:
+        ConfigError: A part of a step has one image.
+    """
+    shares = config.trainer.accumulate * distributed.world_size()
+    size = config.train_loader.args["batch_size"] // shares
+    if model.needs_batch and size < 2:
+        raise ConfigError(
+            f"train_loader.args.batch_size: a part of a step has {size} image, and {config.arch.type} needs 2 in "
+            f"training, for its batch norm behind global pooling. Use batch_size {2 * shares} or "
+            f"more, or a smaller trainer.accumulate."
+        )
+
+
+def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
+    """Refuse an epoch's last batch if it is too small for batch norm behind global pooling.
+
+    Raises:
+        ConfigError: A part of it has one image.
+    """
+    last, parts = images % config.train_loader.args["batch_size"], config.trainer.accumulate
+    kept = config.train_loader.args["drop_last"] is False
+    if kept and model.needs_batch and 0 < last < 2 * parts:
+        raise ConfigError(
+            f"train_loader.args.drop_last: the last batch of an epoch has {last} of {images} images, and "
+            f"{config.arch.type} needs 2 in each part of a step. Set it to true, or use another batch_size."
+        )
+
+
+FILES = 65536  # open at once are more than any number of workers needs
+
+
+def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+    """Take a training step and a validation of the largest images there will be, so that both are known to fit.
+
+    Raises:
+        Stopped: One does not; it names what to turn.
+    """
+    train_loader, val_loader = loaders
+    size = size_of(config.train_loader) or largest_image(train_loader.view)
+    share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.channels
+    images = torch.randint(256, (share, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.randint(len(config.classes), (share, *size), dtype=torch.uint8)
+    what, image = f"a step on {share} images of {size[0]}x{size[1]}", None
+    if val_loader is not None:
+        section = config.val_loader or validation_of(config.train_loader)
+        high, wide = size_of(section) or largest_image(val_loader.view)
+        image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
+        what += f", or validating one of {high}x{wide},"
+    try:
+        trainer.rehearse(Batch(images, labels, ("drill",) * share).to(trainer.device), image)
+    except (MemoryError, RuntimeError) as error:
+        if not (failure := failure_of_machine(error)):
+            raise
+        raise Stopped(
+            f"memory drill: {what} takes more than there is: {failure}. Raise trainer.accumulate, set "
+            f"trainer.activation_checkpointing, or lower train_loader.args.batch_size or a crop_size; no step was taken"
+        ) from error
+    logger.info("memory drill: %s fits", what)
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system grants: data workers hand over each batch through several."""
+    with suppress(ImportError, ValueError, OSError):  # not on Windows; macOS names limits that it does not keep
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_workers(config: RunConfig) -> None:
+    """See to it that the batches of the data workers have a place to be handed over.
+
+    Raises:
+        Stopped: They have not.
+    """
+    args, size = config.train_loader.args, size_of(config.train_loader)
+    if size and args["num_workers"]:
+        pixels = args["batch_size"] // distributed.world_size() * size[0] * size[1]
+        channels = config.arch.args.get("in_channels", 3)
+        check_shared_memory(args["num_workers"], pixels * (channels + 1))
+
+
+def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None:
+    """Look at some labels of both sets, and say what guessing without looking at the image would score."""
+    train_loader, val_loader = loaders
+    names = config.classes.names
+    for kind, loader in (("training", train_loader), ("validation", val_loader)):
+        if loader is not None:
+            found = label_statistics.look_at(loader.view)
+            logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
+            if kind == "training" and np.count_nonzero(found.pixels) < 2:
+                raise DataError(only_one_class(found, names))
+
+
+def only_one_class(found: DataCheck, names: Sequence[str]) -> str:
+    """What to say of labels in which nothing can be told apart."""
+    if not found.labels:
+        return "train_loader: none of its labels can be read. `python prepare.py check` says why."
+    seen = [name for name, pixels in zip(names, found.pixels, strict=True) if pixels]
+    if not seen:
+        return 'train_loader: the labels hold void only. Say which values mean classes with "label_map" or "classes".'
+    other = next(name for name in names if name not in seen)
+    void = ", and void (255)" if found.void else ""
+    cure = f'Say which values mean the others: {{"name": "{other}", "value": 255}} in "classes" or "label_map"'
+    return f"train_loader: the labels hold no class but {', '.join(map(repr, seen))}{void}. {cure}."

@@ -1,0 +1,260 @@
+"""Losses of each pixel by itself: cross-entropy, focal loss, and those of the hardest pixels."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from utils.classes import IGNORE
+from utils.errors import ConfigError
+from utils.losses.base import ClassWeights, _inverse, _Weighted, labelled_images
+from utils.losses.strips import cross_entropies, pixel_sum, wide
+from utils.registry import LOSSES
+from utils.schema import AtLeast, Between, Range, join
+
+
+@dataclass(frozen=True)
+class _CrossEntropy:
+    factor: float = 1.0
+
+    def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
+        return log_p * (weight * -self.factor)
+
+    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+        return weight * -self.factor
+
+
+@dataclass(frozen=True)
+class _Focal:
+    gamma: float
+
+    def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
+        return -(self._doubt(log_p) ** self.gamma) * log_p * weight
+
+    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+        doubt = self._doubt(log_p)
+        return (self.gamma * doubt ** (self.gamma - 1) * log_p.exp() * log_p - doubt**self.gamma) * weight
+
+    def _doubt(self, log_p: Tensor) -> Tensor:
+        """1 - p. Near p = 1 a power below 1 needs it precisely, and not quite 0; expm1 takes 10 times as long."""
+        if self.gamma < 1:
+            return (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+        return 1 - log_p.exp()
+
+
+@LOSSES.register()
+@LOSSES.register("CrossEntropyLoss")
+class CrossEntropyLoss2d(_Weighted):
+    """Cross entropy, averaged over labelled pixels; with class weights, a weighted average.
+
+    The same numbers as `torch.nn.CrossEntropyLoss` on resized logits.
+
+    Args:
+        class_weights: One per class; or by class name, 1 for those not named; or computed from the pixels of each
+            class in the training set: "median_freq" (median share / share), "enet" (1 / ln(1.02 + share)),
+            "sqrt_inv" (1 / sqrt(share), scaled to a mean of 1).
+        label_smoothing: Share of the target that is spread evenly over all classes.
+    """
+
+    additive = True
+
+    def __init__(
+        self,
+        *,
+        class_weights: ClassWeights = None,
+        label_smoothing: Annotated[float, Between(0, 1)] = 0.0,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.label_smoothing = label_smoothing
+
+    def norm(self, labels: Tensor) -> Tensor:
+        """Sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
+        return self.weight_sum(labels)
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        pixel, spread = _CrossEntropy(1 - self.label_smoothing), self.spread(self.label_smoothing, logits)
+        return self.divide(pixel_sum(logits, labels, pixel, self.class_weights, spread), norm, logits)
+
+
+@LOSSES.register()
+class FocalLoss(_Weighted):
+    """Cross entropy that pays less attention to pixels already classified well, averaged over labelled pixels.
+
+    Source: Lin et al. 2017, https://arxiv.org/abs/1708.02002, equations 4 and 5.
+
+    Args:
+        gamma: Focusing exponent; 0 is cross entropy.
+        class_weights: The paper's alpha, as for `CrossEntropyLoss2d`, but the average stays one over pixels: weights
+            scale the loss.
+    """
+
+    additive = True
+
+    def __init__(
+        self,
+        *,
+        gamma: Annotated[float, AtLeast(0)] = 2.0,
+        class_weights: ClassWeights = None,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        return self.divide(pixel_sum(logits, labels, _Focal(self.gamma), self.class_weights), norm, logits)
+
+
+class _HardPixels(_Weighted):
+    """Cross entropy of the hardest pixels alone; subclasses say which those are."""
+
+    per_image: bool
+
+    def norm(self, labels: Tensor) -> Tensor:
+        """Images with labelled pixels if `per_image`, else 1; shape ()."""
+        return labelled_images(labels) if self.per_image else super().norm(labels)
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        images = 1 if self.per_image else len(labels)
+        losses = cross_entropies(logits, labels).view(len(labels) // images, -1)
+        labels = labels.reshape(losses.shape)
+        weights = (labels != IGNORE).to(losses.dtype)
+        if self.class_weights is not None:
+            weights *= self.class_weights.to(losses.dtype)[labels.masked_fill(labels == IGNORE, 0).long()]
+        kept = self.kept(losses.detach(), weights, labels != IGNORE, images) * weights
+        totals = (losses * kept).sum(1, dtype=wide(losses.device))
+        return self.divide((totals * _inverse(kept.sum(1, dtype=totals.dtype))).sum(), norm, logits)
+
+    @abstractmethod
+    def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
+        """Which pixels count, from 0 to 1, (S, P), for S sets of pixels of which each has its own average.
+
+        Args:
+            losses: Their cross entropy, (S, P).
+            weights: Weight of their class, 0 for void ones, (S, P).
+            labelled: Which are not void, (S, P).
+            images: Of which each set consists.
+        """
+
+
+@LOSSES.register()
+class TopKCrossEntropyLoss(_HardPixels):
+    """Cross entropy of the hardest share of the labelled pixels, which may shrink to what it is in the first steps.
+
+    Hardest are those with the largest loss, class weights included; pixels as hard as the last one count in part.
+    Over a batch it is not additive; image by image it is. Validation always takes the final share.
+
+    Source: Wu et al. 2016, https://arxiv.org/abs/1605.06885, "online bootstrapping", without its threshold; the
+    course in the first steps is that of DeepLab, https://github.com/tensorflow/models/tree/master/research/deeplab.
+
+    Args:
+        top_k_percent: Share of the labelled pixels that counts, 0.25 for a quarter.
+        hard_example_mining_step: Optimiser steps in which the share falls from 1, along a line; 0 starts with
+            `top_k_percent`.
+        class_weights: As for `CrossEntropyLoss2d`.
+        per_image: Compute each image by itself and average over the images that have labelled pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k_percent: Annotated[float, Range(above=0, most=1)] = 0.25,
+        hard_example_mining_step: Annotated[int, AtLeast(0)] = 0,
+        class_weights: ClassWeights = None,
+        per_image: bool = False,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.top_k_percent, self.hard_example_mining_step = top_k_percent, hard_example_mining_step
+        self.per_image = self.additive = per_image
+        if hard_example_mining_step and top_k_percent == 1:
+            place = join(where, "hard_example_mining_step")
+            raise ConfigError(f"{place}: has no effect with top_k_percent 1. Remove it, or lower top_k_percent.")
+
+    def share(self) -> float:
+        """Share of the labelled pixels that counts in the present step."""
+        if self.step is None or self.step >= self.hard_example_mining_step:
+            return self.top_k_percent
+        return 1 - self.step / self.hard_example_mining_step * (1 - self.top_k_percent)
+
+    def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
+        count = (labelled.sum(1, dtype=wide(losses.device)) * self.share()).round().clamp(min=1).long()
+        return hardest(losses * weights, labelled, count)
+
+
+@LOSSES.register()
+class OHEMCrossEntropyLoss(_HardPixels):
+    """Cross entropy of the pixels whose class gets a low probability, and of the hardest ones if those are few.
+
+    "Online hard example mining". Over a batch it is not additive; image by image it is.
+
+    Source: Shrivastava et al. 2016, https://arxiv.org/abs/1604.03540, for objects; for pixels, with a threshold, Wu
+    et al. 2016, https://arxiv.org/abs/1605.06885, "online bootstrapping".
+
+    Args:
+        thresh: Probability of its class below which a pixel counts.
+        min_kept: Pixels for each image that count at least, as far as it has them: the hardest of the batch or, with
+            `per_image`, of each image.
+        class_weights: As for `CrossEntropyLoss2d`.
+        per_image: Compute each image by itself and average over the images that have labelled pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        thresh: Annotated[float, Range(above=0, most=1)] = 0.7,
+        min_kept: Annotated[int, AtLeast(1)] = 100_000,
+        class_weights: ClassWeights = None,
+        per_image: bool = False,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.thresh, self.min_kept = thresh, min_kept
+        self.per_image = self.additive = per_image
+
+    def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
+        count = labelled.sum(1).clamp(min=1, max=self.min_kept * images)
+        unsure = (losses > -math.log(self.thresh)) & labelled
+        return torch.maximum(hardest(losses, labelled, count), unsure.to(losses.dtype))
+
+
+def hardest(losses: Tensor, labelled: Tensor, count: Tensor) -> Tensor:
+    """1 for the `count` largest losses of each set, 0 for the others; equal ones at the edge share what is left.
+
+    So the result does not depend on the order of the pixels.
+
+    Args:
+        losses: (S, P), at least 0.
+        labelled: (S, P) bool, which pixels there are to choose from.
+        count: (S,) int64, at least 1.
+    """
+    losses = losses.masked_fill(~labelled, 0).abs()  # no -0.0
+    # Floats from 0 on are ordered as the integers with the same bits, and those torch sorts 5 times as fast, by radix,
+    # but only row by row.
+    bits = losses.view(torch.int32) if losses.dtype == torch.float32 else losses
+    ranked = torch.stack([row.sort().values for row in bits]).view(losses.dtype)
+    edge = ranked.gather(1, ranked.shape[1] - count[:, None])
+    above, at_edge = losses > edge, (losses == edge) & labelled
+    left = (count - above.sum(1)).to(losses.dtype)
+    return above.to(losses.dtype) + at_edge * (left / at_edge.sum(1).clamp(min=1))[:, None]

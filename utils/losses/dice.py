@@ -1,0 +1,137 @@
+"""Dice loss, alone and with cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from utils.classes import IGNORE
+from utils.losses.base import ClassWeights, Loss, _inverse, _Weighted, labelled_images
+from utils.losses.strips import class_sums, label_counts, pixel_sum, wide
+from utils.registry import LOSSES
+from utils.schema import AtLeast, Between
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """1 - p, which the Dice loss of all classes together sums up, and cross entropy in the same pass."""
+
+    miss: Tensor | float = 1.0
+    cross_entropy: Tensor | float = 0.0
+
+    def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
+        return (1 - log_p.exp()) * self.miss - log_p * (weight * self.cross_entropy)
+
+    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+        return -log_p.exp() * self.miss - weight * self.cross_entropy
+
+
+@LOSSES.register()
+class DiceLoss(Loss):
+    """1 - 2 |P T| / (|P| + |T|) of the predicted probabilities P and the target T, averaged over classes.
+
+    Classes without a labelled pixel are left out of the average. Summed over a batch it is not additive; over all
+    classes together, or image by image, it is.
+
+    Source: Milletari et al. 2016, https://arxiv.org/abs/1606.04797, section 3, without its squares.
+
+    Args:
+        per_class: Average over classes; otherwise all classes are summed up first and large ones dominate.
+        smooth: Pixels added to numerator and denominator.
+        per_image: Compute each image by itself and average over the images that have labelled pixels.
+    """
+
+    def __init__(
+        self, *, per_class: bool = True, smooth: Annotated[float, AtLeast(0)] = 1.0, per_image: bool = False
+    ) -> None:
+        super().__init__()
+        self.per_class, self.smooth, self.per_image = per_class, smooth, per_image
+        self.additive = per_image or not per_class
+
+    def norm(self, labels: Tensor) -> Tensor:
+        """Images with labelled pixels if `per_image`; else labelled pixels, or 1 if not additive. Shape ()."""
+        if self.per_image:
+            return labelled_images(labels)
+        return super().norm(labels)
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        if not self.per_class and not self.per_image:
+            # Probabilities sum to 1, so |P| = |T| = pixels, and the loss is the sum of 1 - p over pixels + smooth / 2.
+            return self.divide(pixel_sum(logits, labels, _Miss()), _with_smooth(norm, self.smooth), logits)
+        hits, predicted = (sums.to(wide(logits.device)) for sums in class_sums(logits, labels))
+        actual = label_counts(labels, logits.shape[1])
+        if not self.per_image:
+            hits, predicted, actual = (sums.sum(0, keepdim=True) for sums in (hits, predicted, actual))
+        if not self.per_class:
+            hits, predicted, actual = (sums.sum(1, keepdim=True) for sums in (hits, predicted, actual))
+        present = actual > 0
+        overlap = (2 * hits + self.smooth) / torch.where(present, predicted + actual + self.smooth, 1)
+        losses = ((1 - overlap) * present).sum(1) / present.sum(1).clamp(min=1)
+        return self.divide(losses.sum(), norm, logits)
+
+
+def _with_smooth(norm: Tensor, smooth: float) -> Tensor:
+    return (norm + smooth / 2) * (norm > 0)
+
+
+@LOSSES.register("CE_DiceLoss")
+class CrossEntropyDiceLoss(_Weighted):
+    """`CrossEntropyLoss2d` and `DiceLoss` added up.
+
+    A list of the two in "loss" does the same and takes all their options; this one needs a single pass where
+    `per_class` is false.
+
+    Args:
+        ce_factor: Factor of the cross entropy.
+        dice_factor: Factor of the Dice loss.
+        class_weights: As for `CrossEntropyLoss2d`; the Dice loss has none.
+        label_smoothing: As for `CrossEntropyLoss2d`.
+        per_class: As for `DiceLoss`.
+        smooth: As for `DiceLoss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        ce_factor: Annotated[float, AtLeast(0)] = 1.0,
+        dice_factor: Annotated[float, AtLeast(0)] = 1.0,
+        class_weights: ClassWeights = None,
+        label_smoothing: Annotated[float, Between(0, 1)] = 0.0,
+        per_class: bool = True,
+        smooth: Annotated[float, AtLeast(0)] = 1.0,
+        num_classes: int | None = None,
+        class_names: Sequence[str] = (),
+        class_pixels: Sequence[int] | None = None,
+        where: str = "",
+    ) -> None:
+        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        self.ce_factor, self.dice_factor = ce_factor, dice_factor
+        self.label_smoothing, self.smooth = label_smoothing, smooth
+        self.dice = DiceLoss(smooth=smooth) if per_class else None
+        self.additive = not per_class and self.class_weights is None  # else the two have different denominators
+
+    def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
+        norm = self.norm(labels) if norm is None else norm
+        ce_norm = dice_norm = norm
+        if not self.additive:
+            ce_norm, dice_norm = self.weight_sum(labels), (labels != IGNORE).sum(dtype=wide(labels.device))
+        ce_share = self.ce_factor * _inverse(ce_norm)
+        dice_share = self.dice_factor * _inverse(_with_smooth(dice_norm, self.smooth))
+        if self.dice is not None:
+            dice_share = torch.zeros_like(dice_share)
+        spread = self.spread(self.label_smoothing, logits)
+        loss = pixel_sum(
+            logits,
+            labels,
+            _Miss(dice_share, ce_share * (1 - self.label_smoothing)),
+            self.class_weights,
+            None if spread is None else spread * ce_share,
+        )
+        if self.dice is not None:
+            loss = loss + self.dice_factor * self.dice(logits, labels)
+        return self.divide(loss, torch.ones_like(norm) if self.additive else norm, logits)
