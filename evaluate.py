@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils.config import load_config
 from utils.devices import choose_device, choose_precision, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
-from utils.prediction_flags import add_flags, add_model_flags, look_of
+from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
 
 if TYPE_CHECKING:
     import argparse
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     predictor = assemble.load_predictor(args.model, device, precision=precision, modules=modules, config=described)
-    predictor.look = look_of(args, predictor.about)
+    predictor.look = tta_from_args(args, predictor.about)
     config = described or check_config(predictor.about["config"])
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, failure_of_machine, one_line, run
-from utils.prediction_flags import add_flags, add_model_flags, look_of
+from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
 
 if TYPE_CHECKING:
     import argparse
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
-    predictor.look = look_of(args, predictor.about)
+    predictor.look = tta_from_args(args, predictor.about)
     names = output_names(paths)
     check_targets(paths, [target for name in names for target in targets(args.output, name, wanted).values()])
     make_folder(args.output)

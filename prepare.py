@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from utils.config import load_config
-from utils.errors import ArgumentParser, DataError, NotThere, UserError, one_line, run
+from utils.errors import ArgumentParser, DataError, MissingData, UserError, one_line, run
 
 if TYPE_CHECKING:
     import argparse
@@ -215,7 +215,7 @@ def from_dataset(
                 raise UserError(*problems)
             found.append(make(section, split))
         except UserError as error:
-            there = isinstance(error, DataError) and not isinstance(error, NotThere)
+            there = isinstance(error, DataError) and not isinstance(error, MissingData)
             if args.split or (there and broken is None):
                 raise
             if there and broken is not None:

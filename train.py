@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.config import override
     from utils.log import log_to
 
-    place = distributed.announced_place()
+    place = distributed.announced_process()
     log_to(rank=place.rank)
     modules = plugins.import_modules(args.modules)
     state = None

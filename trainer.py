@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from base.base_dataloader import Batch, Loader, Mover
+from base.base_dataloader import Batch, DevicePrefetcher, Loader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer, Monitor, TrainerConfig, Writer
 from utils import checkpoint, distributed
@@ -29,7 +29,7 @@ from utils.losses.criterion import Criterion
 from utils.losses.strips import predicted_labels
 from utils.lr_scheduler import Schedule
 from utils.metrics import ConfusionMatrix, Metrics
-from utils.reproducibility import seed_part
+from utils.reproducibility import seed_micro_batch
 from utils.visualize import comparison
 
 logger = logging.getLogger("segwright")
@@ -88,9 +88,9 @@ class Trainer(BaseTrainer):
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.train_loader, self.val_loader, self.classes, self.seed = train_loader, val_loader, classes, seed
         self.device = next(model.parameters()).device
-        self.move = Mover(self.device)
+        self.move = DevicePrefetcher(self.device)
         self.ema = AveragedModel(model, config.ema) if config.ema else None
-        self.undo = Undo(model) if config.nan_streak > 1 else None
+        self.undo = StepRollback(model) if config.nan_streak > 1 else None
         self.streak = self.left_out = 0  # steps whose loss was not finite: the last ones, and those of the open epoch
         if config.activation_checkpointing:
             checkpoint_activations(model)
@@ -127,7 +127,7 @@ class Trainer(BaseTrainer):
         """Take one optimiser step on `batch`, in `accumulate` parts; returns the loss, still on its device."""
         step, parts = self.progress.step, self.config.accumulate
         self.schedule.apply(self.optimizer, step)
-        norms = distributed.add_up(self.criterion.norms(batch.labels))
+        norms = distributed.all_reduce_sum(self.criterion.norms(batch.labels))
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
         if self.undo:
             self.undo.remember()
@@ -136,8 +136,8 @@ class Trainer(BaseTrainer):
             if start == stop:  # of an epoch's last batch, which `drop_last` false keeps
                 continue
             piece = batch.part(start, stop)
-            seed_part(self.seed, step, part, distributed.rank())
-            with distributed.keeping_gradients(self.network, part + 1 < parts):
+            seed_micro_batch(self.seed, step, part, distributed.rank())
+            with distributed.no_sync(self.network, part + 1 < parts):
                 with self.autocast:
                     output = self.network(piece.images)
                 losses = self.criterion(output, piece.labels, norms, step)
@@ -145,7 +145,7 @@ class Trainer(BaseTrainer):
                 self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
             total += losses["loss"].detach()
             self.output = output.logits.detach()
-        total = distributed.add_up(total)
+        total = distributed.all_reduce_sum(total)
         if self.undo:
             self.undo.drop_gradients(~total.isfinite())
         self.descend()
@@ -164,7 +164,7 @@ class Trainer(BaseTrainer):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def rehearse(self, batch: Batch, image: Tensor | None) -> None:
+    def memory_check(self, batch: Batch, image: Tensor | None) -> None:
         """Take a step on `batch`, evaluate `image` (1, C, H, W), and forget both; for what they need of memory.
 
         Both are on the device. The optimiser is one to throw away, which allocates as much as the real one.
@@ -286,7 +286,7 @@ class Trainer(BaseTrainer):
     def eval_epoch(self) -> dict[str, float]:
         assert self.val_loader is not None
         model = self.evaluated_model.eval()
-        distributed.copy_from_first(model.buffers())  # each process has running means of its own batches
+        distributed.broadcast_(model.buffers())  # each process has running means of its own batches
         self.matrix.reset()
         numerators = norms = torch.zeros(len(self.criterion.names), dtype=torch.float64)
         pictures: list[np.ndarray] = []
@@ -303,7 +303,7 @@ class Trainer(BaseTrainer):
                 pictures += comparisons(batch, labels, self.classes, PICTURES - len(pictures))
         self.check_signal()  # where all processes have come to, also one that had no image
         self.matrix.reduce()
-        numerators, norms = distributed.add_up(numerators), distributed.add_up(norms)
+        numerators, norms = distributed.all_reduce_sum(numerators), distributed.all_reduce_sum(norms)
         for writer in self.writers:
             writer.image("val/inputs_targets_predictions", np.concatenate(pictures), self.progress.step)
         losses = self.criterion.evaluation_loss(numerators, norms)
@@ -394,7 +394,7 @@ class AveragedModel:
         self.updates = state["updates"]
 
 
-class Undo:
+class StepRollback:
     """Takes back what an optimiser step did to a model, if a device finds it spoilt; the host need not know.
 
     Args:

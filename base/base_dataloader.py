@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from base.base_dataset import Item, View
-from base.batch_memory import PREFETCHED, BatchMemory, Packet
+from base.base_dataset import DatasetView, Item
+from base.batch_memory import PREFETCHED, BatchMemory, SharedBatch
 from base.workers import PATIENCE, WorkerLoader, first_line, memory_hint, start_worker
 from utils.classes import IGNORE
 from utils.errors import DataError, Stopped
@@ -75,7 +75,7 @@ class Batch(NamedTuple):
         return Batch(self.images[start:stop], self.labels[start:stop], self.keys[start:stop])
 
 
-class Mover:
+class DevicePrefetcher:
     """Copies batches to a device, on a GPU beside what it is computing; on a CPU there is nothing to copy.
 
     Kernels are queued, so that the host asks for the next batch while the GPU works on the last one. On the stream of
@@ -107,7 +107,7 @@ def collate(
     *,
     bad: Literal["stop", "drop", "void"] = "stop",
     memory: BatchMemory | None = None,
-) -> Batch | Packet | DataError:
+) -> Batch | SharedBatch | DataError:
     """Items of one size to a batch. They stay uint8 and HWC in memory: a permuted view *is* channels last.
 
     Args:
@@ -133,7 +133,7 @@ def collate(
     images, labels = [item.image for item in good], [item.label for item in good]
     names = tuple(item.key for item in good), tuple(error.problems[0] for error in errors)
     if memory and images[0].dtype == np.uint8 and (place := memory.put(images, labels)):
-        return Packet(place, as_batch, *names)
+        return SharedBatch(place, as_batch, *names)
     # In a worker, torch's function stacks right into new shared memory, so that pixels are copied once.
     stacked = [default_collate([torch.from_numpy(array) for array in arrays]) for arrays in (images, labels)]
     return as_batch(stacked[0], stacked[1], *names)
@@ -144,10 +144,10 @@ def as_batch(images: Tensor, labels: Tensor, keys: tuple[str, ...], skipped: tup
     return Batch(images.permute(0, 3, 1, 2), labels, keys, skipped)
 
 
-class Guarded(Dataset):
+class ErrorsAsItems(Dataset):
     """A view whose bad samples are returned as errors: raised in a worker, they would arrive as a traceback."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: DatasetView) -> None:
         self.view = view
 
     def __getitem__(self, address: tuple[int, int]) -> Item | DataError:
@@ -224,7 +224,7 @@ class Loader:
 
     def __init__(
         self,
-        view: View,
+        view: DatasetView,
         batch_size: int,
         *,
         num_workers: int = 0,
@@ -261,7 +261,7 @@ class Loader:
         if num_workers and size and multiprocessing.get_start_method() == "fork":
             memory = BatchMemory(num_workers, -(-batch_size // world_size) * size[0] * size[1] * (view.channels + 1))
         self._loader = WorkerLoader(
-            Guarded(view),
+            ErrorsAsItems(view),
             batch_sampler=self.sampler,
             num_workers=num_workers,
             collate_fn=functools.partial(collate, bad=bad, memory=memory),

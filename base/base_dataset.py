@@ -179,7 +179,7 @@ class BaseDataset(ABC):
         return 0
 
 
-class View(Dataset):
+class DatasetView(Dataset):
     """Some examples of a dataset, augmented; what a loader's workers read from.
 
     Args:
@@ -209,7 +209,7 @@ class View(Dataset):
         self.classes, self.channels = dataset.classes, dataset.channels
 
     @property
-    def views(self) -> Sequence[View]:
+    def views(self) -> Sequence[DatasetView]:
         """The views that this one is joined of, each of one dataset."""
         return (self,)
 
@@ -263,23 +263,23 @@ class View(Dataset):
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
 
 
-class JoinedView(View):
+class JoinedDatasetView(DatasetView):
     """The examples of several views, one view's after the other's.
 
     Args:
         views: Views of datasets with the same classes and number of channels; the first one's options are for all.
     """
 
-    def __init__(self, views: Sequence[View]) -> None:
+    def __init__(self, views: Sequence[DatasetView]) -> None:
         self._views, self.starts = views, list(itertools.accumulate(map(len, views), initial=0))
         self.seed, self.on_bad_sample = views[0].seed, views[0].on_bad_sample
         self.classes, self.channels = views[0].classes, views[0].channels
 
     @property
-    def views(self) -> Sequence[View]:
+    def views(self) -> Sequence[DatasetView]:
         return self._views
 
-    def _find(self, index: int) -> tuple[View, int]:
+    def _find(self, index: int) -> tuple[DatasetView, int]:
         number = bisect.bisect_right(self.starts, index) - 1
         return self._views[number], index - self.starts[number]
 

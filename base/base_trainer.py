@@ -100,7 +100,7 @@ class TrainerConfig:
     nan_streak: Annotated[int, AtLeast(1)] = 1
     deterministic: bool = False
 
-    def wants_drill(self, device: str) -> bool:
+    def wants_memory_check(self, device: str) -> bool:
         """Whether to try the largest step and validation first, on a device of that type."""
         return device == "cuda" if self.memory_drill == "auto" else self.memory_drill
 
@@ -369,7 +369,7 @@ class BaseTrainer(ABC):
         now = time.monotonic()
         is_over = config.max_time is not None and now - self.started >= config.max_time * 60
         # The signal is looked at once: one that comes later is heard after the next step.
-        asked = distributed.agreed(progress.step, self.signal or (TIME_IS_OVER if is_over else 0))
+        asked = distributed.agree_on_stop(progress.step, self.signal or (TIME_IS_OVER if is_over else 0))
         is_due = config.save_steps is not None and progress.step % config.save_steps == 0
         if asked or is_due or now - self.saved_at >= config.save_minutes * 60:
             self.save_last()
@@ -387,7 +387,7 @@ class BaseTrainer(ABC):
         Raises:
             Interrupted: One did.
         """
-        if number := distributed.largest(self.signal):
+        if number := distributed.all_reduce_max(self.signal):
             raise self.interrupted(number)
 
     def interrupted(self, number: int) -> Interrupted:

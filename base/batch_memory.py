@@ -76,7 +76,7 @@ class BatchMemory:
             self.taken[slot] = 0
 
 
-class Packet:
+class SharedBatch:
     """What a worker sends for a batch: unpickled, it is what `make` makes of the tensors and of what else was given.
 
     Args:

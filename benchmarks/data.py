@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader, Subset
 import dataloader  # noqa: F401  registers
 from base import workers
 from base.base_dataloader import Loader
-from base.base_dataset import BaseDataset, View
+from base.base_dataset import BaseDataset, DatasetView
 from dataloader.datasets.synthetic import Synthetic
 from dataloader.sample_cache import build_cache
 from dataloader.transforms.chain import ChainOptions, build_chain
@@ -159,7 +159,7 @@ def places(column: Column, root: Path, name: str) -> tuple[Path, Path]:
 # Who takes part ------------------------------------------------------------------------------------------------------
 
 
-def our_view(column: Column, root: Path, *, cached: bool = False) -> View:
+def our_view(column: Column, root: Path, *, cached: bool = False) -> DatasetView:
     dataset: BaseDataset = DATASETS.build(
         Component(column.dataset, {"data_dir": str(root), "split": column.split}), where="args"
     )
@@ -167,7 +167,7 @@ def our_view(column: Column, root: Path, *, cached: bool = False) -> View:
     fill = tuple(255 * mean for mean in dataset.mean)
     cache = build_cache(dataset, "disk", folder=root / "cache") if cached else None
     chain = build_chain(ChainOptions(augment=True, **flags), fill, where="args")  # type: ignore[arg-type]
-    return View(dataset, chain, read=cache.read if cache else None)
+    return DatasetView(dataset, chain, read=cache.read if cache else None)
 
 
 def ours(column: Column, root: Path, *, cached: bool = False) -> Case:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from base.base_dataloader import Loader, LoaderOptions
-from base.base_dataset import BaseDataset, View
+from base.base_dataset import BaseDataset, DatasetView
 from dataloader.sample_cache import build_cache
 from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
@@ -49,7 +49,7 @@ def build_view(
     indices: Sequence[int] | None = None,
     where: str = "train_loader",
     first: int = 0,
-) -> View:
+) -> DatasetView:
     """`dataset`, augmented as a loader section says, and decoded beforehand if it says so.
 
     Raises:
@@ -64,7 +64,7 @@ def build_view(
         place, workers = default_cache() / "samples", options.num_workers
         cache = build_cache(dataset, options.cache, folder=place, name=where, indices=indices, num_workers=workers)
         read = cache.read
-    return View(
+    return DatasetView(
         dataset,
         build_chain(chain, fill, where="args"),
         seed=seed,

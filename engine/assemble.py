@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from base.base_dataloader import Loader, LoaderOptions
-from base.base_dataset import JoinedView, View
+from base.base_dataset import DatasetView, JoinedDatasetView
 from base.base_model import BaseModel
 from base.base_trainer import Monitor
 from dataloader.build import (
@@ -28,7 +28,7 @@ from dataloader.label_statistics import class_pixels
 from engine.config import InitFrom, RunConfig, normalization_of, protocol_of, result_keys, training_sections
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
-from models.fine_tuning import Transfer, class_axes, match_classes, read_start, transfer, transfer_by_class_name
+from models.fine_tuning import TransferReport, class_axes, match_classes, read_start, transfer, transfer_by_class_name
 from trainer import PRECISIONS, Trainer
 from utils import checkpoint, distributed
 from utils.classes import ClassTable, as_colors
@@ -40,7 +40,7 @@ from utils.plugins import require_modules
 from utils.predict import Predictor
 from utils.reproducibility import make_deterministic, stream
 from utils.schema import Component
-from utils.sync_batchnorm import SynchronizedDataParallel, synchronise_norms
+from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 
 logger = logging.getLogger("segwright")
 
@@ -71,12 +71,12 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     if options.val_split:
         kept, held_out = hold_out(len(dataset), options.val_split, seed)
         val_section = validation_of(section)
-    views: list[View] = []
+    views: list[DatasetView] = []
     for where, each in datasets.items():
         first = sum(len(view.dataset) for view in views)
         views.append(build_view(sections[where], each, seed=seed, indices=kept, where=where, first=first))
     train = Loader(
-        views[0] if len(views) == 1 else JoinedView(views),
+        views[0] if len(views) == 1 else JoinedDatasetView(views),
         options.batch_size,
         num_workers=options.num_workers,
         training=True,
@@ -148,9 +148,9 @@ def build_trainer(
     check_parts(config, model)
     check_last_batch(config, model, len(train_loader.view))
     if config.use_synch_bn and device.type == "cuda":
-        synchronise_norms(model, gpus)
+        synchronize_norms(model, gpus)
     if load_weights and config.start is not None:
-        logger.info("init_from %s", initialise_from(config.start, config, model))
+        logger.info("init_from %s", initialize_from(config.start, config, model))
     if trainer.deterministic:
         make_deterministic(model, device)
     model.to(device)
@@ -186,7 +186,7 @@ def build_trainer(
     )
 
 
-def initialise_from(start: InitFrom, config: RunConfig, model: BaseModel) -> Transfer:
+def initialize_from(start: InitFrom, config: RunConfig, model: BaseModel) -> TransferReport:
     """Copy the weights of another network as far as they fit, and say what became of them.
 
     Raises:

@@ -91,7 +91,7 @@ def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
         image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
         what += f", or validating one of {high}x{wide},"
     try:
-        trainer.rehearse(Batch(images, labels, ("drill",) * share).to(trainer.device), image)
+        trainer.memory_check(Batch(images, labels, ("drill",) * share).to(trainer.device), image)
     except (MemoryError, RuntimeError) as error:
         if not (failure := failure_of_machine(error)):
             raise

@@ -66,7 +66,7 @@ def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
     """
     if distributed.world_size() == 1:
         return _find_run(config)
-    path = distributed.from_first(lambda: _find_run(config)[0])
+    path = distributed.broadcast_object(lambda: _find_run(config)[0])
     return (None, None) if path is None else (path, checkpoint.load_run(path))
 
 

@@ -63,7 +63,7 @@ def train(
     check_workers(config)
     dry = dry_run.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
-    run_dir = distributed.from_first(lambda: open_folder(config, loaders, resume))
+    run_dir = distributed.broadcast_object(lambda: open_folder(config, loaders, resume))
     with alone_in(run_dir):
         environment = run_folder.environment(str(device), config.seed, modules)
         try:
@@ -74,7 +74,7 @@ def train(
                 run_folder.remove_unstarted(run_dir)
             raise
         announce(config, trainer, dry)
-        if resume is None and config.trainer.wants_drill(device.type):
+        if resume is None and config.trainer.wants_memory_check(device.type):
             drill(config, trainer, loaders)
         if trainer.finished and has_results(run_dir, trainer.progress.step):
             logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))

@@ -13,7 +13,7 @@ from torch import nn
 import models  # noqa: F401  registers everything
 from base.base_model import BaseModel, Normalize
 from models.blocks import Classifier, OutputStride
-from models.encoder_decoder import Placed, compose
+from models.encoder_decoder import BrickSpec, compose
 from models.weights import load_pretrained
 from utils.errors import ConfigError
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
@@ -254,7 +254,7 @@ def _check_lego(component: Component, *, where: str, problems: list[str]) -> Com
 
 def _build_lego(component: Component, num_classes: int, in_channels: int, *, where: str) -> BaseModel:
     placed = [
-        Placed(join(join(where, "args"), name), Component(name, component.args[name]))
+        BrickSpec(join(join(where, "args"), name), Component(name, component.args[name]))
         for _, name in _lego_bricks(component.type)
     ]
     return compose(

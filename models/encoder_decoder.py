@@ -56,7 +56,7 @@ class EncoderDecoder(BaseModel):
         return (self.backbone,)
 
 
-class Placed(NamedTuple):
+class BrickSpec(NamedTuple):
     """A brick to build, and its place in the config, for errors."""
 
     where: str
@@ -68,10 +68,10 @@ def compose(
     in_channels: int,
     where: str,
     *,
-    backbone: Placed,
-    head: Placed,
-    necks: Sequence[Placed] = (),
-    aux_heads: Sequence[Placed] = (),
+    backbone: BrickSpec,
+    head: BrickSpec,
+    necks: Sequence[BrickSpec] = (),
+    aux_heads: Sequence[BrickSpec] = (),
     output_stride: OutputStride | None = None,
 ) -> EncoderDecoder:
     """Build an `EncoderDecoder` from the names of its bricks; each is told what the one before it offers.
@@ -131,10 +131,10 @@ def encoder_decoder(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
-        head=Placed(f"{where}.head", head),
-        necks=[Placed(f"{where}.necks[{i}]", neck) for i, neck in enumerate(necks)],
-        aux_heads=[Placed(f"{where}.aux_heads[{i}]", brick) for i, brick in enumerate(aux_heads)],
+        backbone=BrickSpec(f"{where}.backbone", backbone),
+        head=BrickSpec(f"{where}.head", head),
+        necks=[BrickSpec(f"{where}.necks[{i}]", neck) for i, neck in enumerate(necks)],
+        aux_heads=[BrickSpec(f"{where}.aux_heads[{i}]", brick) for i, brick in enumerate(aux_heads)],
         output_stride=output_stride,
     )
 
@@ -150,7 +150,7 @@ def with_argument(backbone: Component, name: str, value: Any, *, where: str) -> 
     return Component(backbone.type, {**backbone.args, name: value})
 
 
-def _build(registry: Registry, brick: Placed, **facts: Any) -> Any:
+def _build(registry: Registry, brick: BrickSpec, **facts: Any) -> Any:
     try:
         return registry.build(brick.component, where=brick.where, **facts)
     except ConfigError:

@@ -22,7 +22,7 @@ PUBLIC = ("deeplabv3_resnet50", "deeplabv3_resnet101", "fcn_resnet50", "fcn_resn
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """Weights to start from.
 
     Args:
@@ -37,7 +37,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Transfer:
+class TransferReport:
     """What became of the weights of a model that started from another's.
 
     Args:
@@ -72,7 +72,7 @@ class Transfer:
         return f"{self.source}: {'; '.join(parts)}"
 
 
-def read_start(path: Path, *, where: str) -> Start:
+def read_start(path: Path, *, where: str) -> InitialWeights:
     """The weights that `path` names: a checkpoint, a bare state dict, or a network of torchvision's.
 
     ``torchvision/deeplabv3_resnet50`` is downloaded unless torch's cache has it.
@@ -90,11 +90,11 @@ def read_start(path: Path, *, where: str) -> Start:
 
         published = get_model_weights(name).DEFAULT
         state = from_torchvision(download(published.url, where=where, instead="the path of a checkpoint, or null"))
-        return Start(str(path), state, tuple(published.meta["categories"]))
+        return InitialWeights(str(path), state, tuple(published.meta["categories"]))
     state = checkpoint.load(path)
     classes: Any = state.get("classes")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    return Start(str(path), checkpoint.judged_weights_of(state, path), tuple(classes) if named else None)
+    return InitialWeights(str(path), checkpoint.judged_weights_of(state, path), tuple(classes) if named else None)
 
 
 def public_name(path: Path, *, where: str) -> str | None:
@@ -113,7 +113,7 @@ def public_name(path: Path, *, where: str) -> str | None:
     return name
 
 
-def transfer(model: nn.Module, start: Start) -> Transfer:
+def transfer(model: nn.Module, start: InitialWeights) -> TransferReport:
     """Copy all weights whose names and shapes agree.
 
     Raises:
@@ -125,8 +125,13 @@ def transfer(model: nn.Module, start: Start) -> Transfer:
 
 
 def transfer_by_class_name(
-    model: nn.Module, start: Start, classes: Sequence[str], axes: Mapping[str, Mapping[int, int]], *, where: str
-) -> Transfer:
+    model: nn.Module,
+    start: InitialWeights,
+    classes: Sequence[str],
+    axes: Mapping[str, Mapping[int, int]],
+    *,
+    where: str,
+) -> TransferReport:
     """As `transfer`, but where an axis of a parameter stands for classes, copy the rows of classes of the same name.
 
     Args:
@@ -221,13 +226,13 @@ def _rows_of_classes(
 
 def _load(
     model: nn.Module,
-    start: Start,
+    start: InitialWeights,
     loaded: Mapping[str, Tensor],
     mapped: Mapping[str, Tensor],
     *,
     known: tuple[str, ...],
     new: tuple[str, ...],
-) -> Transfer:
+) -> TransferReport:
     if not loaded and not mapped:
         count = len(start.weights)
         raise CheckpointError(f"{start.source}: none of its {count} weights fits the model. Name another init_from.")
@@ -236,7 +241,7 @@ def _load(
         raise CheckpointError(f"{start.source}: '{broken[0]}' is not finite. Name another init_from.")
     own = model.state_dict()
     model.load_state_dict(taken, strict=False)
-    return Transfer(
+    return TransferReport(
         start.source,
         loaded=tuple(loaded),
         mapped=tuple(mapped),

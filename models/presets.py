@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from models.blocks import OutputStride, Positive, Width
-from models.encoder_decoder import EncoderDecoder, Placed, compose, with_argument
+from models.encoder_decoder import BrickSpec, EncoderDecoder, compose, with_argument
 from utils.errors import ConfigError
 from utils.registry import BACKBONES, MODELS
 from utils.schema import Between, Component, parameters_of
 
 
-def _brick(where: str, kind: str, **args: Any) -> Placed:
+def _brick(where: str, kind: str, **args: Any) -> BrickSpec:
     """A brick that the preset chose; what cannot be built from it is the fault of the backbone chosen."""
-    return Placed(f"{where}.backbone", Component(kind, args))
+    return BrickSpec(f"{where}.backbone", Component(kind, args))
 
 
 Part = Literal["aspp", "decoder"]
@@ -72,7 +72,7 @@ def deeplab(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         necks=[_brick(where, "ASPP", channels=aspp_depth or channels, rates=rates, **parts[0])],
         head=head,
         output_stride=output_stride,
@@ -164,7 +164,7 @@ def deeplab_v3(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         necks=[_brick(where, "ASPP", rates=rates)],
         head=_brick(where, "FCNHead", channels=256, dropout=0.0),
         aux_heads=[_brick(where, "FCNHead", level=4)] if use_aux else [],
@@ -243,7 +243,7 @@ def pspnet(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         necks=[_brick(where, "PyramidPooling", bins=bins)],
         head=_brick(where, "FCNHead", convs=0, dropout=0.0),
         aux_heads=[_brick(where, "FCNHead", level=4, reduction=2)] if use_aux else [],
@@ -311,7 +311,7 @@ def deeplab_duc_hdc(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         necks=[_brick(where, "ASPP", rates=rates)],
         head=_brick(where, "DUCHead"),
         output_stride=output_stride,
@@ -354,7 +354,7 @@ def unet_resnet(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         head=_brick(where, "UNetHead"),
         output_stride=output_stride,
     )
@@ -388,7 +388,7 @@ def upernet(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         necks=[_brick(where, "PyramidPooling", bins=(1, 2, 4, 6))],
         head=_brick(where, "FPNHead", channels=fpn_out),
         aux_heads=[_brick(where, "FCNHead", level=4)] if use_aux else [],
@@ -434,7 +434,7 @@ def gcn(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         head=_brick(where, "LargeKernelHead", kernel_size=num_filters, use_deconv=use_deconv),
         output_stride=output_stride,
     )
@@ -466,7 +466,7 @@ def lr_aspp(
         num_classes,
         in_channels,
         where,
-        backbone=Placed(f"{where}.backbone", backbone),
+        backbone=BrickSpec(f"{where}.backbone", backbone),
         head=_brick(where, "LRASPPHead", channels=channels),
         output_stride=output_stride,
     )

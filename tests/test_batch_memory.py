@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from base.base_dataloader import Batch, Loader
-from base.base_dataset import View
+from base.base_dataset import DatasetView
 from base.batch_memory import BatchMemory
 from tests.tiny import Squares
 
@@ -21,7 +21,7 @@ fork_only = pytest.mark.skipif(multiprocessing.get_start_method() != "fork", rea
 def loader(workers: int, *, reuse: bool = True, length: int = 23, batch_size: int = 4, training: bool = True) -> Loader:
     dataset = Squares(length=length, size=SIZE)
     size = SIZE if reuse else None
-    return Loader(View(dataset, None), batch_size, num_workers=workers, training=training, size=size)
+    return Loader(DatasetView(dataset, None), batch_size, num_workers=workers, training=training, size=size)
 
 
 def memory_of(loader: Loader) -> BatchMemory:

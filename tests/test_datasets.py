@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import dataloader  # noqa: F401  registers
-from base.base_dataloader import Batch, Loader, Mover, collate
-from base.base_dataset import BaseDataset, Item, View
+from base.base_dataloader import Batch, DevicePrefetcher, Loader, collate
+from base.base_dataset import BaseDataset, DatasetView, Item
 from dataloader.datasets.camvid import CamVid
 from dataloader.datasets.folder import Folder
 from dataloader.datasets.synthetic import Synthetic
@@ -133,7 +133,7 @@ def test_scenes_show_all_classes_and_cannot_be_guessed_from_the_place():
 def test_a_view_augments_by_epoch_and_index():
     data = Synthetic(split="train", length=3, size=(65, 97))
     chain = build_chain(ChainOptions(augment=True, crop_size=(41, 53), flip=True), (1.0, 2.0, 3.0), where="")
-    view = View(data, chain, seed=5, indices=[2, 1])
+    view = DatasetView(data, chain, seed=5, indices=[2, 1])
     assert len(view) == 2
     item = view[4, 0]
     assert item.key == "train_0000002"
@@ -434,7 +434,7 @@ def test_on_a_cpu_a_batch_is_not_copied():
     batch = Batch(
         torch.zeros(2, 3, 5, 7, dtype=torch.uint8), torch.zeros(2, 5, 7, dtype=torch.uint8), ("a", "b"), ("c",)
     )
-    moved = Mover(torch.device("cpu"))(batch)
+    moved = DevicePrefetcher(torch.device("cpu"))(batch)
     assert moved == batch
     assert moved.images.data_ptr() == batch.images.data_ptr()
 
@@ -451,13 +451,13 @@ def broken(root, bad, length=40):
 
 
 def loader_of(data, *, training=True, batch_size=4, num_workers=0):
-    view = View(data, None, on_bad_sample="skip")
+    view = DatasetView(data, None, on_bad_sample="skip")
     return Loader(view, batch_size, training=training, shuffle=False, num_workers=num_workers)
 
 
 def test_a_bad_sample_stops_unless_skipping_was_asked_for(tmp_path):
     data = broken(tmp_path, [5])
-    (problem,) = problems(lambda: list(Loader(View(data, None), 4, training=True, shuffle=False).batches()))
+    (problem,) = problems(lambda: list(Loader(DatasetView(data, None), 4, training=True, shuffle=False).batches()))
     assert "05.png" in problem
 
 
@@ -503,7 +503,7 @@ def test_what_a_transform_cannot_do_is_counted_image_by_image(tmp_path):
     def refuse(image, label, rng):
         raise DataError("nothing can be done. Remove it.")
 
-    view = View(broken(tmp_path, []), refuse, on_bad_sample="skip")
+    view = DatasetView(broken(tmp_path, []), refuse, on_bad_sample="skip")
     loader = Loader(view, 1, training=False, num_workers=0)
     first, second = problems(lambda: list(loader.batches()))
     assert first == "02: nothing can be done. Remove it."
@@ -522,7 +522,7 @@ def test_images_of_different_types_are_refused_whatever_torch_would_make_of_them
 def test_the_look_before_training_passes_over_what_is_skipped(tmp_path):
     data = broken(tmp_path, [])
     (tmp_path / "trainannot" / "07.png").write_bytes(b"")
-    skipping, stopping = (View(data, None, on_bad_sample=rule) for rule in ("skip", "stop"))
+    skipping, stopping = (DatasetView(data, None, on_bad_sample=rule) for rule in ("skip", "stop"))
     assert check_samples(skipping).pixels.sum() > 0
     assert 0 <= location_prior(skipping, skipping) <= 1
     for look in (lambda: check_samples(stopping), lambda: location_prior(stopping, stopping)):

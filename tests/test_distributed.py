@@ -26,8 +26,8 @@ from tests.test_metrics import every_figure, scene
 from tests.test_resume import CONTEXT, MODULES, ROOT, assert_same_end, only_run, write_config
 from tests.tiny import tiny_config
 from utils import distributed, heartbeat
-from utils.errors import AlreadyTold, DataError, Interrupted, Stopped, UserError
-from utils.heartbeat import Peers, Place
+from utils.errors import DataError, Interrupted, PeerFailed, Stopped, UserError
+from utils.heartbeat import Heartbeat, Process
 
 CPU = ("--device", "cpu")
 
@@ -209,7 +209,7 @@ def test_processes_meet_though_an_earlier_group_has_left_its_words() -> None:
     store, names = dist.HashStore(), []
 
     def meet(rank: int) -> None:
-        names.append(distributed._meet(store, Place(rank, 3, rank, 3)))
+        names.append(distributed._meet(store, Process(rank, 3, rank, 3)))
 
     for group in (1, 2, 3):
         threads = [threading.Thread(target=meet, args=(rank,)) for rank in (1, 0, 2)]
@@ -228,7 +228,7 @@ def test_processes_meet_though_an_earlier_group_has_left_its_words() -> None:
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=0.05))
     with pytest.raises(RuntimeError, match="rank 1, 2 did not come"):
-        distributed._meet(dist.HashStore(), Place(0, 3, 0, 3))
+        distributed._meet(dist.HashStore(), Process(0, 3, 0, 3))
 
 
 @pytest.mark.parametrize("changes", [{"RANK": "2"}, {"RANK": "-1"}, {"RANK": "x"}, {"LOCAL_RANK": "5"}])
@@ -236,7 +236,7 @@ def test_a_place_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, chan
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", **changes}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"^environment: RANK="):
-        distributed.announced_place()
+        distributed.announced_process()
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(
@@ -283,7 +283,7 @@ class TestPeers:
         monkeypatch.setattr(heartbeat, "SILENCE", 0.3)
         monkeypatch.setattr(heartbeat, "end_soon", self.ended)
         self.statuses: list[int] = []
-        self.made: list[Peers] = []
+        self.made: list[Heartbeat] = []
         yield
         for each in self.made:  # or their threads would go on, and end this process in earnest
             each._over.set()
@@ -294,20 +294,20 @@ class TestPeers:
         for each in self.made:  # the thread would end with its process
             each._over.set()
 
-    def peers(self, store: Any, size: int) -> list[Peers]:
+    def peers(self, store: Any, size: int) -> list[Heartbeat]:
         for rank in range(size):
-            self.made.append(Peers(Place(rank, size, rank, size), (store, store)))
+            self.made.append(Heartbeat(Process(rank, size, rank, size), (store, store)))
         return self.made
 
     @pytest.mark.parametrize(("asker", "step"), [(0, 7), (2, 4)])
     def test_all_stop_after_the_same_step_whoever_was_asked(self, asker: int, step: int) -> None:
         peers, stops = self.peers(dist.HashStore(), 3), {}
 
-        def run(each: Peers) -> None:
+        def run(each: Heartbeat) -> None:
             for number in range(1, 2000):
                 time.sleep(0.0003 * each.place.rank)  # they are not equally fast
                 wish = 15 if each.place.rank == asker and number >= step else 0
-                if each.agreed(number, wish):
+                if each.agree_on_stop(number, wish):
                     stops[each.place.rank] = number
                     return
 
@@ -356,7 +356,7 @@ class TestPeers:
         assert second.tell(error) is error
         assert capsys.readouterr().err == "error: rank 1: a.png: is broken. Remove it.\n"
         told = first.tell(Stopped("a consequence"))
-        assert isinstance(told, AlreadyTold)
+        assert isinstance(told, PeerFailed)
         assert told.status == 2
         assert capsys.readouterr().err == ""
 
@@ -365,7 +365,7 @@ class TestPeers:
         error = Interrupted(15, "stopped")
         assert first.tell(error) is error
         told = second.tell(error)
-        assert isinstance(told, AlreadyTold)
+        assert isinstance(told, PeerFailed)
         assert told.status == 143
         first._over.set()
         second._over.set()

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from base import base_dataloader
 from base.base_dataloader import Loader
-from base.base_dataset import View
+from base.base_dataset import DatasetView
 from base.workers import check_shared_memory
 from dataloader.label_statistics import largest_image
 from tests.test_resume import assert_same_end, only_run, train_in_child, write_config
@@ -212,8 +212,8 @@ class TestDrill:
         pictures = sorted((finished_run / "predictions").glob("*.png"))
         dataset = Squares(length=len(pictures))
         dataset.samples = [s._replace(image=path) for s, path in zip(dataset.samples, pictures, strict=True)]
-        assert largest_image(View(dataset, None)) == (40, 48)
-        assert largest_image(View(Squares(length=2, size=(33, 41)), None)) == (33, 41)
+        assert largest_image(DatasetView(dataset, None)) == (40, 48)
+        assert largest_image(DatasetView(Squares(length=2, size=(33, 41)), None)) == (33, 41)
 
 
 def test_workers_whose_batches_have_no_place_are_refused(
@@ -232,7 +232,7 @@ def test_workers_whose_batches_have_no_place_are_refused(
 def test_a_worker_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_dataloader, "PATIENCE", 0.2)
     monkeypatch.setattr(Squares, "read", lambda self, index: time.sleep(1))
-    loader = Loader(View(Squares(length=4), None), 2, training=True, num_workers=1)
+    loader = Loader(DatasetView(Squares(length=4), None), 2, training=True, num_workers=1)
     with pytest.raises(Stopped, match=r"no data worker has delivered a batch for 0\.2 s"):
         next(iter(loader.batches()))
 

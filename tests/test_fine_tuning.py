@@ -15,7 +15,15 @@ from torch import Tensor
 from base.base_model import BaseModel
 from engine import assemble
 from engine.check import check_config
-from models.fine_tuning import Start, Transfer, class_axes, match_classes, read_start, transfer, transfer_by_class_name
+from models.fine_tuning import (
+    InitialWeights,
+    TransferReport,
+    class_axes,
+    match_classes,
+    read_start,
+    transfer,
+    transfer_by_class_name,
+)
 from tests.test_models import NARROW, SMALL, build, randomised
 from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError
@@ -24,11 +32,13 @@ from utils.registry import MODELS
 OLD = ("road", "sky", "car", "tree")
 
 
-def start_of(model: BaseModel, classes: tuple[str, ...] | None = OLD) -> Start:
-    return Start("old.pth", {name: value.clone() for name, value in model.state_dict().items()}, classes)
+def start_of(model: BaseModel, classes: tuple[str, ...] | None = OLD) -> InitialWeights:
+    return InitialWeights("old.pth", {name: value.clone() for name, value in model.state_dict().items()}, classes)
 
 
-def by_name(model: BaseModel, kind: str, args: dict[str, Any], classes: tuple[str, ...], start: Start) -> Transfer:
+def by_name(
+    model: BaseModel, kind: str, args: dict[str, Any], classes: tuple[str, ...], start: InitialWeights
+) -> TransferReport:
     axes = class_axes(model, build(kind, args, len(classes) + 1), len(classes))
     return transfer_by_class_name(model, start, classes, axes, where="init_from.by_class_name")
 
@@ -71,7 +81,7 @@ def test_a_new_class_starts_as_it_would_have_and_the_report_tells_all_apart() ->
     weights = dict(start_of(old).weights)
     del weights["head.convs.0.0.weight"]
     weights["foreign"] = torch.zeros(3)
-    report = by_name(new, "EncoderDecoder", args, ("car", "person", "sky"), Start("old.pth", weights, OLD))
+    report = by_name(new, "EncoderDecoder", args, ("car", "person", "sky"), InitialWeights("old.pth", weights, OLD))
     assert torch.equal(new.get_parameter("head.classify.weight")[1], row)
     assert torch.equal(new.get_parameter("head.classify.bias"), torch.zeros(3))
     assert report.mapped == ("head.classify.weight", "head.classify.bias")
@@ -125,7 +135,7 @@ def test_weights_that_are_not_finite_or_of_another_network_change_nothing() -> N
         transfer(model, start)
     assert all(value.isfinite().all() for value in model.state_dict().values())
     with pytest.raises(CheckpointError, match="none of its 1 weights fits the model"):
-        transfer(model, Start("x.pth", {"foreign": torch.zeros(1)}))
+        transfer(model, InitialWeights("x.pth", {"foreign": torch.zeros(1)}))
 
 
 def test_a_run_starts_from_another_whose_classes_are_others(
@@ -153,7 +163,7 @@ def test_other_classes_that_are_taken_as_they_come_are_pointed_out(
         torch.save({**state, "classes": classes}, tmp_path / "old.pth")
         config = check_config(load_config(config_file({"init_from": str(tmp_path / "old.pth")})))
         with mock.patch.object(assemble.logger, "warning") as warning:
-            assemble.initialise_from(config.start, config, assemble.build_network(config))
+            assemble.initialize_from(config.start, config, assemble.build_network(config))
         assert warning.called == hinted
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from base.base_dataloader import Batch, Mover
+from base.base_dataloader import Batch, DevicePrefetcher
 from tests.tiny import tiny_config
 from utils.distributed import launch
 from utils.losses.base import Loss
@@ -162,7 +162,7 @@ def test_pixels_are_counted_alike_on_a_gpu() -> None:
 def test_batches_arrive_whole_while_the_gpu_is_busy() -> None:
     """Copies have a stream of their own, and memory is reused as fast as the allocator can."""
     device = torch.device("cuda")
-    move, sums = Mover(device), []
+    move, sums = DevicePrefetcher(device), []
     work = torch.randn(2048, 2048, device=device)
     for number in range(200):
         images = torch.full((4, 3, 256, 256), number, dtype=torch.uint8).pin_memory()

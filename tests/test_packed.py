@@ -16,7 +16,7 @@ from PIL import Image
 
 import prepare
 from base.base_dataloader import Loader
-from base.base_dataset import BaseDataset, View
+from base.base_dataset import BaseDataset, DatasetView
 from dataloader.datasets.camvid import CamVid
 from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.folder import Folder
@@ -61,7 +61,7 @@ def folder(root: Path, split: str = "train") -> Folder:
 def batches(dataset: BaseDataset, num_workers: int = 0) -> list[tuple]:
     """All that two epochs give."""
     chain = Chain(crop=(48, 56), scale=ScaleOptions(), degrees=10, flip=0.5)
-    loader = Loader(View(dataset, chain, seed=3), 3, num_workers=num_workers, training=True)
+    loader = Loader(DatasetView(dataset, chain, seed=3), 3, num_workers=num_workers, training=True)
     return [tuple(batch) for epoch in range(2) for batch in loader.batches(epoch)]
 
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import prepare
-from base.base_dataset import View
+from base.base_dataset import DatasetView
 from dataloader import label_statistics, scan
 from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.folder import Folder
@@ -397,9 +397,7 @@ def test_files_that_did_not_change_are_not_read_again(
     root = clean(tmp_path / "data")
     read: list[int] = []
     real = scan.look
-    monkeypatch.setattr(
-        doctor, "look", lambda dataset, index, **more: read.append(index) or real(dataset, index, **more)
-    )
+    monkeypatch.setattr(scan, "look", lambda dataset, index, **more: read.append(index) or real(dataset, index, **more))
 
     def examine() -> dict[str, scan.Record]:
         read.clear()
@@ -472,7 +470,7 @@ def test_what_the_doctor_saw_is_used_before_training(
     root = clean(tmp_path / "data")
     path = training_config(root, tmp_path)
     pixels = np.bincount(np.concatenate([scene(number)[1].ravel() for number in range(8)]), minlength=3)
-    view = View(Folder(data_dir=root, split="train", classes=NAMES), None)
+    view = DatasetView(Folder(data_dir=root, split="train", classes=NAMES), None)
     assert label_statistics.count_classes(view) is None  # nobody has looked
     assert prepare_command("check", "-c", path).status == 0
 
@@ -481,9 +479,9 @@ def test_what_the_doctor_saw_is_used_before_training(
 
     monkeypatch.setattr(label_statistics, "check_samples", never)
     monkeypatch.setattr(label_statistics, "examine", never)
-    monkeypatch.setattr(View, "labels", lambda self, indices=None: never() if indices is None else iter(()))
+    monkeypatch.setattr(DatasetView, "labels", lambda self, indices=None: never() if indices is None else iter(()))
     assert label_statistics.class_pixels(view) == pixels.tolist()
-    assert label_statistics.look_at(View(view.dataset, None, indices=[1, 5])).labels == 2
+    assert label_statistics.look_at(DatasetView(view.dataset, None, indices=[1, 5])).labels == 2
     monkeypatch.setattr(results, "location_prior", lambda *_: 0.0)
     answer = train_command("-c", path, "--import", "tests.tiny")
     assert answer.status == 0, answer.err
@@ -498,9 +496,9 @@ def test_what_changed_since_the_doctor_looked_is_read_again(
     save(root / "masks" / "train" / "003.png", np.ones(SIZE, np.uint8))
     data = Folder(data_dir=root, split="train", classes=NAMES)
     expected = sum(np.bincount(data.read_label(index).ravel(), minlength=3) for index in range(8))
-    assert label_statistics.count_classes(View(data, None)) is None
-    assert label_statistics.class_pixels(View(data, None)) == expected.tolist()
-    assert label_statistics.count_classes(View(data, None)) is not None  # remembered for the next run
+    assert label_statistics.count_classes(DatasetView(data, None)) is None
+    assert label_statistics.class_pixels(DatasetView(data, None)) == expected.tolist()
+    assert label_statistics.count_classes(DatasetView(data, None)) is not None  # remembered for the next run
 
 
 def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
@@ -512,10 +510,10 @@ def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
     assert prepare_command("check", "-c", training_config(root, tmp_path)).status == 3
     data = Folder(data_dir=root, split="train", classes=NAMES)
     with pytest.raises(DataError, match=r"003\.png: label value 77"):
-        label_statistics.look_at(View(data, None))
+        label_statistics.look_at(DatasetView(data, None))
     with pytest.raises(DataError, match=r"005\.png: is empty"):
-        label_statistics.look_at(View(data, None, indices=[0, 5]))
-    found = label_statistics.look_at(View(data, None, on_bad_sample="skip"))
+        label_statistics.look_at(DatasetView(data, None, indices=[0, 5]))
+    found = label_statistics.look_at(DatasetView(data, None, on_bad_sample="skip"))
     assert (found.labels, int(found.pixels.sum())) == (6, 6 * SIZE[0] * SIZE[1])
 
 
@@ -527,7 +525,7 @@ def test_unknown_values_that_may_be_void_cost_no_label(
     path = training_config(root, tmp_path, **options)
     assert kinds(prepare_command("check", "-c", path)) >= {("train_loader", "unknown value")}
     data = Folder(data_dir=root, split="train", classes=NAMES[:2], unknown="void")
-    found = label_statistics.count_classes(View(data, None, on_bad_sample="skip"))
+    found = label_statistics.count_classes(DatasetView(data, None, on_bad_sample="skip"))
     labels = np.concatenate([scene(number)[1].ravel() for number in range(8)])
     assert found is not None
     assert (found.labels, found.pixels.tolist()) == (8, np.bincount(labels, minlength=3)[:2].tolist())

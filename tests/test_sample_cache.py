@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from base.base_dataloader import Loader
-from base.base_dataset import View
+from base.base_dataset import DatasetView
 from dataloader import sample_cache as module
 from dataloader.datasets.folder import Folder
 from dataloader.datasets.synthetic import Synthetic
@@ -32,7 +32,7 @@ def loader(
     """Training batches of 3, with augmentation."""
     kept = build_cache(dataset, where, folder=cache, num_workers=num_workers) if where else None
     chain = Chain(crop=(48, 56), scale=ScaleOptions(), degrees=10, flip=0.5)
-    view = View(dataset, chain, seed=3, read=kept.read if kept else None, **more)
+    view = DatasetView(dataset, chain, seed=3, read=kept.read if kept else None, **more)
     return Loader(view, 3, num_workers=num_workers, training=True)
 
 
@@ -67,7 +67,7 @@ def test_small_blocks_of_memory_hold_examples_of_any_size(tmp_path: Path, monkey
 
 def test_native_images_may_be_written_to_and_change_nothing(tmp_path: Path) -> None:
     data = folder(make(tmp_path / "data"))
-    view = View(data, None, read=build_cache(data, "disk", folder=tmp_path / "cache").read)
+    view = DatasetView(data, None, read=build_cache(data, "disk", folder=tmp_path / "cache").read)
     expected = data.read(2).image
     torch.from_numpy(view[0, 2].image).zero_()
     assert np.array_equal(view[0, 2].image, expected)

@@ -15,7 +15,7 @@ from engine.check import check_config
 from models.build import build_model
 from tests.tiny import tiny_config
 from utils.errors import ConfigError
-from utils.sync_batchnorm import Careful, SynchronizedBatchNorm, convert_sync_batchnorm, introduce, synchronise_norms
+from utils.sync_batchnorm import Careful, SynchronizedBatchNorm, convert_sync_batchnorm, introduce, synchronize_norms
 
 
 def in_threads(replicas: Sequence[nn.Module], pieces: Sequence[Tensor]) -> list[Any]:
@@ -100,9 +100,9 @@ def test_a_replica_that_fails_does_not_let_the_others_wait() -> None:
 def test_norms_are_converted_only_where_there_are_several_gpus_and_stay_frozen() -> None:
     model = build_model(tiny_config_arch(freeze_bn=True), num_classes=3)
     before = [name for name, _ in model.named_parameters()]
-    synchronise_norms(model, 1)
+    synchronize_norms(model, 1)
     assert not any(isinstance(module, SynchronizedBatchNorm) for module in model.modules())
-    synchronise_norms(model, 2)
+    synchronize_norms(model, 2)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(norm, SynchronizedBatchNorm) and not norm.training for norm in norms)

@@ -21,7 +21,7 @@ from torch import nn
 
 import train
 from base.base_dataloader import BatchSampler, Loader
-from base.base_dataset import View
+from base.base_dataset import DatasetView
 from base.base_trainer import Monitor, TrainerConfig
 from engine import preflight, results
 from models.build import build_model
@@ -58,8 +58,8 @@ def make_trainer(
     arch = {**ARCH, "args": {**ARCH["args"], "freeze_bn": freeze_bn}}
     model = build_model(arch, num_classes=3)
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = Loader(View(Squares(length=9, size=(33, 41)), None), 4, training=True, **ranks)
-    validation = View(Squares(length=val_length, split="val"), None)
+    loader = Loader(DatasetView(Squares(length=9, size=(33, 41)), None), 4, training=True, **ranks)
+    validation = DatasetView(Squares(length=val_length, split="val"), None)
     config = TrainerConfig(**{"epochs": 2, "log_per_iter": 1, **options})
     optimizer = build_optimizer({"type": "SGD", "args": {"lr": 0.05, "momentum": 0.9}}, model)
     return Trainer(
@@ -395,7 +395,7 @@ def test_what_the_machine_fails_to_do_ends_with_status_4_and_the_last_checkpoint
 
 def test_a_data_worker_that_dies_during_a_step_is_named(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    trainer.train_loader = Loader(View(Squares(length=9, size=(33, 41)), None), 4, training=True, num_workers=1)
+    trainer.train_loader = Loader(DatasetView(Squares(length=9, size=(33, 41)), None), 4, training=True, num_workers=1)
 
     def murder(batch: Any) -> torch.Tensor:
         iterator = trainer.train_loader._loader._iterator
@@ -616,7 +616,7 @@ def test_the_last_batch_may_be_kept_and_then_counts_in_full(tmp_path: Path) -> N
     config["train_loader"]["args"] |= {"batch_size": 4, "drop_last": False}
     run_dir = launch(tmp_path, trainer={"epochs": 2, "accumulate": 2}, train_loader=config["train_loader"])
     assert [line["step"] for line in metrics(run_dir)] == [3, 6]
-    loader = Loader(View(Squares(length=11), None), 4, training=True, drop_last=False)
+    loader = Loader(DatasetView(Squares(length=11), None), 4, training=True, drop_last=False)
     assert [len(batch.keys) for batch in loader.batches()] == [4, 4, 3]
     assert len({key for batch in loader.batches() for key in batch.keys}) == 11
     # Parts of an incomplete batch train as the whole does.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import Stopped, UserError, run
-from utils.heartbeat import GRACE, SILENCE, Peers, Place, first_line, is_communication_error
+from utils.heartbeat import GRACE, SILENCE, Heartbeat, Process, first_line, is_communication_error
 
 T = TypeVar("T")
 
@@ -44,14 +44,14 @@ FORWARD_SYNC = next(
 )
 
 
-_place = Place()
+_place = Process()
 
 _device = torch.device("cpu")
 
-_peers: Peers | None = None
+_peers: Heartbeat | None = None
 
 
-def announced_place() -> Place:
+def announced_process() -> Process:
     """What whoever started us says of our place; alone, if nobody says anything.
 
     Raises:
@@ -62,7 +62,7 @@ def announced_place() -> Place:
         numbers = [int(os.environ.get(name, default)) for name, default in _variables(size)]
     except ValueError:
         numbers = [0, 0, 0, 0]
-    place = Place(*numbers)
+    place = Process(*numbers)
     if not (0 <= place.rank < place.size and 0 <= place.local_rank < place.local_size):
         shown = ", ".join(f"{name}={os.environ.get(name)}" for name, _ in _variables(size))
         raise UserError(f"environment: {shown} cannot be. Start with torchrun, or unset them.")
@@ -105,13 +105,13 @@ def joined(device: torch.device) -> Iterator[None]:
         AlreadyTold: Another process has failed and said so.
     """
     global _place, _device, _peers
-    place = announced_place()
+    place = announced_process()
     if place.size == 1:
         yield
         return
     name = _join(place, device)
     _place, _device = place, device
-    _peers = Peers(place, (dist.PrefixStore(name, _connect()), dist.PrefixStore(name, _connect())))
+    _peers = Heartbeat(place, (dist.PrefixStore(name, _connect()), dist.PrefixStore(name, _connect())))
     try:
         yield
     except BaseException as error:
@@ -121,10 +121,10 @@ def joined(device: torch.device) -> Iterator[None]:
         raise told from error
     finally:
         leave()
-        _place, _peers = Place(), None
+        _place, _peers = Process(), None
 
 
-def _join(place: Place, device: torch.device) -> str:
+def _join(place: Process, device: torch.device) -> str:
     """Form torch's process group, NCCL with a GPU for each of us and gloo otherwise; returns a name for our keys."""
     own_gpu = device.type == "cuda" and place.local_size <= torch.cuda.device_count()
     if device.type == "cuda":
@@ -160,7 +160,7 @@ def _connect(*, keep: bool = False) -> dist.Store:
     return dist.TCPStore(address, port, is_master=keep, timeout=TIMEOUT, wait_for_workers=False)
 
 
-def _meet(store: dist.Store, place: Place) -> str:
+def _meet(store: dist.Store, place: Process) -> str:
     """A name for the keys of these processes, since a store outlives those that torchrun starts again.
 
     Rank 0 invents it and tells whoever asks. A question has a random number in it, and so has the answer: nobody takes
@@ -268,7 +268,7 @@ def _await(processes: Sequence[Any], received: Sequence[int]) -> int:
 # --------------------------------------------------------------------------------------------- what we do together
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of what each process holds; the tensor itself where there is one process. No host sync."""
     if _place.size == 1:
         return tensor
@@ -277,7 +277,7 @@ def add_up(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the numbers that the processes hold."""
     if _place.size == 1:
         return value
@@ -287,14 +287,14 @@ def largest(value: int) -> int:
 
 
 @torch.no_grad()
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Give all processes rank 0's values of `tensors`, such as the running statistics of batch norm."""
     if _place.size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_object(make: Callable[[], T]) -> T:
     """What `make` gives on rank 0, which alone calls it, on all processes."""
     made: list[Any] = [make() if is_first() else None]
     if _place.size > 1:
@@ -320,19 +320,19 @@ def wrap(model: nn.Module, *, unused: bool = False) -> nn.Module:
         device_ids=device_ids,
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,
-        # Nothing in training reads running means; `copy_from_first` sees to them before they count.
+        # Nothing in training reads running means; `broadcast_` sees to them before they count.
         **forward_sync,
     )
 
 
-def keeping_gradients(network: nn.Module, keep: bool) -> AbstractContextManager[None]:
+def no_sync(network: nn.Module, keep: bool) -> AbstractContextManager[None]:
     """Within it, and if `keep`, gradients stay with their process: another part of the batch will add to them."""
     while not hasattr(network, "no_sync") and hasattr(network, "_orig_mod"):
         network = network._orig_mod  # type: ignore[assignment]  # of torch.compile
     return network.no_sync() if keep and hasattr(network, "no_sync") else nullcontext()  # type: ignore[operator]
 
 
-def agreed(step: int, wish: int) -> int:
+def agree_on_stop(step: int, wish: int) -> int:
     """What all processes do after optimiser step `step`: 0 goes on, all else is a wish that one of them had before.
 
     A process alone gets its wish. Otherwise rank 0 decides, `AHEAD` steps before, and everybody reads its last word:
@@ -341,7 +341,7 @@ def agreed(step: int, wish: int) -> int:
     Raises:
         Stopped: Rank 0 or whoever keeps the store cannot be reached.
     """
-    return wish if _peers is None or _place.size == 1 else _peers.agreed(step, wish)
+    return wish if _peers is None or _place.size == 1 else _peers.agree_on_stop(step, wish)
 
 
 def is_of_communication(error: BaseException) -> bool:

@@ -36,7 +36,7 @@ class DataError(UserError, ValueError):
     """Images or labels that cannot be used."""
 
 
-class NotThere(DataError):
+class MissingData(DataError):
     """A folder or list that a dataset has if the split that was asked for is there."""
 
 
@@ -59,7 +59,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class AlreadyTold(Exception):
+class PeerFailed(Exception):
     """Another of several processes has failed and said why; this one ends with the same status, in silence."""
 
     def __init__(self, status: int) -> None:
@@ -84,7 +84,7 @@ def failure_of_machine(error: BaseException) -> str:
 
 def status_of(error: BaseException) -> int:
     """The exit status that `run` makes of `error`."""
-    if isinstance(error, AlreadyTold):
+    if isinstance(error, PeerFailed):
         return error.status
     if isinstance(error, Interrupted):
         return 128 + error.signum
@@ -132,7 +132,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except Interrupted as error:
         say(str(error))
         return 128 + error.signum
-    except AlreadyTold as error:
+    except PeerFailed as error:
         return error.status
     except (MemoryError, RuntimeError) as error:
         failure = failure_of_machine(error)

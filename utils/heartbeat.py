@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from utils.errors import AlreadyTold, Interrupted, Stopped, one_line, status_of
+from utils.errors import Interrupted, PeerFailed, Stopped, one_line, status_of
 
 BEAT = 1.0  # seconds between two signs of life
 
@@ -28,7 +28,7 @@ GONE = "gone"  # in place of a sign of life, from one who has left as he should
 AHEAD = 2  # steps between rank 0's decision to stop and the stop, so that nobody has to wait for it
 
 
-class Place(NamedTuple):
+class Process(NamedTuple):
     """One process among those that train together."""
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     local_size: int = 1
 
 
-class Peers:
+class Heartbeat:
     """The other processes, as the store shows them: signs of life, failures, and rank 0's last word.
 
     A thread gives a sign of life every second and looks for those of the others. When one is lost or has failed, it
@@ -49,7 +49,7 @@ class Peers:
         stores: Two connections to the store, one for each thread, empty of keys of other runs.
     """
 
-    def __init__(self, place: Place, stores: tuple[dist.Store, dist.Store]) -> None:
+    def __init__(self, place: Process, stores: tuple[dist.Store, dist.Store]) -> None:
         self.place, self.failed = place, False
         self._store, self._watched = stores
         self.at = 0  # step that the main thread has reached
@@ -61,7 +61,7 @@ class Peers:
         self._thread = Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
-    def agreed(self, step: int, wish: int) -> int:
+    def agree_on_stop(self, step: int, wish: int) -> int:
         """See the function of this name."""
         self.at = step
         try:
@@ -96,10 +96,10 @@ class Peers:
             error = Stopped(f"training: {self.explain(error)}. Go on with --resume")
         status = status_of(error)
         if isinstance(error, Interrupted):  # all have heard of it, and end together
-            return AlreadyTold(status) if self.place.rank else error
+            return PeerFailed(status) if self.place.rank else error
         self.failed = True
         if not self._is_first_to_fail(self._store, status):
-            return AlreadyTold(self._status_of_failed())
+            return PeerFailed(self._status_of_failed())
         if self.place.local_rank and status > 1:  # else `errors.run`, or Python, will show it
             say(f"rank {self.place.rank}: {error}")
         return error

@@ -60,7 +60,7 @@ class Counts:
 
     def reduce(self) -> None:
         """Add up the counts of all processes, in each of them; of a single process, nothing changes."""
-        self._counts = distributed.add_up(self._counts)
+        self._counts = distributed.all_reduce_sum(self._counts)
 
 
 class ConfusionMatrix(Counts):

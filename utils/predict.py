@@ -14,7 +14,7 @@ from utils.classes import ClassTable
 from utils.images import read_bands, read_image
 from utils.losses.strips import predicted_labels
 from utils.outputs import resize
-from utils.tta import Look, Predict, mirrored, multi_scale, sliding
+from utils.tta import Predict, TestTimeAugmentation, mirrored, multi_scale, sliding
 
 
 class Predictor:
@@ -34,10 +34,10 @@ class Predictor:
         classes: ClassTable,
         about: Mapping[str, Any],
         precision: torch.dtype = torch.float32,
-        look: Look | None = None,
+        look: TestTimeAugmentation | None = None,
     ) -> None:
         self.model, self.classes, self.about = model.eval(), classes, about
-        self.look = look or Look()
+        self.look = look or TestTimeAugmentation()
         self.device = next(model.parameters()).device
         self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import UserError
 
 if TYPE_CHECKING:  # it needs torch, which --help need not wait for
-    from utils.tta import Look
+    from utils.tta import TestTimeAugmentation
 
 # Scales of the multiscale mode, as pytorch-segmentation has them; its Cityscapes adds one.
 SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -34,7 +34,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str) -> None:
-    """Give `parser` the flags that `look_of` reads."""
+    """Give `parser` the flags that `tta_from_args` reads."""
     add = parser.add_argument
     add("-mo", "--mode", choices=modes, default=default, help=f"how to look at an image (default: {default})")
     shown = " ".join(f"{scale:g}" for scale in SCALES)
@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
     add("--batch-size", type=int, default=1, help="sliding: windows per forward pass (default: 1)")
 
 
-def look_of(args: argparse.Namespace, about: Mapping[str, Any]) -> Look:
+def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTimeAugmentation:
     """The look that flags ask for.
 
     Args:
@@ -56,7 +56,7 @@ def look_of(args: argparse.Namespace, about: Mapping[str, Any]) -> Look:
     Raises:
         UserError: A flag has no effect in this mode, or its value makes no sense.
     """
-    from utils.tta import Look
+    from utils.tta import TestTimeAugmentation
 
     used = {"scales": "multiscale", "window": "sliding"}
     problems = [
@@ -81,7 +81,7 @@ def look_of(args: argparse.Namespace, about: Mapping[str, Any]) -> Look:
     crop = args.window or loader["args"].get("crop_size") or WINDOW
     height, width = (crop, crop) if isinstance(crop, int) else crop
     usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
-    return Look(
+    return TestTimeAugmentation(
         mode=args.mode,
         scales=tuple(args.scales or usual) if args.mode == "multiscale" else (1.0,),
         flip=args.flip,

@@ -45,7 +45,7 @@ def stream(
     return np.random.default_rng((seed, TAGS[tag], epoch, index))
 
 
-def seed_part(seed: int, step: int, part: int = 0, rank: int = 0) -> None:
+def seed_micro_batch(seed: int, step: int, part: int = 0, rank: int = 0) -> None:
     """Seed torch's global generators, which dropout draws from, for one part of one optimiser step.
 
     Called before each forward pass of training (82 us): whatever drew from them before does not matter.

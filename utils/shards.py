@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config import fingerprint
-from utils.errors import DataError, NotThere
+from utils.errors import DataError, MissingData
 
 INDEX = "shards.json"
 FORMAT = 1
@@ -64,7 +64,7 @@ def find_packed(data_dir: Path, split: str) -> Packed | None:
         return open_packed(folder)
     others = sorted(path.parent.name for path in data_dir.glob(f"[!.]*/{INDEX}"))  # hidden ones are unfinished
     if others:
-        raise NotThere(
+        raise MissingData(
             f"{data_dir}: holds packed {', '.join(others)}, not '{split}'. Pack that too (`python prepare.py pack`), "
             f"or set data_dir to the dataset itself."
         )

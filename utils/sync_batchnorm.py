@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from utils import distributed
 
 
-def synchronise_norms(model: nn.Module, gpus: int) -> None:
+def synchronize_norms(model: nn.Module, gpus: int) -> None:
     """Let all batch norms of `model` see the images of all GPUs, if there are several: in processes, or in threads."""
     if distributed.world_size() > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -15,7 +15,7 @@ from utils.prediction_flags import OVERLAP, WINDOW
 
 
 @dataclass(frozen=True)
-class Look:
+class TestTimeAugmentation:
     """What to average over.
 
     Args:

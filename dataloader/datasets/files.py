@@ -16,7 +16,7 @@ import numpy as np
 
 from base.base_dataset import Sample
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError, DataError, NotThere
+from utils.errors import ConfigError, DataError, MissingData
 from utils.images import IMAGE_SUFFIXES, read_label_colors
 
 Color = tuple[int, int, int]
@@ -54,7 +54,7 @@ def first_folder(*places: Path) -> Path:
         if place.is_dir():
             return place
     shown = " nor ".join(str(place) for place in places)
-    raise NotThere(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
+    raise MissingData(f"data_dir: there is no folder {shown}. Set data_dir to where the dataset was unpacked.")
 
 
 def image_files(
@@ -74,7 +74,7 @@ def image_files(
         DataError: Two files share a name.
     """
     if not folder.is_dir():
-        raise NotThere(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
+        raise MissingData(f"data_dir: there is no folder {folder}. Set data_dir to where the dataset was unpacked.")
     if nested:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     else:
@@ -128,7 +128,7 @@ def read_list(path: Path) -> list[tuple[int, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise NotThere(f"{path}: there is no such list. Set data_dir to where the dataset was unpacked.") from None
+        raise MissingData(f"{path}: there is no such list. Set data_dir to where the dataset was unpacked.") from None
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read as a list ({error}). Give a text file.") from None
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]

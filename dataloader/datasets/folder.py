@@ -14,7 +14,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from utils.classes import IGNORE, ClassTable, distinct_colors
-from utils.errors import ConfigError, DataError, NotThere
+from utils.errors import ConfigError, DataError, MissingData
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
@@ -140,7 +140,9 @@ class Folder(BaseDataset):
         before, after = self.image_prefix, self.image_suffix
         files = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
         if split == "all" and not files:
-            raise NotThere(f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.')
+            raise MissingData(
+                f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.'
+            )
         before, after = self.mask_prefix, self.mask_suffix
         return pair(files, image_files(masks, before=before, remove=after, nested=self.nested))
 

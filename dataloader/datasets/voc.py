@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, read_list
 from utils.classes import ClassTable
-from utils.errors import DataError, NotThere
+from utils.errors import DataError, MissingData
 from utils.registry import DATASETS
 
 
@@ -46,14 +46,14 @@ class VOC(BaseDataset):
         places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
         home = next((place for place in places if (place / "JPEGImages").is_dir()), None)
         if home is None:
-            raise NotThere(
+            raise MissingData(
                 f"data_dir: neither {places[0]} nor {places[2]} holds a folder JPEGImages. "
                 f"Set data_dir to where VOCtrainval_11-May-2012.tar was unpacked."
             )
         path = home / "ImageSets" / "Segmentation" / f"{split}.txt"
         augmented = split.endswith("_aug")
         if augmented and not path.is_file():
-            raise NotThere(
+            raise MissingData(
                 f"data_dir: there is no {path}. Put the list there, and SBD's labels into {home}/SegmentationClassAug "
                 f"(train_aug is SBD's train and val with VOC's train, less VOC's val; `prepare.py download VOCAug` "
                 f"makes both), or use split '{split.removesuffix('_aug')}'."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.classes import IGNORE
 from utils.errors import ConfigError
-from utils.losses.strips import label_counts, wide
+from utils.losses.strips import accumulation_dtype, label_counts
 from utils.schema import AtLeast, did_you_mean, join
 
 Weight = Annotated[float, AtLeast(0)]
@@ -39,8 +39,8 @@ class Loss(nn.Module, ABC):
         Here the number of labelled pixels.
         """
         if not self.additive:
-            return torch.ones((), dtype=wide(labels.device), device=labels.device)
-        return (labels != IGNORE).sum(dtype=wide(labels.device))
+            return torch.ones((), dtype=accumulation_dtype(labels.device), device=labels.device)
+        return (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device))
 
     @abstractmethod
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -87,21 +87,23 @@ class _Weighted(Loss):
     def weight_sum(self, labels: Tensor) -> Tensor:
         """Sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
         if self.class_weights is None:
-            return (labels != IGNORE).sum(dtype=wide(labels.device))
-        weights = self.class_weights.to(wide(labels.device))
+            return (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device))
+        weights = self.class_weights.to(accumulation_dtype(labels.device))
         return label_counts(labels, len(weights)).sum(0) @ weights
 
     def spread(self, smoothing: float, logits: Tensor) -> Tensor | None:
         """Factors (C,) of the log-probabilities of all classes for label smoothing; None without it."""
         if not smoothing:
             return None
-        share = logits.new_full((logits.shape[1],), smoothing / logits.shape[1], dtype=wide(logits.device))
+        share = logits.new_full(
+            (logits.shape[1],), smoothing / logits.shape[1], dtype=accumulation_dtype(logits.device)
+        )
         return share if self.class_weights is None else share * self.class_weights
 
 
 def labelled_images(labels: Tensor) -> Tensor:
     """Number of images of `labels` (N, H, W) that have labelled pixels, shape ()."""
-    return (labels != IGNORE).flatten(1).any(1).sum(dtype=wide(labels.device))
+    return (labels != IGNORE).flatten(1).any(1).sum(dtype=accumulation_dtype(labels.device))
 
 
 def resolve_weights(

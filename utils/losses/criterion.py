@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.errors import ConfigError
 from utils.losses.base import Loss
-from utils.losses.strips import wide
+from utils.losses.strips import accumulation_dtype
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
 from utils.schema import Above, Mismatch, convert, did_you_mean, join, show
@@ -55,7 +55,7 @@ class Criterion(nn.Module):
         """
         # A loss that is not additive is averaged over parts, each counting as much as it has images.
         norms = [loss.norm(labels) * (1 if loss.additive else len(labels)) for loss in self._losses()]
-        return torch.stack([norm.to(wide(labels.device)) for norm in norms])
+        return torch.stack([norm.to(accumulation_dtype(labels.device)) for norm in norms])
 
     def forward(
         self, output: SegOutput, labels: Tensor, norms: Tensor | None = None, step: int | None = None

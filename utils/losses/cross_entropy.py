@@ -14,7 +14,7 @@ from torch import Tensor
 from utils.classes import IGNORE
 from utils.errors import ConfigError
 from utils.losses.base import ClassWeights, _inverse, _Weighted, labelled_images
-from utils.losses.strips import cross_entropies, pixel_sum, wide
+from utils.losses.strips import accumulation_dtype, cross_entropies, pixel_sum
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between, Range, join
 
@@ -137,7 +137,7 @@ class _HardPixels(_Weighted):
         if self.class_weights is not None:
             weights *= self.class_weights.to(losses.dtype)[labels.masked_fill(labels == IGNORE, 0).long()]
         kept = self.kept(losses.detach(), weights, labels != IGNORE, images) * weights
-        totals = (losses * kept).sum(1, dtype=wide(losses.device))
+        totals = (losses * kept).sum(1, dtype=accumulation_dtype(losses.device))
         return self.divide((totals * _inverse(kept.sum(1, dtype=totals.dtype))).sum(), norm, logits)
 
     @abstractmethod
@@ -196,7 +196,7 @@ class TopKCrossEntropyLoss(_HardPixels):
         return 1 - self.step / self.hard_example_mining_step * (1 - self.top_k_percent)
 
     def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
-        count = (labelled.sum(1, dtype=wide(losses.device)) * self.share()).round().clamp(min=1).long()
+        count = (labelled.sum(1, dtype=accumulation_dtype(losses.device)) * self.share()).round().clamp(min=1).long()
         return hardest(losses * weights, labelled, count)
 
 

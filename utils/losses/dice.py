@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.classes import IGNORE
 from utils.losses.base import ClassWeights, Loss, _inverse, _Weighted, labelled_images
-from utils.losses.strips import class_sums, label_counts, pixel_sum, wide
+from utils.losses.strips import accumulation_dtype, class_sums, label_counts, pixel_sum
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between
 
@@ -63,7 +63,7 @@ class DiceLoss(Loss):
         if not self.per_class and not self.per_image:
             # Probabilities sum to 1, so |P| = |T| = pixels, and the loss is the sum of 1 - p over pixels + smooth / 2.
             return self.divide(pixel_sum(logits, labels, _Miss()), _with_smooth(norm, self.smooth), logits)
-        hits, predicted = (sums.to(wide(logits.device)) for sums in class_sums(logits, labels))
+        hits, predicted = (sums.to(accumulation_dtype(logits.device)) for sums in class_sums(logits, labels))
         actual = label_counts(labels, logits.shape[1])
         if not self.per_image:
             hits, predicted, actual = (sums.sum(0, keepdim=True) for sums in (hits, predicted, actual))
@@ -119,7 +119,10 @@ class CrossEntropyDiceLoss(_Weighted):
         norm = self.norm(labels) if norm is None else norm
         ce_norm = dice_norm = norm
         if not self.additive:
-            ce_norm, dice_norm = self.weight_sum(labels), (labels != IGNORE).sum(dtype=wide(labels.device))
+            ce_norm, dice_norm = (
+                self.weight_sum(labels),
+                (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device)),
+            )
         ce_share = self.ce_factor * _inverse(ce_norm)
         dice_share = self.dice_factor * _inverse(_with_smooth(dice_norm, self.smooth))
         if self.dice is not None:

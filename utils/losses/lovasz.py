@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from utils.classes import IGNORE
 from utils.losses.base import Loss, _indices, labelled_images
-from utils.losses.strips import Resizing, as_precise, enlarged, plain_gradient, wide
+from utils.losses.strips import Resizing, accumulation_dtype, as_precise, enlarged, plain_gradient
 from utils.registry import LOSSES
 from utils.schema import Between, join
 
@@ -68,7 +68,7 @@ def _by_class(
     voids = void.sum()
 
     chosen = _chosen(truth, classes, num_classes)
-    total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
+    total = torch.zeros((), dtype=accumulation_dtype(logits.device), device=logits.device)
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
     if not len(chosen) or void.all():
         return total, gradient
@@ -154,7 +154,7 @@ def binned_steps(counts: Tensor) -> Tensor:
         counts: (2, B), how many pixels of other classes, and of the class, have probabilities in each bin.
     """
     # From the largest error on: other classes' pixels by falling probability, own ones by rising.
-    others, own = counts.to(wide(counts.device)).unbind()
+    others, own = counts.to(accumulation_dtype(counts.device)).unbind()
     others = others.flip(0)
     size, found, wrong = own.sum(), own.cumsum(0), others.cumsum(0)
     before, after = size + wrong - others, size + wrong
@@ -171,7 +171,7 @@ def plain_lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int], b
     """`lovasz` in ordinary operations."""
     labelled = labels != IGNORE
     p, truth = F.softmax(enlarged(logits, labels), dim=1).movedim(1, -1)[labelled], labels[labelled]
-    total = p.sum(dtype=wide(logits.device)) * 0
+    total = p.sum(dtype=accumulation_dtype(logits.device)) * 0
     chosen = _chosen(truth, classes, logits.shape[1])
     for index in chosen if len(truth) else ():
         own = truth == index
@@ -233,7 +233,7 @@ class LovaszSoftmax(Loss):
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
         groups = range(len(labels)) if self.per_image else [None]
-        total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
+        total = torch.zeros((), dtype=accumulation_dtype(logits.device), device=logits.device)
         for group in groups:
             part = slice(None) if group is None else slice(group, group + 1)
             total = total + lovasz(logits[part], labels[part], self.classes, self.bins)

@@ -122,10 +122,10 @@ def label_counts(labels: Tensor, num_classes: int) -> Tensor:
     flat = torch.where(flat == IGNORE, num_classes, flat)
     counts = torch.zeros(len(labels), num_classes + 1, dtype=torch.int64, device=labels.device)
     counts.scatter_add_(1, flat, torch.ones((), dtype=torch.int64, device=labels.device).expand_as(flat))
-    return counts[:, :num_classes].to(wide(labels.device))
+    return counts[:, :num_classes].to(accumulation_dtype(labels.device))
 
 
-def wide(device: torch.device) -> torch.dtype:
+def accumulation_dtype(device: torch.device) -> torch.dtype:
     """The floating type for sums over many pixels: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -303,7 +303,7 @@ def _strip_pixel_sum(
     tiled = resizing.tiled(labels)
     class_weights = None if class_weights is None else class_weights.to(logits.dtype)
     spread = None if spread is None else spread.to(logits.dtype).view(-1, 1, 1)
-    total = torch.zeros((), dtype=wide(logits.device), device=logits.device)
+    total = torch.zeros((), dtype=accumulation_dtype(logits.device), device=logits.device)
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
     for image, strip in resizing.strips(images, num_classes):
         truth, void = _truth(tiled[image], strip)
@@ -373,7 +373,7 @@ class _ClassSums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits, labels)
         precise = as_precise(logits)
-        hits = torch.zeros(logits.shape[:2], dtype=wide(logits.device), device=logits.device)
+        hits = torch.zeros(logits.shape[:2], dtype=accumulation_dtype(logits.device), device=logits.device)
         sums = torch.zeros_like(hits)
         with torch.autocast(logits.device.type, enabled=False):
             for image, _, p, truth, _ in _probabilities(precise, labels):
@@ -436,7 +436,7 @@ def plain_pixel_sum(
     losses = pixel.value(log_p.gather(1, index[:, None])[:, 0].masked_fill(void, 0), weight)
     if spread is not None:
         losses = losses - (log_p * spread.to(log_p.dtype)[:, None, None]).sum(1).masked_fill(void, 0)
-    return losses.sum(dtype=wide(logits.device))
+    return losses.sum(dtype=accumulation_dtype(logits.device))
 
 
 def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
@@ -447,7 +447,7 @@ def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`class_sums` in ordinary operations."""
     void = labels == IGNORE
-    p = F.softmax(enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(wide(logits.device))
+    p = F.softmax(enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(accumulation_dtype(logits.device))
     index = labels.masked_fill(void, 0).long()
     own = p.gather(1, index[:, None]).flatten(1)
     hits = torch.zeros(p.shape[:2], dtype=p.dtype, device=p.device).scatter_add(1, index.flatten(1), own)
