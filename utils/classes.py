@@ -140,6 +140,27 @@ class ClassTable:
         return replace(self, raw_ids=tuple(tuple(sorted(v)) for v in raw_ids), void_ids=tuple(sorted(void_ids)))
 
 
+@dataclass(frozen=True)
+class ClassFacts:
+    """What a loss or a metric may ask about the classes, by a parameter called `class_facts`.
+
+    Args:
+        num_classes: Number of classes C, as the network has them; None where it is not known.
+        class_names: Their names, in order of training id; empty where they are not known.
+        class_pixels: Labelled pixels of each class in the training set; None unless somebody needs them, since
+            counting them takes a scan of all labels.
+        ignore_index: Label of pixels that neither train nor count.
+    """
+
+    num_classes: int | None = None
+    class_names: Sequence[str] = ()
+    class_pixels: Sequence[int] | None = None
+    ignore_index: int = IGNORE
+
+
+UNKNOWN_CLASSES = ClassFacts()
+
+
 def ranges(values: Iterable[int]) -> str:
     """`values`, ascending, for people: ``0..4, 255``, or none."""
     parts: list[list[int]] = []

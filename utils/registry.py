@@ -35,6 +35,7 @@ FACTS = frozenset(
         "ignore_index",
         "class_names",
         "class_pixels",  # labelled pixels of each class in the training set
+        "class_facts",  # all that is known of the classes, as one `ClassFacts`
         "total_steps",
         "steps_per_epoch",
         "seed",
