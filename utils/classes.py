@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -159,6 +160,16 @@ class ClassFacts:
 
 
 UNKNOWN_CLASSES = ClassFacts()
+
+
+def with_class_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `facts` for the components of a registry, with those about the classes as one `class_facts`, too.
+
+    Labels are translated when they are read, so that 255 is all that is ignored, whatever the config's "ignore_index".
+    """
+    facts = {"ignore_index": IGNORE, **facts}
+    known = {each.name: facts[each.name] for each in fields(ClassFacts) if each.name in facts}
+    return {**facts, "class_facts": ClassFacts(**known)}
 
 
 def ranges(values: Iterable[int]) -> str:

@@ -262,6 +262,7 @@ MODELS, BACKBONES = Registry("model", reserved={"in_channels"}), Registry("backb
 NECKS, HEADS = Registry("neck"), Registry("head")
 DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
+METRICS = Registry("metric")
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})
 WRITERS = Registry("writer", reserved={"log_dir", "purge_step"})
 
@@ -271,6 +272,7 @@ KINDS = {
     "necks": NECKS,
     "heads": HEADS,
     "losses": LOSSES,
+    "metrics": METRICS,
     "datasets": DATASETS,
     "transforms": TRANSFORMS,
     "optimizers": OPTIMIZERS,

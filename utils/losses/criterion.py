@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from utils.classes import IGNORE, ClassFacts
+from utils.classes import with_class_facts
 from utils.errors import ConfigError
 from utils.losses.base import Loss
 from utils.losses.strips import accumulation_dtype
@@ -189,13 +189,6 @@ def build_criterion(loss: Any, *, aux_factor: float = 0.4, where: str = "loss", 
     if problems:
         raise ConfigError(*problems)
     return Criterion(built, aux_factor=aux_factor)
-
-
-def with_class_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `facts` about the classes, and the same as one `class_facts`."""
-    facts = {"ignore_index": IGNORE, **facts}  # labels are translated on reading: 255 is all that is ignored
-    known = {each.name: facts[each.name] for each in fields(ClassFacts) if each.name in facts}
-    return {**facts, "class_facts": ClassFacts(**known)}
 
 
 def term_name(terms: Sequence[LossTerm], index: int) -> str:
