@@ -44,4 +44,5 @@ class CalibrationError(PixelMetric):
     def value(self, in_mean: Tensor) -> Tensor:
         pixels, right, probability = self.total()[:, : self.bins]
         gaps: Tensor = (probability / self.UNIT - right).abs()
-        return gaps.sum() / pixels.sum()
+        error: Tensor = gaps.sum() / pixels.sum()
+        return error
