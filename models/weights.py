@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from base.base_model import Backbone, BaseModel
 from models.backbones.timm_encoders import import_timm
-from utils.errors import ConfigError
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError
 
-log = logging.getLogger("segwright")
+logger = logging.getLogger("segwright")
 
 CLASSIFIER = ("fc.", "classifier.")  # what follows the features in classification networks
 
@@ -68,7 +69,7 @@ def load_pretrained(model: BaseModel, pretrained: bool | Path, *, where: str) ->
         else:
             source, state = _public_state(backbone.weights, where=where)
         reports.append(load_backbone(backbone, state, source=source, where=where))
-        log.info("%s", reports[-1])
+        logger.info("%s", reports[-1])
     return reports
 
 
@@ -130,28 +131,21 @@ def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def read_state(path: Path, *, where: str) -> dict[str, Tensor]:
-    """The state dict in a file: a bare one, or that of a checkpoint; without the prefix of wrappers.
+    """Read the weights in a file: a bare state dict, or that of a checkpoint; without the prefixes of wrappers.
+
+    The check before training calls it too, so that both accept the same files.
+
+    Args:
+        path: Written by `torch.save`; nothing in it is executed.
+        where: Its place in the config, for errors.
 
     Raises:
-        ConfigError: There is no such file, or it does not hold a state dict.
+        ConfigError: The file is missing or damaged, or holds no weights.
     """
-    if not path.is_file():
-        raise ConfigError(f"{where}: there is no file {path}. Give the path of a state dict, or false.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpicklers do
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{where}: {path} cannot be read ({reason}). Give a state dict saved by torch.") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{where}: {path} holds no state dict. Give one saved with torch.save(model.state_dict()).")
-    return {
-        re.sub(r"^(module\.|_orig_mod\.)+", "", key): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-    }
+        return checkpoint.weights_of(checkpoint.load(path), path)
+    except CheckpointError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
