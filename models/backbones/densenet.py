@@ -29,7 +29,8 @@ class _DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(self.norm1(x), inplace=True))
-        return self.conv2(F.relu(self.norm2(x), inplace=True))
+        new: Tensor = self.conv2(F.relu(self.norm2(x), inplace=True))
+        return new
 
 
 class _DenseBlock(nn.ModuleDict):

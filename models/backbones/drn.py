@@ -16,7 +16,8 @@ class _PlainBlock(BasicBlock):
     """A residual block without its shortcut, to smooth the grid that dilation leaves. Source: section 4."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.branch(x))
+        out: Tensor = self.relu(self.branch(x))
+        return out
 
 
 @BACKBONES.register("drn26", depths=(1, 1, 2, 2, 2, 2))

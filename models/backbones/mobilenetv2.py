@@ -31,16 +31,17 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = in_channels * expansion
-        expand = [ConvNormAct(in_channels, inner, 1, act=nn.ReLU6)] if expansion != 1 else []
-        self.conv = nn.Sequential(
-            *expand,
-            ConvNormAct(inner, inner, stride=stride, dilation=dilation, groups=inner, act=nn.ReLU6),
-            *ConvNormAct(inner, out_channels, 1, act=None),
-        )
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(ConvNormAct(in_channels, inner, 1, act=nn.ReLU6))
+        layers.append(ConvNormAct(inner, inner, stride=stride, dilation=dilation, groups=inner, act=nn.ReLU6))
+        layers += ConvNormAct(inner, out_channels, 1, act=None)  # taken apart, as torchvision names its parameters
+        self.conv = nn.Sequential(*layers)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.shortcut else self.conv(x)
+        out: Tensor = self.conv(x)
+        return x + out if self.shortcut else out
 
 
 @BACKBONES.register("mobilenet_v2")

@@ -37,7 +37,9 @@ class _Block(nn.Module):
         out = self.branch(x)
         if self.gate is not None:
             out = self.gate(out)
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out + shortcut)
+        return result
 
 
 class BasicBlock(_Block):
@@ -71,7 +73,9 @@ class BasicBlock(_Block):
         self.bn2 = nn.BatchNorm2d(width)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        x = self.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.bn2(self.conv2(x))
+        return out
 
 
 class Bottleneck(_Block):
@@ -109,7 +113,8 @@ class Bottleneck(_Block):
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        out: Tensor = self.bn3(self.conv3(x))
+        return out
 
 
 class LargeKernelBottleneck(_Block):
@@ -144,41 +149,53 @@ class LargeKernelBottleneck(_Block):
     ) -> None:
         super().__init__(in_channels, width, stride=stride, project=project, se=se)
         inner = max(1, width // self.reduction)
-
-        def along(axis: int, channels: int) -> nn.Sequential:
-            def pair(value: int, otherwise: int) -> tuple[int, int]:
-                return (value, otherwise) if axis == 0 else (otherwise, value)
-
-            size, spread = self.kernel_size, dilations[0]
-            conv = nn.Conv2d(
-                channels,
-                inner,
-                pair(size, 1),
-                pair(stride, 1),
-                pair(spread * (size // 2), 0),
-                pair(spread, 1),
-                bias=False,
-            )
-            return nn.Sequential(conv, nn.BatchNorm2d(inner), nn.ReLU(inplace=True))
-
-        self.left = nn.Sequential(along(0, in_channels), along(1, inner))
-        self.right = nn.Sequential(along(1, in_channels), along(0, inner))
+        size = self.kernel_size
+        dilation = dilations[0]
+        self.left = nn.Sequential(
+            _strip(in_channels, inner, size, stride, dilation, axis=0),
+            _strip(inner, inner, size, stride, dilation, axis=1),
+        )
+        self.right = nn.Sequential(
+            _strip(in_channels, inner, size, stride, dilation, axis=1),
+            _strip(inner, inner, size, stride, dilation, axis=0),
+        )
         self.expand = ConvNormAct(inner, width * self.expansion, 1, act=None)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.expand(self.left(x) + self.right(x))
+        out: Tensor = self.expand(self.left(x) + self.right(x))
+        return out
+
+
+def _strip(in_channels: int, out_channels: int, size: int, stride: int, dilation: int, *, axis: int) -> nn.Sequential:
+    """Convolve along one `axis`, 0 for the height and 1 for the width, with stride and dilation along it only."""
+
+    def pair(along: int, across: int) -> tuple[int, int]:
+        return (along, across) if axis == 0 else (across, along)
+
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=pair(size, 1),
+        stride=pair(stride, 1),
+        padding=pair(dilation * (size // 2), 0),
+        dilation=pair(dilation, 1),
+        bias=False,
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class LargeKernelBottleneck5(LargeKernelBottleneck):
     """Of 5x5, for stage 4: 85 channels inside for the published width of 256."""
 
-    kernel_size, reduction = 5, 3
+    kernel_size = 5
+    reduction = 3
 
 
 class LargeKernelBottleneck7(LargeKernelBottleneck):
     """Of 7x7, for stage 5: 128 channels inside for the published width of 512."""
 
-    kernel_size, reduction = 7, 4
+    kernel_size = 7
+    reduction = 4
 
 
 _GLOBAL = (Bottleneck, Bottleneck, LargeKernelBottleneck5, LargeKernelBottleneck7)

@@ -96,7 +96,7 @@ class Xception(Backbone):
         in_channels: Channels of the images.
         output_stride: Input pixels per pixel of the coarsest map; null is what the model says, or else 32.
         width_mult: Share of the published channels.
-        bounded: Use ReLU6, as quantisation likes it, in place of ReLU.
+        bounded: Use ReLU6, as quantization likes it, in place of ReLU.
         multi_grid: Rates that multiply the dilation of each of the last three convolutions, such as [1, 2, 4]
             (https://arxiv.org/abs/1706.05587, section 3.1).
     """
