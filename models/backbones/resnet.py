@@ -262,30 +262,34 @@ class ResNet(Backbone):
         elif width_mult == 1 and all(block.expansion == 4 for block in blocks):
             self.weights = f"timm/{variant}s"
         stages = strides_and_dilations(output_stride or 32)
-        stem, wide, *_ = widths = [scaled(width, width_mult) for width in (64, 128, 256, 512)]
+        widths = [scaled(width, width_mult) for width in (64, 128, 256, 512)]
+        stem, wide = widths[:2]
+        stride, _ = stages[0]
         self.conv1: nn.Module
         if deep_stem:
             self.conv1 = nn.Sequential(
-                *ConvNormAct(in_channels, stem, stride=stages[0][0]), *ConvNormAct(stem, stem), _conv3x3(stem, wide)
+                *ConvNormAct(in_channels, stem, stride=stride), *ConvNormAct(stem, stem), _conv3x3(stem, wide)
             )
             channels = wide
         else:
-            self.conv1 = nn.Conv2d(in_channels, stem, 7, stages[0][0], 3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, stem, 7, stride, 3, bias=False)
             channels = stem
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stages[1][0], 1) if has_max_pool else nn.Identity()
+        pool_stride, _ = stages[1]
+        self.maxpool = nn.MaxPool2d(3, pool_stride, 1) if has_max_pool else nn.Identity()
 
-        stride = stages[0][0]
         shapes = [FeatureShape(channels, stride, 1)]
         lists = _dilation_lists(depths, [dilation for _, dilation in stages[1:]], hdc, multi_grid)
         for level, block, width, depth, explicit in zip(range(2, 6), blocks, widths, depths, lists, strict=True):
             step, dilation = stages[level - 1]
-            previous = stages[level - 2][1]
+            _, previous = stages[level - 2]
             stride *= step
             project = True
             if level == 2 and has_max_pool:  # the pool has done the stride, so every convolution comes after it
-                step, previous, project = 1, dilation, channels != width * block.expansion
+                step = 1
+                previous = dilation
+                project = channels != width * block.expansion
             if explicit is None:
                 dilations = [(previous, dilation)] + [(dilation, dilation)] * (depth - 1)
             else:
@@ -293,7 +297,9 @@ class ResNet(Backbone):
             stage: list[nn.Module] = []
             for pair in dilations:
                 stage.append(block(channels, width, stride=step, dilations=pair, project=project, se=se))
-                channels, step, project = width * block.expansion, 1, False
+                channels = width * block.expansion
+                step = 1  # only the first block of a stage has its stride and a projected shortcut
+                project = False
             self.add_module(f"layer{level - 1}", nn.Sequential(*stage))
             shapes.append(FeatureShape(channels, stride, level))
         self.shapes = tuple(shapes)
@@ -313,18 +319,18 @@ def _dilation_lists(
     hdc: bool | tuple[tuple[int, ...], ...],
     multi_grid: tuple[int, ...] | None,
 ) -> list[Sequence[int] | None]:
-    """Dilation of every block, for each stage where the options spell it out; None for the others.
+    """List the dilation of every block, for each stage where the options spell it out; None for the others.
 
     Raises:
         ValueError: A list is not as long as its stage is deep, or both options say something.
     """
-    lists: list[Sequence[int] | None] = [None] * len(depths)
     if hdc and multi_grid:
         raise ValueError("takes either 'hdc' or 'multi_grid', but was given both")
+    lists: list[Sequence[int] | None] = [None] * len(depths)
     if hdc is True:
-        for i, (depth, d) in enumerate(zip(depths, dilations, strict=True)):
-            if d > 1:
-                lists[i] = [d - 1 + block % 3 for block in range(depth)]
+        for i, (depth, dilation) in enumerate(zip(depths, dilations, strict=True)):
+            if dilation > 1:
+                lists[i] = [dilation - 1 + block % 3 for block in range(depth)]
     elif hdc:
         if len(hdc) > len(depths):
             raise ValueError(f"has {len(depths)} stages of blocks, but 'hdc' has {len(hdc)} lists")
