@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,26 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PACKAGE = "segwright"
 FOLDERS = ("base", "dataloader", "engine", "models", "utils")
 DATA = ("config.json", "config.schema.json", "configs")
-NOT_INSTALLED = ("hatch_build.py", "setup.py")
+LIBRARY = ("trainer",)  # top-level modules that are no commands
+NOT_INSTALLED = ("hatch_build", PACKAGE)
 
 
-def own_modules(root: Path) -> frozenset[str]:
-    """Names of the repository's top-level modules and packages, as an import statement begins with them."""
-    scripts = {path.stem for path in root.glob("*.py") if path.name not in NOT_INSTALLED}
-    return frozenset(scripts - {PACKAGE} | set(FOLDERS))
+def new_homes(root: Path) -> dict[str, str]:
+    """Say for each top-level module and package of the repository below which package the wheel has it.
+
+    Commands get a package of their own: ``segwright.train`` is a function, and a module of that name would replace it.
+    """
+    homes = dict.fromkeys((*FOLDERS, *LIBRARY), PACKAGE)
+    scripts = {path.stem for path in root.glob("*.py")} - {*NOT_INSTALLED, *LIBRARY}
+    return homes | dict.fromkeys(sorted(scripts), f"{PACKAGE}.commands")
 
 
-def rewrite_imports(source: str, own: Collection[str], package: str = PACKAGE) -> str:
-    """Put `package` in front of every imported module whose first name is one of `own`.
+def rewrite_imports(source: str, homes: Mapping[str, str]) -> str:
+    """Put its new home in front of every imported module whose first name is one of `homes`.
 
     Args:
         source: Text of a Python file.
-        own: Top-level names to move below `package`.
-        package: Where they are going to live.
+        homes: From `new_homes`.
 
     Raises:
         ValueError: ``import a.b`` binds the name ``a``, and the file uses it: no edit of one line could keep that.
@@ -42,15 +46,16 @@ def rewrite_imports(source: str, own: Collection[str], package: str = PACKAGE) -
     tree = ast.parse(source)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and _first(node.module) in own:
-            _replace(lines, node, f"from {node.module}", f"from {package}.{node.module}")
+        if isinstance(node, ast.ImportFrom) and node.module and _first(node.module) in homes:
+            home = homes[_first(node.module)]
+            _replace(lines, node, f"from {node.module}", f"from {home}.{node.module}")
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                if _first(alias.name) not in own:
+                if _first(alias.name) not in homes:
                     continue
                 if alias.asname is None and "." in alias.name and _first(alias.name) in used:
                     raise ValueError(f"line {node.lineno}: import {alias.name}: write it as from ... import")
-                _rewrite_import(lines, node, alias, package)
+                _rewrite_import(lines, node, alias, homes[_first(alias.name)])
     return "".join(lines)
 
 
@@ -58,13 +63,13 @@ def _first(module: str) -> str:
     return module.partition(".")[0]
 
 
-def _rewrite_import(lines: list[str], node: ast.Import, alias: ast.alias, package: str) -> None:
+def _rewrite_import(lines: list[str], node: ast.Import, alias: ast.alias, home: str) -> None:
     if len(node.names) > 1:
         raise ValueError(f"line {node.lineno}: import one module of ours at a time")
     if "." in alias.name or alias.asname:
-        _replace(lines, node, f"import {alias.name}", f"import {package}.{alias.name}")
+        _replace(lines, node, f"import {alias.name}", f"import {home}.{alias.name}")
     else:  # `import train` binds `train`
-        _replace(lines, node, f"import {alias.name}", f"from {package} import {alias.name}")
+        _replace(lines, node, f"import {alias.name}", f"from {home} import {alias.name}")
 
 
 def _replace(lines: list[str], node: ast.stmt, old: str, new: str) -> None:
@@ -81,23 +86,29 @@ def _replace(lines: list[str], node: ast.stmt, old: str, new: str) -> None:
 
 def build_package(root: Path, target: Path) -> None:
     """Write the package's tree to `target`, from the repository in `root`."""
-    own = own_modules(root)
-    files = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.is_file()]
-    files += [path for path in sorted(root.glob("*.py")) if path.name not in NOT_INSTALLED]
-    for name in DATA:
-        path = root / name
-        files += [path] if path.is_file() else [inner for inner in sorted(path.rglob("*")) if inner.is_file()]
-    for path in files:
-        if "__pycache__" in path.parts:
+    homes = new_homes(root)
+    files = [path for folder in FOLDERS for path in (root / folder).rglob("*")]
+    files += [path for name in DATA for path in [root / name, *(root / name).rglob("*")]]
+    files += root.glob("*.py")
+    for path in sorted(files):
+        if not path.is_file() or "__pycache__" in path.parts or path.stem == "hatch_build":
             continue
-        # segwright.py is the package's face: what `import segwright` runs.
-        name = Path("__init__.py") if path == root / f"{PACKAGE}.py" else path.relative_to(root)
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        place = target / _place(path.relative_to(root), homes)
+        place.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".py":
-            (target / name).write_text(rewrite_imports(path.read_text(encoding="utf-8"), own), encoding="utf-8")
+            place.write_text(rewrite_imports(path.read_text(encoding="utf-8"), homes), encoding="utf-8")
         else:
-            shutil.copyfile(path, target / name)
+            shutil.copyfile(path, place)
+    (target / "commands" / "__init__.py").write_text('"""The commands, one module each."""\n', encoding="utf-8")
     (target / "__main__.py").write_text(f"from {PACKAGE} import main\n\nraise SystemExit(main())\n", encoding="utf-8")
+
+
+def _place(path: Path, homes: Mapping[str, str]) -> Path:
+    """Give a file's path in the wheel's package; `path` is relative to the repository."""
+    if path == Path(f"{PACKAGE}.py"):  # what `import segwright` runs
+        return Path("__init__.py")
+    folders = homes.get(path.stem, PACKAGE).split(".")[1:] if len(path.parts) == 1 else []
+    return Path(*folders, path)
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""Segwright from Python and from the command line: ``segwright.load(CKPT).predict(image)``, ``segwright train -c my.json``.
+"""Segwright from Python and the command line: ``segwright.load(CKPT).predict(image)``, ``segwright train -c my.json``.
 
 The commands are the scripts beside this file; this is the one door to all of them. Nothing heavy is imported before it
 is known what is asked for.
@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {words[0]}: no such command. Choose from {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     script = COMMANDS[words[0]][0]
-    # In the wheel this module is the package that the scripts live in; in the repository it lies beside them.
-    name = f"{__name__}.{script}" if hasattr(sys.modules[__name__], "__path__") else script
+    # In the wheel this module is a package, and the scripts live below it; in the repository it lies beside them.
+    name = f"{__name__}.commands.{script}" if hasattr(sys.modules[__name__], "__path__") else script
     if argv is None:  # what is recorded as the command line of a run
         sys.argv = [f"segwright {words[0]}", *words[1:]]
     sys.path.append(os.getcwd())  # for --import of modules that lie here; last, so that nothing here hides a library
