@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("inference", "predict images with a checkpoint"),
     "export": ("export", "write a checkpoint as ONNX, torch.export or safetensors"),
     "report": ("report", "draw the reports of runs and the page that compares them"),
+    "sweep": ("sweep", "search the best settings of a config"),
     "prepare": ("prepare", "download, check and describe data; write a config for your own"),
 }
 
