@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems := division_problems(config, processes):
         raise ConfigError(*problems)
     if processes > place.size:
-        return distributed.launch("train", sys.argv[1:] if argv is None else argv, processes)
+        command = f"{__package__}.train" if __package__ else "train"  # in the wheel it lives in a package
+        return distributed.launch(command, sys.argv[1:] if argv is None else argv, processes)
 
     from engine import resume, session
 
