@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.config import load_config
 from utils.errors import ArgumentParser, DataError, MissingData, UserError, one_line, run
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import argparse
 
     from base.base_dataset import BaseDataset
+    from dataloader.build import LoaderConfig
     from dataloader.tools.doctor import Examined, Finding
-    from utils.schema import Component
 
 RULES = ("median_freq", "enet", "sqrt_inv")
 DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
@@ -101,10 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return check(splits, broken) if args.command == "check" else stats(splits)
 
 
-def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
+def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]:
     """The loaders of a config, examined."""
-    from dataloader.build import options_of
-    from dataloader.transforms.chain import ChainOptions
     from engine.check import check_config
     from engine.config import training_sections
 
@@ -114,12 +112,12 @@ def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
     for where, section in sections.items():
         if section is None:
             continue
-        chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+        chain = section.chain
         plain = chain.augment and chain.base_size is None and chain.resize is None
         training = not examined
         found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
         found.crop = chain.crop if plain else None
-        found.batch_size = section.args["batch_size"] if len(sections) == 2 else None
+        found.batch_size = section.batches.batch_size if len(sections) == 2 else None
         if where != "val_loader" and len(sections) > 2:
             found.parts |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)
@@ -127,7 +125,7 @@ def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
     return examined
 
 
-def packable(raw: dict) -> list[BaseDataset]:
+def packable(raw: dict[str, Any]) -> list[BaseDataset]:
     """The datasets of a config's loaders, each split once.
 
     Raises:
@@ -150,7 +148,7 @@ def packable(raw: dict) -> list[BaseDataset]:
     return [dataset for _, dataset in datasets.values()]
 
 
-def dataset_of(section: Component, where: str) -> BaseDataset:
+def dataset_of(section: LoaderConfig, where: str) -> BaseDataset:
     """The dataset that a loader section names.
 
     Raises:
@@ -161,7 +159,7 @@ def dataset_of(section: Component, where: str) -> BaseDataset:
     return build_dataset(section, where=where, seed=0)
 
 
-def examine_split(args: argparse.Namespace, section: Component, split: str) -> Examined:
+def examine_split(args: argparse.Namespace, section: LoaderConfig, split: str) -> Examined:
     """Read all files of a split that was named without a config: nobody said that it is trained or validated on."""
     found = examine(args, section, split, training=split.startswith(("train", "all")))
     found.parts = found.dataset.parts
@@ -180,7 +178,7 @@ def distinct(splits: Sequence[Examined]) -> list[Examined]:
 
 
 def from_dataset(
-    args: argparse.Namespace, make: Callable[[Component, str], T], broken: list[Finding] | None = None
+    args: argparse.Namespace, make: Callable[[LoaderConfig, str], T], broken: list[Finding] | None = None
 ) -> list[T]:
     """What `make` makes of the splits of a dataset; those that are not there are passed over, unless asked for.
 
@@ -211,7 +209,7 @@ def from_dataset(
         problems: list[str] = []
         section = check_loader({"type": args.dataset, "args": flat}, where="--dataset", problems=problems)
         try:
-            if problems:
+            if section is None:
                 raise UserError(*problems)
             found.append(make(section, split))
         except UserError as error:
@@ -232,7 +230,13 @@ def from_dataset(
 
 
 def examine(
-    args: argparse.Namespace, section: Component, where: str, *, training: bool, seed: int = 0, ignore_index: int = 255
+    args: argparse.Namespace,
+    section: LoaderConfig,
+    where: str,
+    *,
+    training: bool,
+    seed: int = 0,
+    ignore_index: int = 255,
 ) -> Examined:
     """Read all files of a split.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from base.base_dataset import DatasetView, Item
+from base.base_dataset import Examples, Item
 from base.batch_memory import PREFETCHED, BatchMemory, SharedBatch
 from base.workers import PATIENCE, WorkerLoader, first_line, memory_hint, start_worker
 from utils.classes import IGNORE
@@ -87,7 +87,8 @@ class DevicePrefetcher:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        is_cuda = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
         """`batch` on the device; what is queued from now on sees it whole."""
@@ -144,10 +145,10 @@ def as_batch(images: Tensor, labels: Tensor, keys: tuple[str, ...], skipped: tup
     return Batch(images.permute(0, 3, 1, 2), labels, keys, skipped)
 
 
-class ErrorsAsItems(Dataset):
-    """A view whose bad samples are returned as errors: raised in a worker, they would arrive as a traceback."""
+class ErrorsAsItems(Dataset[Item | DataError]):
+    """Examples whose bad samples are returned as errors: raised in a worker, they would arrive as a traceback."""
 
-    def __init__(self, view: DatasetView) -> None:
+    def __init__(self, view: Examples) -> None:
         self.view = view
 
     def __getitem__(self, address: tuple[int, int]) -> Item | DataError:
@@ -205,7 +206,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Loader:
-    """Batches of a view, with or without worker processes.
+    """Batches of examples, with or without worker processes.
 
     Args:
         view: Where the items come from.
@@ -224,7 +225,7 @@ class Loader:
 
     def __init__(
         self,
-        view: DatasetView,
+        view: Examples,
         batch_size: int,
         *,
         num_workers: int = 0,

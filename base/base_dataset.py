@@ -8,10 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from utils.classes import STRANGE, ClassTable, ranges
 from utils.errors import ConfigError, DataError
@@ -84,6 +83,11 @@ class BaseDataset(ABC):
     @abstractmethod
     def base_classes(cls, **options: Any) -> ClassTable:
         """The classes, from the dataset's options alone; no file of the data folder may be needed."""
+
+    @classmethod
+    def image_channels(cls, **options: Any) -> int:
+        """Channels of the images that ``cls(**options)`` would have."""
+        return int(options.get("channels", cls.channels))
 
     @classmethod
     def class_table(cls, **options: Any) -> ClassTable:
@@ -179,8 +183,68 @@ class BaseDataset(ABC):
         return 0
 
 
-class DatasetView(Dataset):
-    """Some examples of a dataset, augmented; what a loader's workers read from.
+class Examples(Protocol):
+    """Numbered examples, of one dataset or of several: what a loader reads and what labels are counted over.
+
+    Attributes:
+        seed: With the epoch and the index it decides all randomness of an item, whichever worker loads it.
+        on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
+        classes: Those of all labels.
+        channels: Of all images.
+    """
+
+    seed: int
+    on_bad_sample: Literal["stop", "skip"]
+    classes: ClassTable
+    channels: int
+
+    @property
+    def views(self) -> Sequence[DatasetView]:
+        """The views that these examples consist of, each of one dataset."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Name of the image at `index`."""
+        ...
+
+    def original(self, index: int) -> Item:
+        """The example at `index` as it is on disk.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        ...
+
+    def label(self, index: int) -> np.ndarray:
+        """Its label alone, (H, W) uint8.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        ...
+
+    def labels(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+        """Labels as they are on disk, at `indices` or all; where bad samples are skipped, without those.
+
+        Raises:
+            DataError: One cannot be used.
+        """
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                yield self.label(index)
+            except DataError:
+                if self.on_bad_sample == "stop":
+                    raise
+
+
+class DatasetView(Examples):
+    """Some examples of a dataset, augmented.
 
     Args:
         dataset: Where the examples come from.
@@ -203,54 +267,33 @@ class DatasetView(Dataset):
         read: Callable[[int], Item] | None = None,
         first: int = 0,
     ) -> None:
-        self.read, self.first = read or dataset.read, first
-        self.dataset, self.transform, self.seed, self.on_bad_sample = dataset, transform, seed, on_bad_sample
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
         self.indices = range(len(dataset)) if indices is None else indices
-        self.classes, self.channels = dataset.classes, dataset.channels
+        self.on_bad_sample = on_bad_sample
+        self.read = read or dataset.read
+        self.first = first
+        self.classes = dataset.classes
+        self.channels = dataset.channels
 
     @property
     def views(self) -> Sequence[DatasetView]:
-        """The views that this one is joined of, each of one dataset."""
         return (self,)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def key(self, index: int) -> str:
-        """Name of the image at `index`."""
-        return self.dataset.samples[self.indices[index]].key
+        return str(self.dataset.samples[self.indices[index]].key)
 
     def original(self, index: int) -> Item:
-        """The example at `index` as it is on disk.
-
-        Raises:
-            DataError: It cannot be used.
-        """
         return self.dataset.read(int(self.indices[index]))
 
     def label(self, index: int) -> np.ndarray:
-        """Its label alone, (H, W) uint8.
-
-        Raises:
-            DataError: It cannot be used.
-        """
         return self.dataset.read_label(int(self.indices[index]))
 
-    def labels(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
-        """Labels as they are on disk, at `indices` or all; where bad samples are skipped, without those.
-
-        Raises:
-            DataError: One cannot be used.
-        """
-        for index in range(len(self)) if indices is None else indices:
-            try:
-                yield self.label(index)
-            except DataError:
-                if self.on_bad_sample == "stop":
-                    raise
-
     def __getitem__(self, address: tuple[int, int]) -> Item:
-        """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
         epoch, index = address
         source = self.indices[index]
         image, label, key = self.read(source)
@@ -260,10 +303,11 @@ class DatasetView(Dataset):
                 image, label = self.transform(image, label, rng)
             except DataError as error:
                 raise DataError(*(f"{key}: {problem}" for problem in error.problems)) from None
+        # A cache gives arrays that may be read only, and torch shares memory with what it is given.
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
 
 
-class JoinedDatasetView(DatasetView):
+class JoinedDatasetView(Examples):
     """The examples of several views, one view's after the other's.
 
     Args:
@@ -271,20 +315,19 @@ class JoinedDatasetView(DatasetView):
     """
 
     def __init__(self, views: Sequence[DatasetView]) -> None:
-        self._views, self.starts = views, list(itertools.accumulate(map(len, views), initial=0))
-        self.seed, self.on_bad_sample = views[0].seed, views[0].on_bad_sample
-        self.classes, self.channels = views[0].classes, views[0].channels
+        self._views = views
+        self._starts = list(itertools.accumulate(map(len, views), initial=0))
+        self.seed = views[0].seed
+        self.on_bad_sample = views[0].on_bad_sample
+        self.classes = views[0].classes
+        self.channels = views[0].channels
 
     @property
     def views(self) -> Sequence[DatasetView]:
         return self._views
 
-    def _find(self, index: int) -> tuple[DatasetView, int]:
-        number = bisect.bisect_right(self.starts, index) - 1
-        return self._views[number], index - self.starts[number]
-
     def __len__(self) -> int:
-        return self.starts[-1]
+        return self._starts[-1]
 
     def key(self, index: int) -> str:
         view, index = self._find(index)
@@ -301,3 +344,8 @@ class JoinedDatasetView(DatasetView):
     def __getitem__(self, address: tuple[int, int]) -> Item:
         view, index = self._find(address[1])
         return view[address[0], index]
+
+    def _find(self, index: int) -> tuple[DatasetView, int]:
+        """The view that holds example `index`, and its number there."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self._views[number], index - self._starts[number]

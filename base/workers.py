@@ -23,7 +23,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PATIENCE = 600.0  # seconds that a data worker may take for a batch
 
 
-class WorkerLoader(DataLoader):
+class WorkerLoader(DataLoader[Any]):
     """A DataLoader whose workers end with this process, also where an error's traceback still refers to them.
 
     Else multiprocessing would send them a SIGTERM at the end, which they take for one to all of us (see
@@ -40,7 +40,7 @@ class WorkerLoader(DataLoader):
         return iterator
 
 
-def end_workers(reference: weakref.ref, owner: int) -> None:
+def end_workers(reference: weakref.ref[Any], owner: int) -> None:
     """End the workers of a DataLoader's iterator, if it is still there, in the process that started them."""
     iterator = reference()
     if iterator is not None and owner == os.getpid():

@@ -7,21 +7,21 @@ a guess that never looks at the image would score: a figure that any network mus
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from base.base_dataset import DatasetView
+from base.base_dataset import DatasetView, Examples
 from dataloader.scan import count_labels, default_cache, examine, has_files, remembered
 from utils.classes import IGNORE
 from utils.errors import DataError
 from utils.reproducibility import stream
 
 
-def count_classes(view: DatasetView) -> DataCheck | None:
+def count_classes(view: Examples) -> DataCheck | None:
     """Pixels of each class in all labels of `view`, as `prepare.py check` counted them; None unless it did.
 
     Raises:
@@ -31,7 +31,7 @@ def count_classes(view: DatasetView) -> DataCheck | None:
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
-    return DataCheck(*(sum(numbers) for numbers in zip(*map(astuple, known), strict=True)))  # type: ignore[arg-type]
+    return DataCheck(*(sum(numbers) for numbers in zip(*map(astuple, known), strict=True)))
 
 
 def _count_classes(view: DatasetView) -> DataCheck | None:
@@ -45,7 +45,7 @@ def _count_classes(view: DatasetView) -> DataCheck | None:
     return DataCheck(len(records) - len(unusable), pixels, void)
 
 
-def look_at(view: DatasetView) -> DataCheck:
+def look_at(view: Examples) -> DataCheck:
     """What is known of all labels of `view` or, where nothing is, what some of them say.
 
     Raises:
@@ -54,7 +54,7 @@ def look_at(view: DatasetView) -> DataCheck:
     return count_classes(view) or check_samples(view)
 
 
-def class_pixels(view: DatasetView, num_workers: int = 0) -> list[int]:
+def class_pixels(view: Examples, num_workers: int = 0) -> list[int]:
     """Labelled pixels of each class, counted over all labels of `view`; of files, they are remembered.
 
     Raises:
@@ -103,7 +103,7 @@ def some_indices(length: int, seed: int) -> np.ndarray:
     return np.sort(stream(seed, "split", 1).permutation(length)[:SAMPLES])
 
 
-def check_samples(view: DatasetView, *, everything: bool = False) -> DataCheck:
+def check_samples(view: Examples, *, everything: bool = False) -> DataCheck:
     """Read some labels of `view` and the image of a few, or `everything`.
 
     Raises:
@@ -123,7 +123,7 @@ def check_samples(view: DatasetView, *, everything: bool = False) -> DataCheck:
     return DataCheck(read, counts[:num_classes], int(counts[IGNORE]))
 
 
-def largest_image(view: DatasetView) -> tuple[int, int]:
+def largest_image(view: Examples) -> tuple[int, int]:
     """Height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
     largest = (0, 0)
     for part in view.views:
@@ -138,7 +138,7 @@ def largest_image(view: DatasetView) -> tuple[int, int]:
     return largest
 
 
-def location_prior(train: DatasetView, val: DatasetView) -> float:
+def location_prior(train: Examples, val: Examples) -> float:
     """Mean IoU on `val` of always guessing the class that was most frequent at that place in `train`.
 
     Measured on up to `SAMPLES` labels of each, resized to `GRID`; both only as far as labels are annotated.
@@ -158,6 +158,6 @@ def location_prior(train: DatasetView, val: DatasetView) -> float:
     return float((hits[union > 0] / union[union > 0]).mean()) if union.any() else 0.0
 
 
-def _small_labels(view: DatasetView):  # type: ignore[no-untyped-def]
+def _small_labels(view: Examples) -> Iterator[np.ndarray]:
     for label in view.labels(some_indices(len(view), view.seed).tolist()):
         yield cv2.resize(label, GRID[::-1], interpolation=cv2.INTER_NEAREST)

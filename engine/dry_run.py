@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from base.base_model import BaseModel
-from dataloader.build import options_of
-from dataloader.transforms.chain import ChainOptions
 from engine.assemble import build_loaders, build_network, loss_of
 from engine.config import RunConfig
 from engine.preflight import check_parts
@@ -93,15 +91,13 @@ def dry_run(config: RunConfig) -> DryRun:
     Raises:
         ConfigError: The bricks do not fit, or the batch is too small.
     """
-    train, args = config.train_loader, config.train_loader.args
-    chain: ChainOptions = options_of(ChainOptions, train.type, args, "chain")
-    size = chain.crop or (512, 512)
+    size = config.train.chain.crop or (512, 512)
     with torch.device("meta"):
         model = build_network(config, load_weights=False)
     check_parts(config, model)
     check_training(config, model)
-    count = args["batch_size"] // (config.trainer.accumulate * distributed.world_size())
-    channels = config.arch.args.get("in_channels", 3)
+    count = config.train.batches.batch_size // (config.trainer.accumulate * distributed.world_size())
+    channels = config.arch.options.in_channels
     images = torch.empty(count, channels, *size, dtype=torch.uint8, device="meta")
     kept: dict[int, int] = {}
 

@@ -18,6 +18,7 @@ from engine.config import config_json_schema
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json, read_json
 from utils.errors import ConfigError
+from utils.json_schema import json_schema, object_schema
 from utils.registry import KINDS
 from utils.schema import (
     Above,
@@ -31,8 +32,6 @@ from utils.schema import (
     did_you_mean,
     fill_defaults,
     fits,
-    json_schema,
-    object_schema,
     parameters_of,
     spell,
     to_json,
@@ -280,7 +279,7 @@ def test_the_documented_example_of_the_seed_is_accepted():
     VALIDATOR.validate(example)
     config = check_config(example)
     assert config.trainer.monitor == "max Mean_IoU"
-    assert config.train_loader.args["batch_size"] == example["train_loader"]["args"]["batch_size"]
+    assert config.train.batches.batch_size == example["train_loader"]["args"]["batch_size"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -134,8 +134,8 @@ def check_loss(value: Any, *, where: str = "loss", problems: list[str]) -> list[
 
 def _check_term(value: Any, where: str, problems: list[str]) -> LossTerm | None:
     found, factor, component = len(problems), 1.0, value
-    if isinstance(value, LossTerm):
-        value = asdict(value)
+    if isinstance(value, LossTerm):  # it has been checked
+        return value
     if isinstance(value, Mapping):
         known = ("type", "args", "factor")
         problems += [f"{join(where, k)}: unknown key. {did_you_mean(k, known)}" for k in value if k not in known]
@@ -167,7 +167,7 @@ def build_criterion(loss: Any, *, aux_factor: float = 0.4, where: str = "loss", 
     for index, term in enumerate(terms):
         place = join(where, index) if isinstance(loss, list | tuple) else where
         try:
-            part = LOSSES.build({"type": term.type, "args": term.args}, where=place, **facts)
+            part = LOSSES.make(term.type, term.args, where=place, **facts)
             built.append((term_name(terms, index), part, term.factor))
         except ConfigError as error:
             problems += error.problems
