@@ -38,7 +38,7 @@ def test_images_of_all_sets_are_drawn_each_with_its_own_augmentation(tmp_path):
     assert len(view) == 16
     assert [view.key(i) for i in (0, 10, 11, 15)] == ["square_0000", "square_0010", "square_1000", "square_1004"]
     alone = [
-        build_loaders(check_config({**raw, "train_loader": {"type": s.type, "args": s.args}}))[0].view
+        build_loaders(check_config({**raw, "train_loader": s.to_json()}))[0].view
         for s in training_sections(config).values()
     ]
     np.testing.assert_array_equal(view[3, 4].image, alone[0][3, 4].image)

@@ -290,12 +290,12 @@ def convert_component(value: Any, where: str) -> Component:
 
 
 def _convert_annotated(value: Any, hint: Any, metadata: tuple[Any, ...], where: str) -> Any:
-    has_rules = any(hasattr(extra, "check") for extra in metadata)  # a registry or a section converts by itself
-    converted = value if has_rules else convert(value, hint, where)
+    is_section = any(hasattr(extra, "words") for extra in metadata)  # which converts by itself
+    converted = value if is_section else convert(value, hint, where)
     for extra in metadata:
         if isinstance(extra, Range) and isinstance(converted, int | float) and converted not in extra:
             raise Mismatch(f"{where}: expected {spell(hint)} {extra}, got {show(value)}.")
-        if hasattr(extra, "check"):
+        if hasattr(extra, "check"):  # a section, or a registry: the component must be one of its own
             problems: list[str] = []
             converted = extra.check(converted, where=where, problems=problems)
             if problems:
