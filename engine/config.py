@@ -30,7 +30,7 @@ from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.errors import ConfigError
-from utils.json_schema import object_schema
+from utils.json_schema import dump_schema, object_schema, share_repeated
 from utils.losses.criterion import LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
@@ -265,7 +265,12 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
 
 
 def config_json_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors."""
+    """JSON Schema of a config file, for editors, in which what several components share is said once."""
+    return share_repeated(full_json_schema())
+
+
+def full_json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file; of each kind of component that others name, there is one definition."""
     schema = object_schema(RunConfig)
     schema["properties"]["extends"] = {
         "description": "Config files, relative to this one, over which this one is laid.",
@@ -343,6 +348,4 @@ def normalization_of(config: RunConfig) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    from utils.config import dump_json
-
-    print(dump_json(config_json_schema()), end="")
+    print(dump_schema(config_json_schema()))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import operator
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from utils.schema import EMPTY, Component, Range, describe_arguments, is_plain, parameters_of, to_json
+
+REPEATED = 60  # characters of a property's schema that may be repeated: to refer to another place is as long
+WIDTH = 100  # columns of a line of JSON
 
 
 def json_schema(hint: Any, default: Any = EMPTY) -> dict[str, Any]:
@@ -84,3 +90,94 @@ def object_schema(target: Callable[..., Any], *, reserved: Collection[str] = ())
     if required := [name for name, p in parameters.items() if p.default is EMPTY]:
         schema["required"] = required
     return schema
+
+
+def share_repeated(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Say once, under "$defs", what a schema says of several properties, and refer to it; it accepts the same.
+
+    What is shared is called by the section or the kind of component that it is first met in, and by its own name, such
+    as ``loader.crop_size``; the arguments of several components by the first one's, such as ``backbone.resnet101``.
+    """
+    tops = {**schema["properties"], **schema["$defs"]}
+    counts: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for owner, top in tops.items():
+        for name, part in _parts(top):
+            _count(f"{owner}.{name}", part, counts, names)
+    shared = {text: name for text, name in names.items() if counts[text] > 1 and len(text) > REPEATED}
+    definitions = {name: _refer_inside(json.loads(text), shared) for text, name in shared.items()}
+    return {
+        **schema,
+        "properties": {name: _refer_inside(part, shared) for name, part in schema["properties"].items()},
+        "$defs": {**{name: _refer_inside(part, shared) for name, part in schema["$defs"].items()}, **definitions},
+    }
+
+
+def _text(schema: Any) -> str:
+    return json.dumps(schema, ensure_ascii=False)
+
+
+def _parts(schema: Any, component: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The properties in `schema`, without those inside of them, by name; arguments by that of their `component`."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _parts(each, component)
+    elif isinstance(schema, dict):
+        if "if" in schema:  # a rule on one component
+            component = schema["if"]["properties"]["type"]["const"]
+        for name, part in schema.get("properties", {}).items():
+            yield (component if name == "args" and component else name), part
+        for key, each in schema.items():
+            if key not in ("properties", "if"):
+                yield from _parts(each, component)
+
+
+def _count(name: str, part: dict[str, Any], counts: Counter[str], names: dict[str, str]) -> None:
+    """Count `part` and, where it is met for the first time, the properties in it."""
+    text = _text(part)
+    counts[text] += 1
+    if counts[text] > 1:
+        return
+    taken = set(names.values())
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    names[text] = name if name not in taken else next(each for each in numbered if each not in taken)
+    owner = name.partition(".")[0]
+    for inner, each in _parts(part):
+        _count(f"{owner}.{inner}", each, counts, names)
+
+
+def _refer_inside(schema: Any, shared: Mapping[str, str]) -> Any:
+    """`schema` with references for those properties in it that are `shared`."""
+    if isinstance(schema, list):
+        return [_refer_inside(each, shared) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {}
+    for key, value in schema.items():
+        if key == "properties":
+            result[key] = {name: _refer(part, shared) for name, part in value.items()}
+        elif key in ("default", "enum", "const"):
+            result[key] = value
+        else:
+            result[key] = _refer_inside(value, shared)
+    return result
+
+
+def _refer(part: Any, shared: Mapping[str, str]) -> Any:
+    name = shared.get(_text(part))
+    return {"$ref": f"#/$defs/{name}"} if name else _refer_inside(part, shared)
+
+
+def dump_schema(schema: Any, indent: int = 0) -> str:
+    """`schema` as JSON text in which what fits on a line stands on one."""
+    flat = _text(schema)
+    if len(flat) + indent <= WIDTH or not isinstance(schema, dict | list):
+        return flat
+    deeper = " " * (indent + 2)
+    if isinstance(schema, dict):
+        lines = [f"{deeper}{_text(key)}: {dump_schema(value, indent + 2)}" for key, value in schema.items()]
+        opening, closing = "{", "}"
+    else:
+        lines = [f"{deeper}{dump_schema(value, indent + 2)}" for value in schema]
+        opening, closing = "[", "]"
+    return "\n".join([opening, ",\n".join(lines), " " * indent + closing])
