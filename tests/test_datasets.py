@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import unicodedata
 from dataclasses import fields
 from pathlib import Path
@@ -528,3 +530,10 @@ def test_the_look_before_training_passes_over_what_is_skipped(tmp_path):
     for look in (lambda: check_samples(stopping), lambda: location_prior(stopping, stopping)):
         assert "07.png" in problems(look)[0]
     assert "07.png" in problems(lambda: check_samples(skipping, everything=True))[0]
+
+
+def test_reading_datasets_takes_none_of_the_tools_around_them():
+    check = "import sys, dataloader; print([name for name in sys.modules if name.startswith('dataloader.tools')])"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[]"
