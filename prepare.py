@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="prepare.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {
-        "check": "read every file and say what is wrong, and which line of a config mends it (status 3 if anything is)",
+        "check": "read every file and say what is wrong, and which line of a config fixes it (status 3 if anything is)",
         "stats": "mean and std of the images, shares of the classes, class weights",
         "pack": "put splits into a few large tar files; their folder can then stand as data_dir in a config",
     }.items():

@@ -24,7 +24,7 @@ from utils.schema import AtLeast, Between
 
 logger = logging.getLogger("segwright")
 
-MOST_SKIPPED = 0.05  # of the images that may be left out; more of them are no accident
+MOST_SKIPPED = 0.05  # share of the images that may be skipped; more of them are no accident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +185,15 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.epoch = self.position = 0
+        self.length = length
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.position = 0
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the images of `epoch`, in the order in which they are used."""
@@ -244,8 +250,10 @@ class Loader:
                 f"train_loader.args.batch_size: {batch_size}, but there are only {len(view)} images to train on. "
                 f"Use at most {len(view)}."
             )
-        self.view, self.batch_size, self.training = view, batch_size, training
-        self.skipped: set[str] = set()  # what was wrong with images that have been left out, a line each
+        self.view = view
+        self.batch_size = batch_size
+        self.training = training
+        self.skipped: set[str] = set()  # what was wrong with images that have been skipped, a line each
         self.sampler = BatchSampler(
             len(view),
             batch_size,
@@ -255,12 +263,13 @@ class Loader:
             rank=rank,
             world_size=world_size,
         )
-        bad: Literal["stop", "drop", "void"] = (
-            "stop" if view.on_bad_sample == "stop" else "void" if training else "drop"
-        )
+        bad: Literal["stop", "drop", "void"] = "stop"
+        if view.on_bad_sample == "skip":
+            bad = "void" if training else "drop"
         memory = None
         if num_workers and size and multiprocessing.get_start_method() == "fork":
-            memory = BatchMemory(num_workers, -(-batch_size // world_size) * size[0] * size[1] * (view.channels + 1))
+            share = -(-batch_size // world_size)  # images of a batch for this process, rounded up
+            memory = BatchMemory(num_workers, share * size[0] * size[1] * (view.channels + 1))
         self._loader = WorkerLoader(
             ErrorsAsItems(view),
             batch_sampler=self.sampler,
@@ -311,7 +320,7 @@ class Loader:
             raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
 
     def _skip(self, problems: Sequence[str]) -> None:
-        """Say what has been left out, once each.
+        """Say what has been skipped, once each.
 
         Raises:
             DataError: It is too much.

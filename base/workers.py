@@ -98,7 +98,7 @@ def free_shared_memory() -> int | None:
 
 
 def memory_hint() -> str:
-    """How much memory there is for workers, and what to turn."""
+    """How much memory there is for workers, and what to change."""
     free = free_shared_memory()
     shared = "" if free is None else f" /dev/shm has {free >> 20} MiB free."
     return f"Memory may have run out.{shared} Lower train_loader.args.num_workers"

@@ -203,18 +203,18 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> LoaderConfig
     component = DATASETS.parse(value, where=where, problems=problems)
     if component is None:
         return None
-    name, place, found = component.type, join(where, "args"), len(problems)
+    name, path, found = component.type, join(where, "args"), len(problems)
     reserved, owners = DATASETS.reserved(name), owners_of(name)
     known = {owner: parameters_of(target).keys() - reserved for owner, target in owners.items()}
     everything = frozenset().union(*known.values())
     for key in component.args:
         if key not in everything:
-            problems.append(f"{join(place, key)}: unknown key. {did_you_mean(key, everything)}")
+            problems.append(f"{join(path, key)}: unknown key. {did_you_mean(key, everything)}")
     checked = {}
     for owner in ("batches", "chain", "dataset"):
         given = {key: each for key, each in component.args.items() if key in known[owner]}
         left = reserved if owner == "dataset" else ()
-        checked[owner] = check_arguments(owners[owner], given, where=place, reserved=left, problems=problems)
+        checked[owner] = check_arguments(owners[owner], given, where=path, reserved=left, problems=problems)
     if len(problems) > found:
         return None
     own = fill_defaults(owners["dataset"], checked["dataset"], reserved=reserved)
@@ -223,7 +223,7 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> LoaderConfig
         LoaderOptions(**checked["batches"]),
         ChainOptions(**checked["chain"]),
     )
-    problems += loader_problems(loader, place)
+    problems += loader_problems(loader, path)
     return loader if len(problems) == found else None
 
 

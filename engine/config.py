@@ -169,7 +169,7 @@ class RunConfig:
         trainer: How long, how to save, what to monitor.
         loss: A loss's name, an object with its arguments, or a list of those, which are added up.
         aux_factor: Weight of the loss of auxiliary outputs.
-        ignore_index: 255 or -1: void pixels only are left out. The index of a class: that class too.
+        ignore_index: 255 or -1: only void pixels are ignored. The index of a class: that class too.
         lr_scheduler: Course of the learning rate.
         normalization: The dataset's mean and std, ImageNet's, or numbers.
         init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning; or the name of

@@ -26,10 +26,10 @@ logger = logging.getLogger("segwright")
 
 
 def check_weights(config: RunConfig) -> None:
-    """See to it that the files of weights that a config names can be used; nothing is downloaded.
+    """Read the files of weights that a config names, as training will; nothing is downloaded.
 
     Raises:
-        UserError: They cannot.
+        UserError: One cannot be used.
     """
     pretrained = config.arch.options.pretrained
     if isinstance(pretrained, Path):
@@ -112,10 +112,10 @@ def raise_file_limit() -> None:
 
 
 def check_workers(config: RunConfig) -> None:
-    """See to it that the batches of the data workers have a place to be handed over.
+    """Refuse data workers whose batches would not fit into shared memory.
 
     Raises:
-        Stopped: They have not.
+        Stopped: They would not.
     """
     batches, size = config.train.batches, config.train.chain.crop
     if size and batches.num_workers:

@@ -100,15 +100,15 @@ def override(config: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
         names = key.strip().split(".")
         if not equals or not all(names):
             raise ConfigError(f"--set {text}: expected KEY=VALUE. Write it like --set trainer.epochs=20.")
-        place = changes
+        section = changes
         for name in names[:-1]:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
                 raise ConfigError(f"--set {text}: an earlier --set gave '{name}' a plain value. Give one of the two.")
         try:
-            place[names[-1]] = parse_json(value)
+            section[names[-1]] = parse_json(value)
         except json.JSONDecodeError:
-            place[names[-1]] = value
+            section[names[-1]] = value
         except RecursionError:
             raise ConfigError(f"--set {text[:40]}...: nested too deeply. Give a plain value.") from None
         except ValueError as error:

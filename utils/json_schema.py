@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from utils.schema import EMPTY, Component, Range, describe_arguments, is_plain, parameters_of, to_json
 
-REPEATED = 60  # characters of a property's schema that may be repeated: to refer to another place is as long
+REPEATED = 60  # characters of a property's schema that may be repeated: a reference is as long
 WIDTH = 100  # columns of a line of JSON
 
 

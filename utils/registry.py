@@ -122,9 +122,9 @@ class Registry(Mapping[str, Factory]):
             problems += mismatch.problems
             return None
         if component.type not in self:
-            place = where if isinstance(value, str) else join(where, "type")
+            path = where if isinstance(value, str) else join(where, "type")
             problems.append(
-                f"{place}: no {self.kind} is called '{component.type}'. {did_you_mean(component.type, self)}"
+                f"{path}: no {self.kind} is called '{component.type}'. {did_you_mean(component.type, self)}"
             )
             return None
         return component

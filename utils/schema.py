@@ -96,7 +96,7 @@ class Mismatch(Exception):
 
 @functools.lru_cache(maxsize=1024)
 def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters of `target` by name, with annotations evaluated where that is possible, else left out.
+    """Parameters of `target` by name; their annotations are evaluated, or empty where that is not possible.
 
     `functools.partial` objects lose the parameters that they fix by keyword.
     """
@@ -153,14 +153,14 @@ def check_arguments(
     open_names = [name for name in parameters if name not in reserved]
     arguments = {}
     for name, value in given.items():
-        place = join(where, name)
+        path = join(where, name)
         if name in reserved:
-            problems.append(f"{place}: is filled in by the framework. Remove it.")
+            problems.append(f"{path}: is filled in by the framework. Remove it.")
         elif name not in parameters:
-            problems.append(f"{place}: unknown key. {did_you_mean(name, open_names)}")
+            problems.append(f"{path}: unknown key. {did_you_mean(name, open_names)}")
         else:
             try:
-                arguments[name] = convert(value, parameters[name].annotation, place)
+                arguments[name] = convert(value, parameters[name].annotation, path)
             except Mismatch as mismatch:
                 problems += mismatch.problems
     for name in open_names:
@@ -242,7 +242,7 @@ def _convert_dataclass(value: Any, hint: type, where: str) -> Any:
 
 
 def _convert_sequence(value: Any, hint: Any, where: str) -> list[Any] | tuple[Any, ...]:
-    """A list, or a tuple of one type throughout or of a type for each place."""
+    """A list, or a tuple of one type throughout or of a type for each item."""
     origin, options = get_origin(hint), get_args(hint)
     if not isinstance(value, list | tuple):
         raise unfit(value, hint, where)
