@@ -1,4 +1,4 @@
-"""What a backbone, a neck, a head and a whole model promise each other."""
+"""What a backbone, a neck, a head and a whole model promise each other: their base classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MissingLevel(ValueError):
 
 
 class Backbone(nn.Module, ABC):
-    """Images to feature maps, finest first. `shapes` describes the maps without running the network."""
+    """Turn images into feature maps, finest first; `shapes` describes them without running the network."""
 
     shapes: tuple[FeatureShape, ...]
     needs_batch = False  # see `BaseModel`
@@ -39,58 +39,62 @@ class Backbone(nn.Module, ABC):
     unpublished: tuple[str, ...] = ()  # parts of names of parameters that no public weights have
 
     def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights, by parameter name, as this network needs them."""
+        """Rename or complete published weights, by parameter name, as this network needs them."""
         return state
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of normalised images (N, in_channels, H, W)."""
+        """Compute the feature maps (N, channels, h, w) of normalized images (N, in_channels, H, W), finest first."""
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Parameters by depth, the first layer's first: here by the finest feature map that depends on them."""
-        named = dict(self.named_parameters())
-        meta = {
-            name: torch.empty_like(tensor, device="meta") for name, tensor in self.state_dict(keep_vars=True).items()
-        }
-        left = {name: meta[name].requires_grad_() for name in named}
-        channels = next(p.shape[1] for p in named.values() if p.dim() == 4)
+        """Sort the parameters by depth, the first layer's first: by the finest feature map that depends on them."""
+        parameters = dict(self.named_parameters())
+        # The network is run on tensors without memory: autograd then tells which parameters a map depends on.
+        copies = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            copies[name] = torch.empty_like(tensor, device="meta")
+        remaining = {name: copies[name].requires_grad_() for name in parameters}
+        channels = next(parameter.shape[1] for parameter in parameters.values() if parameter.dim() == 4)
+        images = torch.empty(1, channels, 64, 64, device="meta")
         modes = {module: module.training for module in self.modules()}
-        maps = torch.func.functional_call(self.eval(), meta, (torch.empty(1, channels, 64, 64, device="meta"),))
+        features = torch.func.functional_call(self.eval(), copies, (images,))
         for module, mode in modes.items():
             module.training = mode
+
         found: list[list[nn.Parameter]] = []
-        for feature in maps:
-            gradients = torch.autograd.grad(feature.sum(), [*left.values()], retain_graph=True, allow_unused=True)
-            used = [name for name, gradient in zip(left, gradients, strict=True) if gradient is not None]
-            found.append([named[name] for name in used])
-            left = {name: tensor for name, tensor in left.items() if name not in used}
-        found[-1] += [named[name] for name in left]
+        for feature in features:
+            gradients = torch.autograd.grad(feature.sum(), [*remaining.values()], retain_graph=True, allow_unused=True)
+            used = [name for name, gradient in zip(remaining, gradients, strict=True) if gradient is not None]
+            found.append([parameters[name] for name in used])
+            for name in used:
+                del remaining[name]
+        found[-1] += [parameters[name] for name in remaining]
         return [layer for layer in found if layer]
 
 
 class Neck(nn.Module, ABC):
-    """Feature maps to feature maps, such as ASPP on the coarsest. `shapes` describes what it returns."""
+    """Turn feature maps into others, such as ASPP does with the coarsest; `shapes` describes what it returns."""
 
     shapes: tuple[FeatureShape, ...]
     needs_batch = False
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """New feature maps, finest first."""
+        """Compute the new feature maps (N, channels, h, w), finest first."""
 
 
 class Head(nn.Module, ABC):
-    """Feature maps to logits (N, num_classes, h, w), at whatever resolution suits."""
+    """Turn feature maps into logits (N, num_classes, h, w), at whatever resolution suits."""
 
     needs_batch = False
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Logits that cover exactly what the feature maps cover."""
+        """Compute logits that cover exactly what the feature maps cover."""
 
 
 class Normalize(nn.Module):
-    """Raw pixel values to what networks like: ``(x - mean) / std``, in float32 also under autocast.
+    """Turn raw pixel values into what networks like: ``(x - mean) / std``, in float32 also under autocast.
 
     Its buffers are not part of the state dict, so that the state dicts of backbones interchange with
     torchvision's; a checkpoint keeps the numbers beside the weights.
@@ -110,7 +114,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * scale, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) raw values, uint8 or floating, to float32 (float64 stays float64)."""
+        """Normalize (N, C, H, W) raw values, uint8 or floating, to float32 (float64 stays float64)."""
         kind = images.device.type
         off = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
         with off:
@@ -130,36 +134,38 @@ class BaseModel(nn.Module, ABC):
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
-        imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if in_channels == 3 else ((0.5,), (0.25,))
-        self.normalize = Normalize(*imagenet)
+        if in_channels == 3:
+            self.normalize = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        else:
+            self.normalize = Normalize(mean=(0.5,), std=(0.25,))
         self._norm_frozen: bool | Literal["backbone"] = False
         self._backbone_frozen = False
 
     @abstractmethod
     def predict(self, images: Tensor) -> SegOutput:
-        """Logits of normalised images (N, in_channels, H, W); `aux` only in training."""
+        """Compute the logits of normalized images (N, in_channels, H, W); `aux` only in training."""
 
     def forward(self, images: Tensor) -> SegOutput:
-        """Logits of raw images (N, in_channels, H, W) with values 0..255, uint8 or floating."""
+        """Compute the logits of raw images (N, in_channels, H, W) with values 0..255, uint8 or floating."""
         return self.predict(self.normalize(images))
 
     def backbone_modules(self) -> Sequence[nn.Module]:
-        """Modules that may start from pretrained weights: they get the lower learning rate and can be frozen."""
+        """List what may start from pretrained weights: it gets the lower learning rate and can be frozen."""
         return ()
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Parameters of `backbone_modules`, each once."""
+        """List the parameters of `backbone_modules`, each once."""
         return _unique(p for module in self.backbone_modules() for p in module.parameters())
 
     def decoder_parameters(self) -> list[nn.Parameter]:
-        """All other parameters."""
+        """List all other parameters."""
         backbone = {id(p) for p in self.backbone_parameters()}
         return _unique(p for p in self.parameters() if id(p) not in backbone)
 
     def parameter_groups(
         self, lr: float, *, backbone_lr_scale: float = 1.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """Groups for an optimiser, decoder first: a partition of the parameters, frozen ones included.
+        """Group the parameters for an optimizer, decoder first: a partition of all, frozen ones included.
 
         Args:
             lr: Learning rate of the decoder.
@@ -176,10 +182,9 @@ class BaseModel(nn.Module, ABC):
             groups.append({"name": "backbone", "params": self.backbone_parameters(), "lr": rate})
         else:
             layers = self._backbone_layers()
-            groups += [
-                {"name": f"backbone/layer_{i}", "params": layer, "lr": rate * layer_decay ** (len(layers) - i)}
-                for i, layer in enumerate(layers)
-            ]
+            for i, layer in enumerate(layers):
+                layer_rate = rate * layer_decay ** (len(layers) - i)
+                groups.append({"name": f"backbone/layer_{i}", "params": layer, "lr": layer_rate})
         return [group for group in groups if group["params"]]
 
     def _backbone_layers(self) -> list[list[nn.Parameter]]:
@@ -200,16 +205,21 @@ class BaseModel(nn.Module, ABC):
         """
         if (backbone or norm == "backbone") and not self.backbone_modules():
             raise ValueError(f"{type(self).__name__} has no backbone that could be frozen")
-        for parameter in self.backbone_parameters() if backbone else ():
-            parameter.requires_grad_(False)
-        self._backbone_frozen, self._norm_frozen = backbone, norm
+        if backbone:
+            for parameter in self.backbone_parameters():
+                parameter.requires_grad_(False)
+        self._backbone_frozen = backbone
+        self._norm_frozen = norm
         self.train(self.training)
 
     def train(self, mode: bool = True) -> BaseModel:
+        """Set the mode of all modules but the frozen ones, which stay in evaluation."""
         super().train(mode)
-        if self._norm_frozen:
-            for module in self.backbone_modules() if self._norm_frozen == "backbone" else (self,):
+        if self._norm_frozen == "backbone":
+            for module in self.backbone_modules():
                 _eval_norms(module)
+        elif self._norm_frozen:
+            _eval_norms(self)
         if self._backbone_frozen:
             for module in self.backbone_modules():
                 module.eval()
@@ -217,7 +227,7 @@ class BaseModel(nn.Module, ABC):
 
 
 def at_level(shapes: Sequence[FeatureShape], level: int) -> int:
-    """Index of the feature map of `level`.
+    """Find the index of the feature map of `level`.
 
     Raises:
         MissingLevel: There is none; the message lists the levels there are.
@@ -236,4 +246,4 @@ def _eval_norms(module: nn.Module) -> None:
 
 
 def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return list({id(p): p for p in parameters}.values())
+    return list(dict.fromkeys(parameters))

@@ -16,10 +16,10 @@ from base.base_model import BaseModel
 from base.base_trainer import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
-from engine.config import InitFrom, RunConfig, normalization_of, protocol_of, result_keys, training_sections
+from engine.config import RunConfig, normalization_of, protocol_of, result_keys, training_sections
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
-from models.fine_tuning import TransferReport, class_axes, match_classes, read_start, transfer, transfer_by_class_name
+from models.fine_tuning import initialize_from
 from trainer import PRECISIONS, Trainer
 from utils import checkpoint, distributed
 from utils.classes import ClassTable, as_colors
@@ -141,7 +141,8 @@ def build_trainer(
     if config.use_synch_bn and device.type == "cuda":
         synchronize_norms(model, gpus)
     if load_weights and config.start is not None:
-        logger.info("init_from %s", initialize_from(config.start, config, model))
+        report = initialize_from(config.start, model, arch=config.arch, classes=config.classes.names)
+        logger.info("init_from %s", report)
     if trainer.deterministic:
         make_deterministic(model, device)
     model.to(device)
@@ -175,24 +176,6 @@ def build_trainer(
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
     )
-
-
-def initialize_from(start: InitFrom, config: RunConfig, model: BaseModel) -> TransferReport:
-    """Copy the weights of another network as far as they fit, and say what became of them.
-
-    Raises:
-        UserError: There are none, or none fit.
-    """
-    found, names = read_start(start.path, where="init_from"), config.classes.names
-    if not start.by_class_name:
-        if found.classes not in (None, names) and match_classes(names, found.classes or ()):
-            hint = '{"path": ..., "by_class_name": true} copies what it knows of those with the same name'
-            logger.warning("init_from: %s has other classes, or another order of them; %s.", found.source, hint)
-        return transfer(model, found)
-    with torch.device("meta"):
-        larger = build_model(config.arch, num_classes=len(names) + 1, load_weights=False)
-    axes = class_axes(model, larger, len(names))
-    return transfer_by_class_name(model, found, names, axes, where="init_from.by_class_name")
 
 
 def loss_of(config: RunConfig) -> Any:

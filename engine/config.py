@@ -26,6 +26,7 @@ from dataloader.build import (
 )
 from dataloader.transforms.chain import ChainOptions
 from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
+from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
@@ -140,20 +141,6 @@ class Normalization:
 
     mean: list[Annotated[float, Between(-1e6, 1e6)]]
     std: list[Annotated[float, Between(1e-6, 1e6)]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitFrom:
-    """Weights to start a whole network from.
-
-    Args:
-        path: A checkpoint, a bare state dict, or `torchvision/` and one of deeplabv3_resnet50, deeplabv3_resnet101,
-            fcn_resnet50, fcn_resnet101.
-        by_class_name: Copy the rows of the classifiers class by class, for classes that have the same name.
-    """
-
-    path: Path
-    by_class_name: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from base.workers import check_shared_memory
 from dataloader import label_statistics
 from dataloader.label_statistics import DataCheck, largest_image
 from engine.config import RunConfig
-from models.fine_tuning import public_name, read_start
+from models.fine_tuning import public_name, read_initial_weights
 from models.weights import read_state
 from trainer import Trainer
 from utils import distributed
@@ -35,7 +35,7 @@ def check_weights(config: RunConfig) -> None:
     if isinstance(pretrained, Path):
         read_state(pretrained, where="arch.args.pretrained")
     if config.start is not None and public_name(config.start.path, where="init_from") is None:
-        read_start(config.start.path, where="init_from")
+        read_initial_weights(config.start.path, where="init_from")
 
 
 def check_parts(config: RunConfig, model: BaseModel) -> None:

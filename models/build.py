@@ -1,4 +1,4 @@
-"""From the JSON of `arch` to a model: check it, build it, initialise it, load weights, freeze."""
+"""From the JSON of `arch` to a model: check it, build it, initialize it, load weights, freeze."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 import models  # noqa: F401  registers everything
 from base.base_model import BaseModel, Normalize
@@ -145,14 +145,7 @@ def build_model(
     if "+" in own.type:
         model = _build_lego(own, num_classes, options.in_channels, where=where)
     else:
-        if options.in_channels != 3 and "in_channels" not in parameters_of(MODELS[own.type]):
-            raise ConfigError(f"{place}.in_channels: {own.type} takes 3 channels only. Choose another model.")
-        try:
-            model = MODELS.build(own, where=where, num_classes=num_classes, in_channels=options.in_channels)
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise ConfigError(f"{where}: {own.type} {error}. Change its arguments.") from error
+        model = _build_registered(own, num_classes, options.in_channels, where=where)
     initialize(model, options.init)
     if mean is not None and std is not None:
         for numbers in (mean, std):
@@ -162,8 +155,13 @@ def build_model(
                     f"many as channels, but the data have {len(numbers)}. Set both to the channels of the data."
                 )
         model.normalize = Normalize(mean, std)
-    for option in ("freeze_backbone", "pretrained", *(("freeze_bn",) if options.freeze_bn == "backbone" else ())):
-        if getattr(options, option) and not model.backbone_modules():
+    asks_for_backbone = {
+        "freeze_backbone": options.freeze_backbone,
+        "pretrained": options.pretrained,
+        "freeze_bn": options.freeze_bn == "backbone",
+    }
+    for option, is_set in asks_for_backbone.items():
+        if is_set and not model.backbone_modules():
             raise ConfigError(f"{place}.{option}: {own.type} has no backbone. Set it to false.")
     if options.pretrained and load_weights:
         load_pretrained(model, options.pretrained, where=f"{place}.pretrained")
@@ -179,14 +177,7 @@ def initialize(model: nn.Module, init: Literal["kaiming", "xavier", "trunc_norma
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            if isinstance(module, Classifier):
-                nn.init.normal_(module.weight, std=0.01)
-            elif init == "kaiming":
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif init == "xavier":
-                nn.init.xavier_normal_(module.weight)
-            else:
-                nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)
+            _draw(module.weight, "classifier" if isinstance(module, Classifier) else init)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
@@ -197,15 +188,26 @@ def initialize(model: nn.Module, init: Literal["kaiming", "xavier", "trunc_norma
             start()
 
 
-def arguments_of_model(name: str) -> Callable:
-    """A function whose signature is the schema of `arch.args` for the model `name`: its own and `ModelOptions`'."""
+def _draw(weight: Tensor, kind: str) -> None:
+    if kind == "classifier":
+        nn.init.normal_(weight, std=0.01)
+    elif kind == "kaiming":
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    elif kind == "xavier":
+        nn.init.xavier_normal_(weight)
+    else:
+        nn.init.trunc_normal_(weight, std=0.09, a=-0.18, b=0.18)
+
+
+def arguments_of_model(name: str) -> Callable[..., None]:
+    """Make a function whose signature is the schema of `arch.args` for the model `name`, with `ModelOptions`."""
     reserved = MODELS.reserved(name)
     own = {n: p for n, p in parameters_of(MODELS[name]).items() if n not in reserved}
     return _union(own, describe_arguments(MODELS[name]))
 
 
 def arch_json_schema() -> dict[str, Any]:
-    """JSON Schema of `arch`; LEGO strings are allowed, their arguments not spelled out."""
+    """Make the JSON Schema of `arch`; LEGO strings are allowed, their arguments not spelled out."""
     schema = MODELS.json_schema()
     for rule in schema["anyOf"][1]["allOf"]:
         name = rule["if"]["properties"]["type"]["const"]
@@ -213,7 +215,7 @@ def arch_json_schema() -> dict[str, Any]:
     return schema
 
 
-def _union(own: Mapping[str, inspect.Parameter], texts: Mapping[str, str]) -> Callable:
+def _union(own: Mapping[str, inspect.Parameter], texts: Mapping[str, str]) -> Callable[..., None]:
     options = parameters_of(ModelOptions)
     if clash := own.keys() & options.keys():
         raise TypeError(f"the arguments {sorted(clash)} belong to every model; name them otherwise")
@@ -231,7 +233,7 @@ def _union(own: Mapping[str, inspect.Parameter], texts: Mapping[str, str]) -> Ca
 
 
 def _check(
-    arguments: Callable, given: Any, reserved: Collection[str], *, where: str, problems: list[str]
+    arguments: Callable[..., None], given: Any, reserved: Collection[str], *, where: str, problems: list[str]
 ) -> dict[str, Any]:
     place = join(where, "args")
     for name in sorted(reserved & given.keys()):
@@ -278,6 +280,19 @@ def _check_lego(component: Component, *, where: str, problems: list[str]) -> Arc
         brick = check_arguments(target, value, where=join(place, name), reserved=reserved, problems=problems)
         checked[name] = fill_defaults(target, brick, reserved=reserved)
     return ArchConfig.from_arguments(component.type, checked) if len(problems) == found else None
+
+
+def _build_registered(component: Component, num_classes: int, in_channels: int, *, where: str) -> BaseModel:
+    if in_channels != 3 and "in_channels" not in parameters_of(MODELS[component.type]):
+        place = join(where, "args.in_channels")
+        raise ConfigError(f"{place}: {component.type} takes 3 channels only. Choose another model.")
+    try:
+        model: BaseModel = MODELS.build(component, where=where, num_classes=num_classes, in_channels=in_channels)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {component.type} {error}. Change its arguments.") from error
+    return model
 
 
 def _build_lego(component: Component, num_classes: int, in_channels: int, *, where: str) -> BaseModel:

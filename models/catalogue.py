@@ -1,4 +1,4 @@
-"""`docs/catalogue.md`: every model and brick in the registries, with what a config may say of it.
+"""Write `docs/catalogue.md`: every model and brick in the registries, with what a config may say of it.
 
 ``python -m models.catalogue > docs/catalogue.md``
 """
@@ -9,9 +9,9 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
@@ -48,119 +48,77 @@ Necks: {neck_names}. Heads: {head_names}.
 """
 
 STRIDES = (32, 16, 8, 4, 2)
+NUM_CLASSES = 21
 VERIFIED = Path(__file__).parent.parent / "docs" / "verified.json"  # written by tests/test_zoo.py
 
 
 def catalogue() -> str:
     """The whole document, in Markdown."""
-    lines = [INTRODUCTION, "## Models", ""]
-    lines += _table(("model", "parameters", "output strides", "what it is"), map(_model_row, _own(MODELS)))
-    lines += ["", "### Arguments of all models", "", *_arguments(ModelOptions)]
-    lines += _details(MODELS)
-    lines += ["", *_fitting()]
-    lines += ["## Backbones", "", "Channels are those of levels 1 to 5, whose strides are 2 to 32 undilated.", ""]
-    columns = ("backbone", "parameters", "channels", "output strides", "public weights")
-    lines += [*_table(columns, map(_backbone_row, _own(BACKBONES))), *_details(BACKBONES), *_timm()]
-    shapes = _build(BACKBONES, "resnet50", in_channels=3, output_stride=16).shapes
-    for title, registry in (("Necks", NECKS), ("Heads", HEADS)):
-        lines += ["", f"## {title}", "", "Parameters are those on the maps of a ResNet-50 of output stride 16.", ""]
-        rows = [_brick_row(registry, name, shapes) for name in _own(registry)]
-        lines += _table((registry.kind, "parameters", "levels it needs", "what it does"), rows)
-        lines += _details(registry)
+    resnet50: Backbone = _build(BACKBONES, "resnet50", in_channels=3, output_stride=16)
+    lines = [
+        INTRODUCTION,
+        *_models(),
+        "",
+        *_fitting(),
+        *_backbones(),
+        *_bricks("Necks", NECKS, resnet50.shapes),
+        *_bricks("Heads", HEADS, resnet50.shapes),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _fitting() -> Iterator[str]:
+# Chapters, each a list of lines
+
+
+def _models() -> list[str]:
+    rows = []
+    for name in _names(MODELS):
+        parameters = ""
+        if name != "EncoderDecoder":  # which is nothing without its bricks
+            with torch.device("meta"):
+                parameters = _millions(build_model(Component(name), num_classes=NUM_CLASSES))
+        rows.append((f"`{name}`", parameters, _strides(MODELS[name]), summary(MODELS, name)))
+    table = _table(("model", "parameters", "output strides", "what it is"), rows)
+    common = ["", "### Arguments of all models", "", *_arguments(ModelOptions)]
+    return ["## Models", "", *table, *common, *_details(MODELS)]
+
+
+def _fitting() -> list[str]:
     """How many combinations of necks and heads have been verified on each backbone at each output stride."""
-    necks, heads = ([min(names, key=len) for names in _distinct(each).values()] for each in (NECKS, HEADS))
-    each = (len(necks) + 1) * len(heads)
-    total = len(BACKBONES) * len(STRIDES) * each
-    names = {"neck_names": ", ".join(necks), "head_names": ", ".join(heads)}
-    yield FITTING.format(backbones=len(BACKBONES), necks=len(necks), heads=len(heads), total=total, **names)
-    found = json.loads(VERIFIED.read_text(encoding="utf-8"))
-    rows = [
-        (f"`{name}`", *(f"{found.get(f'{name}/{stride}', 0)} of {each}" for stride in STRIDES))
-        for name in _own(BACKBONES)
-    ]
-    yield from _table(("verified at output stride", *map(str, STRIDES)), rows)
-    yield ""
+    necks, heads = _shortest_names(NECKS), _shortest_names(HEADS)
+    combinations = (len(necks) + 1) * len(heads)  # one more, because there may be no neck
+    text = FITTING.format(
+        backbones=len(BACKBONES),
+        necks=len(necks),
+        heads=len(heads),
+        total=len(BACKBONES) * len(STRIDES) * combinations,
+        neck_names=", ".join(necks),
+        head_names=", ".join(heads),
+    )
+    verified = json.loads(VERIFIED.read_text(encoding="utf-8"))
+    rows = []
+    for name in _names(BACKBONES):
+        counts = [verified.get(f"{name}/{stride}", 0) for stride in STRIDES]
+        rows.append((f"`{name}`", *(f"{count} of {combinations}" for count in counts)))
+    return [text, *_table(("verified at output stride", *map(str, STRIDES)), rows), ""]
 
 
-def _own(registry: Registry) -> list[str]:
-    return sorted(registry, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(4), name.lower()))
-
-
-def _distinct(registry: Registry) -> dict[Any, list[str]]:
-    """Each registered class or function, and its names."""
-    names: dict[Any, list[str]] = {}
-    for name in _own(registry):
-        names.setdefault(_documented(registry[name]), []).append(name)
-    return names
-
-
-def _documented(target: Callable) -> Any:
-    return target.func if isinstance(target, functools.partial) else target
-
-
-def _build(registry: Registry, name: str, /, *, output_stride: int | None = None, **facts: Any) -> Any:
-    args = {} if output_stride is None else {"output_stride": output_stride}
-    with torch.device("meta"):
-        return registry.build(Component(name, args), where=name, **facts)
-
-
-def _millions(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}"
-
-
-def _strides(target: Callable) -> str:
-    parameter = parameters_of(target).get("output_stride")
-    if parameter is None:
-        return "–"
-    choices = [c for option in (parameter.annotation, *get_args(parameter.annotation)) for c in get_args(option)]
-    return ", ".join(str(stride) for stride in sorted({c for c in choices if isinstance(c, int)}, reverse=True))
-
-
-def _model_row(name: str) -> tuple[str, ...]:
-    if name == "EncoderDecoder":
-        return f"`{name}`", "", _strides(MODELS[name]), summary(MODELS, name)
-    with torch.device("meta"):
-        model = build_model(Component(name), num_classes=21)
-    return f"`{name}`", _millions(model), _strides(MODELS[name]), summary(MODELS, name)
-
-
-def _backbone_row(name: str) -> tuple[str, ...]:
-    backbone: Backbone = _build(BACKBONES, name, in_channels=3)
-    channels = ", ".join(str(shape.channels) for shape in backbone.shapes)
-    source = backbone.weights if "/" in (backbone.weights or "/") else f"torchvision/{backbone.weights}"
-    return f"`{name}`", _millions(backbone), channels, _strides(BACKBONES[name]), source or "–"
-
-
-def _brick_row(registry: Registry, name: str, shapes: tuple[FeatureShape, ...]) -> tuple[str, ...]:
-    facts: dict[str, Any] = {"num_classes": 21}
-    needed = []
-    for shape in shapes:
-        try:
-            _build(registry, name, shapes=tuple(other for other in shapes if other is not shape), **facts)
-        except ValueError:
-            needed.append(str(shape.level))
-    levels = ", ".join(needed) or "any"
-    return f"`{name}`", _millions(_build(registry, name, shapes=shapes, **facts)), levels, summary(registry, name)
-
-
-def _details(registry: Registry) -> Iterator[str]:
-    """Text, source and arguments of each class or function, under all its names."""
-    for documented, aliases in _distinct(registry).items():
-        yield from ("", f"### {', '.join(aliases)}", "", *_text(documented), "")
-        yield from _arguments(registry[aliases[0]], registry.reserved(aliases[0]))
-
-
-def _text(documented: Any) -> list[str]:
-    text = (inspect.getdoc(documented) or "").partition("\nArgs:")[0].strip()
-    return text.replace("``", "`").split("\n")
-
-
-def _timm() -> list[str]:
+def _backbones() -> list[str]:
+    rows = []
+    for name in _names(BACKBONES):
+        backbone: Backbone = _build(BACKBONES, name, in_channels=3)
+        channels = ", ".join(str(shape.channels) for shape in backbone.shapes)
+        weights = backbone.weights or "–"
+        if backbone.weights and "/" not in backbone.weights:
+            weights = f"torchvision/{backbone.weights}"
+        rows.append((f"`{name}`", _millions(backbone), channels, _strides(BACKBONES[name]), weights))
     return [
+        "## Backbones",
+        "",
+        "Channels are those of levels 1 to 5, whose strides are 2 to 32 undilated.",
+        "",
+        *_table(("backbone", "parameters", "channels", "output strides", "public weights"), rows),
+        *_details(BACKBONES),
         "",
         "### timm/NAME",
         "",
@@ -172,24 +130,127 @@ def _timm() -> list[str]:
     ]
 
 
-def _arguments(target: Callable, reserved: frozenset[str] = frozenset()) -> list[str]:
-    texts, rows = describe_arguments(target), []
+def _bricks(title: str, registry: Registry, shapes: tuple[FeatureShape, ...]) -> list[str]:
+    rows = []
+    for name in _names(registry):
+        brick = _build(registry, name, shapes=shapes, num_classes=NUM_CLASSES)
+        levels = ", ".join(_needed_levels(registry, name, shapes)) or "any"
+        rows.append((f"`{name}`", _millions(brick), levels, summary(registry, name)))
+    return [
+        "",
+        f"## {title}",
+        "",
+        "Parameters are those on the maps of a ResNet-50 of output stride 16.",
+        "",
+        *_table((registry.kind, "parameters", "levels it needs", "what it does"), rows),
+        *_details(registry),
+    ]
+
+
+def _details(registry: Registry) -> list[str]:
+    """Text, source and arguments of each class or function, under all its names."""
+    lines = []
+    for names in _synonyms(registry):
+        target = registry[names[0]]
+        lines += ["", f"### {', '.join(names)}", "", *_text(_documented(target)), ""]
+        lines += _arguments(target, registry.reserved(names[0]))
+    return lines
+
+
+# What the registries hold
+
+
+def _names(registry: Registry) -> list[str]:
+    """All names, without regard to case, and `resnet50` before `resnet101`."""
+    return sorted(registry, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(4), name.lower()))
+
+
+def _synonyms(registry: Registry) -> list[list[str]]:
+    """The names of each class or function; one that takes other arguments, or has other defaults, stands alone."""
+    found: dict[Any, list[str]] = {}
+    for name in _names(registry):
+        target = registry[name]
+        signature = str(list(parameters_of(target).values()))
+        found.setdefault((_documented(target), signature), []).append(name)
+    return list(found.values())
+
+
+def _shortest_names(registry: Registry) -> list[str]:
+    return [min(names, key=len) for names in _synonyms(registry)]
+
+
+def _documented(target: Callable[..., Any]) -> Callable[..., Any]:
+    return target.func if isinstance(target, functools.partial) else target
+
+
+def _build(registry: Registry, name: str, /, *, output_stride: int | None = None, **facts: Any) -> Any:
+    """A component without memory for its parameters, which are only counted."""
+    args = {} if output_stride is None else {"output_stride": output_stride}
+    with torch.device("meta"):
+        return registry.build(Component(name, args), where=name, **facts)
+
+
+def _needed_levels(registry: Registry, name: str, shapes: tuple[FeatureShape, ...]) -> list[str]:
+    """The levels without which the component cannot be built: each is left out once, to see."""
+    needed = []
+    for shape in shapes:
+        others = tuple(other for other in shapes if other is not shape)
+        try:
+            _build(registry, name, shapes=others, num_classes=NUM_CLASSES)
+        except ValueError:
+            needed.append(str(shape.level))
+    return needed
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f}"
+
+
+def _strides(target: Callable[..., Any]) -> str:
+    """The output strides that the annotation of that parameter lists: a Literal, or a union of one and None."""
+    parameter = parameters_of(target).get("output_stride")
+    if parameter is None:
+        return "–"
+    strides: set[int] = set()
+    for option in (parameter.annotation, *get_args(parameter.annotation)):
+        if get_origin(option) is Literal:
+            strides.update(get_args(option))
+    return ", ".join(map(str, sorted(strides, reverse=True)))
+
+
+# Markdown
+
+
+def _text(documented: Callable[..., Any]) -> list[str]:
+    """The docstring without its arguments."""
+    text = (inspect.getdoc(documented) or "").partition("\nArgs:")[0].strip()
+    return text.replace("``", "`").split("\n")
+
+
+def _arguments(target: Callable[..., Any], reserved: frozenset[str] = frozenset()) -> list[str]:
+    """A table of the arguments that a config may set."""
+    texts = describe_arguments(target)
+    rows = []
     for name, parameter in parameters_of(target).items():
-        if name in reserved:
-            continue
-        kind = "" if parameter.annotation is EMPTY else spell(parameter.annotation)
-        if parameter.default is EMPTY:
-            default = "required"
-        else:
-            plain = parameter.default.type if isinstance(parameter.default, Component) else parameter.default
-            default = f"`{show(plain)}`"
-        rows.append((f"`{name}`", kind, default, texts.get(name, "")))
+        if name not in reserved:
+            kind = "" if parameter.annotation is EMPTY else spell(parameter.annotation)
+            rows.append((f"`{name}`", kind, _default(parameter), texts.get(name, "")))
     return _table(("argument", "type", "default", "meaning"), rows) if rows else ["It has no arguments."]
 
 
-def _table(columns: tuple[str, ...], rows: Any) -> list[str]:
-    cells = [columns, ("---",) * len(columns), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+def _default(parameter: inspect.Parameter) -> str:
+    if parameter.default is EMPTY:
+        return "required"
+    plain = parameter.default.type if isinstance(parameter.default, Component) else parameter.default
+    return f"`{show(plain)}`"
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = []
+    for row in (columns, ("---",) * len(columns), *rows):
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":

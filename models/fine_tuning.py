@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.base_model import BaseModel
+from models.build import build_model
 from models.weights import download, from_torchvision
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError
 from utils.schema import did_you_mean
+
+logger = logging.getLogger("segwright")
 
 TORCHVISION = "torchvision/"
 # Its segmentation networks that our bricks compute exactly.
 PUBLIC = ("deeplabv3_resnet50", "deeplabv3_resnet101", "fcn_resnet50", "fcn_resnet101")
 
 
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """Weights to start a whole network from.
+
+    Args:
+        path: A checkpoint, a bare state dict, or `torchvision/` and one of deeplabv3_resnet50, deeplabv3_resnet101,
+            fcn_resnet50, fcn_resnet101.
+        by_class_name: Copy the rows of the classifiers class by class, for classes that have the same name.
+    """
+
+    path: Path
+    by_class_name: bool = False
+
+
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights to start from.
+    """Weights to start from, as `read_initial_weights` finds them.
 
     Args:
         source: File or address they came from.
@@ -72,10 +91,35 @@ class TransferReport:
         return f"{self.source}: {'; '.join(parts)}"
 
 
-def read_start(path: Path, *, where: str) -> InitialWeights:
-    """The weights that `path` names: a checkpoint, a bare state dict, or a network of torchvision's.
+def initialize_from(init_from: InitFrom, model: BaseModel, *, arch: Any, classes: Sequence[str]) -> TransferReport:
+    """Copy the weights of another network into `model` as far as they fit.
 
-    ``torchvision/deeplabv3_resnet50`` is downloaded unless torch's cache has it.
+    Args:
+        init_from: Names them.
+        model: Its parameters and buffers are set.
+        arch: The section of the config that `model` was built from.
+        classes: Names of the model's classes, in the order of its logits.
+
+    Raises:
+        UserError: There are none, or none fit.
+    """
+    initial = read_initial_weights(init_from.path, where="init_from")
+    if init_from.by_class_name:
+        with torch.device("meta"):
+            larger = build_model(arch, num_classes=len(classes) + 1, load_weights=False)
+        axes = class_axes(model, larger, len(classes))
+        return transfer_by_class_name(model, initial, classes, axes, where="init_from.by_class_name")
+    if initial.classes not in (None, tuple(classes)) and match_classes(classes, initial.classes or ()):
+        hint = '{"path": ..., "by_class_name": true} copies what it knows of those with the same name'
+        logger.warning("init_from: %s has other classes, or another order of them; %s.", initial.source, hint)
+    return transfer(model, initial)
+
+
+def read_initial_weights(path: Path, *, where: str) -> InitialWeights:
+    """Read the weights that `path` names: a checkpoint, a bare state dict, or a network of torchvision's.
+
+    ``torchvision/deeplabv3_resnet50`` is downloaded unless torch's cache has it. Of a checkpoint with averaged
+    weights, those are taken.
 
     Args:
         path: A file, or ``torchvision/`` and a name.
@@ -89,16 +133,19 @@ def read_start(path: Path, *, where: str) -> InitialWeights:
         from torchvision.models import get_model_weights
 
         published = get_model_weights(name).DEFAULT
-        state = from_torchvision(download(published.url, where=where, instead="the path of a checkpoint, or null"))
-        return InitialWeights(str(path), state, tuple(published.meta["categories"]))
-    state = checkpoint.load(path)
-    classes: Any = state.get("classes")
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    return InitialWeights(str(path), checkpoint.judged_weights_of(state, path), tuple(classes) if named else None)
+        weights = from_torchvision(download(published.url, where=where, instead="the path of a checkpoint, or null"))
+        return InitialWeights(str(path), weights, tuple(published.meta["categories"]))
+    content = checkpoint.load(path)
+    classes = content.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        classes = None
+    return InitialWeights(
+        str(path), checkpoint.judged_weights_of(content, path), None if classes is None else tuple(classes)
+    )
 
 
 def public_name(path: Path, *, where: str) -> str | None:
-    """What torchvision calls the network that `path` means; None if it means a file.
+    """Find what torchvision calls the network that `path` means; None if it means a file.
 
     Raises:
         ConfigError: It can only mean a network, and there is none of that name that would fit.
@@ -113,61 +160,65 @@ def public_name(path: Path, *, where: str) -> str | None:
     return name
 
 
-def transfer(model: nn.Module, start: InitialWeights) -> TransferReport:
+def transfer(model: nn.Module, initial: InitialWeights) -> TransferReport:
     """Copy all weights whose names and shapes agree.
 
     Raises:
         CheckpointError: None agree, or one that does is not finite; nothing has been copied then.
     """
     own = model.state_dict()
-    fitting = {n: v for n, v in start.weights.items() if n in own and own[n].shape == v.shape}
-    return _load(model, start, fitting, {}, known=(), new=())
+    fitting = {n: v for n, v in initial.weights.items() if n in own and own[n].shape == v.shape}
+    return _load(model, initial, fitting, {}, known=(), new=())
 
 
 def transfer_by_class_name(
     model: nn.Module,
-    start: InitialWeights,
+    initial: InitialWeights,
     classes: Sequence[str],
     axes: Mapping[str, Mapping[int, int]],
     *,
     where: str,
 ) -> TransferReport:
-    """As `transfer`, but where an axis of a parameter stands for classes, copy the rows of classes of the same name.
+    """Copy weights as `transfer` does, but along axes that stand for classes, the rows of classes of the same name.
 
     Args:
-        model: Its parameters are set; rows of classes that `start` has not stay as they are.
-        start: Must say its classes.
+        model: Its parameters are set; rows of classes that `initial` has not stay as they are.
+        initial: Must say its classes.
         classes: Names of the model's classes, in the order of its logits.
         axes: From `class_axes`.
         where: Place of the wish in the config, for errors.
 
     Raises:
-        ConfigError: `start` does not name its classes, or none has the name of one of ours.
+        ConfigError: `initial` does not name its classes, or none has the name of one of ours.
         CheckpointError: As `transfer`.
     """
-    if start.classes is None:
-        raise ConfigError(f"{where}: {start.source} does not say which classes it knows. Set it to false.")
-    pairs = match_classes(classes, start.classes)
+    if initial.classes is None:
+        raise ConfigError(f"{where}: {initial.source} does not say which classes it knows. Set it to false.")
+    pairs = match_classes(classes, initial.classes)
     if not pairs:
-        theirs = ", ".join(start.classes[:6]) + (", ..." if len(start.classes) > 6 else "")
-        raise ConfigError(f"{where}: no class of {start.source} ({theirs}) has the name of one here. Set it to false.")
+        theirs = ", ".join(initial.classes[:6]) + (", ..." if len(initial.classes) > 6 else "")
+        raise ConfigError(
+            f"{where}: no class of {initial.source} ({theirs}) has the name of one here. Set it to false."
+        )
     own = model.state_dict()
     fitting: dict[str, Tensor] = {}
     mapped: dict[str, Tensor] = {}
-    for name, value in start.weights.items():
+    for name, value in initial.weights.items():
         if name not in own:
             continue
         if name in axes:
-            rows = _rows_of_classes(own[name], value, axes[name], pairs, len(start.classes))
-            mapped |= {} if rows is None else {name: rows}
+            rows = _rows_of_classes(own[name], value, axes[name], pairs, len(initial.classes))
+            if rows is not None:
+                mapped[name] = rows
         elif own[name].shape == value.shape:
             fitting[name] = value
     known = tuple(classes[index] for index in pairs)
-    return _load(model, start, fitting, mapped, known=known, new=tuple(n for n in classes if n not in known))
+    new = tuple(name for name in classes if name not in known)
+    return _load(model, initial, fitting, mapped, known=known, new=new)
 
 
 def class_axes(model: nn.Module, larger: nn.Module, num_classes: int) -> dict[str, dict[int, int]]:
-    """Which axes of which parameters stand for classes, and how many entries each class has there.
+    """Find which axes of which parameters stand for classes, and how many entries each class has there.
 
     What grows with the number of classes is found by comparison, so that classifiers, learned upsampling and scores
     that are refined by further convolutions are all treated alike, and no axis that is as long by accident.
@@ -180,73 +231,90 @@ def class_axes(model: nn.Module, larger: nn.Module, num_classes: int) -> dict[st
     found: dict[str, dict[int, int]] = {}
     shapes = {name: value.shape for name, value in larger.state_dict().items()}
     for name, value in model.state_dict().items():
-        grown = [more - size for size, more in zip(value.shape, shapes[name], strict=True)]
-        axes = {axis: rows for axis, rows in enumerate(grown) if rows and rows * num_classes == value.shape[axis]}
-        if axes:
-            found[name] = axes
+        for axis, (size, larger_size) in enumerate(zip(value.shape, shapes[name], strict=True)):
+            rows = larger_size - size
+            if rows and rows * num_classes == size:
+                found.setdefault(name, {})[axis] = rows
     return found
 
 
 def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
-    """Index among `theirs` of each of `ours` that has the same name, but for case, spaces and punctuation."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[\W_]", "", name.casefold())
-
+    """Find the index among `theirs` of each of `ours` that has the same name, but for case, spaces and punctuation."""
     exact = {name: index for index, name in enumerate(theirs)}
-    keys = [plain(name) for name in theirs]
+    keys = [_plain(name) for name in theirs]
+    # Two of theirs that differ in case only are told apart by their exact names, or not at all.
     loose = {key: index for index, key in enumerate(keys) if key and keys.count(key) == 1}
-    found = {index: exact.get(name, loose.get(plain(name))) for index, name in enumerate(ours)}
-    return {index: other for index, other in found.items() if other is not None}
+    pairs = {}
+    for index, name in enumerate(ours):
+        other = exact.get(name, loose.get(_plain(name)))
+        if other is not None:
+            pairs[index] = other
+    return pairs
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _rows_of_classes(
     own: Tensor, value: Tensor, axes: Mapping[int, int], pairs: Mapping[int, int], count: int
 ) -> Tensor | None:
-    """`own` with the entries of classes in `pairs` from `value`, which has `count` classes; None if it cannot be."""
+    """Make `own` with the entries of classes in `pairs` from `value`, which has `count` classes; None if it cannot be.
+
+    Args:
+        own: A parameter of the model, of any shape.
+        value: The one of that name in the file, as long as `own` along all axes that do not stand for classes.
+        axes: Entries of each class along each axis that does.
+        pairs: Index in the file of each class, by its index in the model.
+        count: Classes in the file.
+    """
     expected = [axes[axis] * count if axis in axes else size for axis, size in enumerate(own.shape)]
     if list(value.shape) != expected:
         return None
-    into, out_of = [], []
+    targets, sources = [], []
     for axis, size in enumerate(own.shape):
         ours = theirs = torch.arange(size)
         if axis in axes:
-            entries = torch.arange(axes[axis])
-            ours, theirs = (
-                torch.cat([index * axes[axis] + entries for index in indices])
-                for indices in (pairs.keys(), pairs.values())
-            )
-        open_mesh = [-1 if other == axis else 1 for other in range(own.dim())]
-        into.append(ours.view(open_mesh))
-        out_of.append(theirs.view(open_mesh))
+            ours = _entries(pairs.keys(), axes[axis])
+            theirs = _entries(pairs.values(), axes[axis])
+        # An open mesh: the indices of each axis are broadcast along all others.
+        shape = [-1 if other == axis else 1 for other in range(own.dim())]
+        targets.append(ours.view(shape))
+        sources.append(theirs.view(shape))
     result = own.clone()
-    result[tuple(into)] = value[tuple(out_of)].to(own.dtype)
+    result[tuple(targets)] = value[tuple(sources)].to(own.dtype)
     return result
+
+
+def _entries(classes: Collection[int], rows: int) -> Tensor:
+    """Indices along an axis that has so many `rows` for each class."""
+    return torch.cat([index * rows + torch.arange(rows) for index in classes])
 
 
 def _load(
     model: nn.Module,
-    start: InitialWeights,
+    initial: InitialWeights,
     loaded: Mapping[str, Tensor],
     mapped: Mapping[str, Tensor],
     *,
     known: tuple[str, ...],
     new: tuple[str, ...],
 ) -> TransferReport:
+    """Put weights that fit into `model`: all of them or, if one is not finite, none."""
     if not loaded and not mapped:
-        count = len(start.weights)
-        raise CheckpointError(f"{start.source}: none of its {count} weights fits the model. Name another init_from.")
+        count = len(initial.weights)
+        raise CheckpointError(f"{initial.source}: none of its {count} weights fits the model. Name another init_from.")
     taken = {**loaded, **mapped}
     if broken := [name for name, value in taken.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{start.source}: '{broken[0]}' is not finite. Name another init_from.")
+        raise CheckpointError(f"{initial.source}: '{broken[0]}' is not finite. Name another init_from.")
     own = model.state_dict()
     model.load_state_dict(taken, strict=False)
     return TransferReport(
-        start.source,
+        initial.source,
         loaded=tuple(loaded),
         mapped=tuple(mapped),
         fresh=tuple(name for name in own if name not in taken),
-        unused=tuple(name for name in start.weights if name not in taken),
+        unused=tuple(name for name in initial.weights if name not in taken),
         known=known,
         new=new,
     )

@@ -22,12 +22,19 @@ Part = Literal["aspp", "decoder"]
 Momentum = Annotated[float, Between(0, 1)]
 
 
-@MODELS.register("DeepLab")
+@MODELS.register(
+    "DeepLab_Xception",
+    one_width=True,
+    channels=256,
+    defaults={"backbone": Component("xception65"), "aspp_depth": 256, "separable": True, "bn_eps": 1e-3},
+)
+@MODELS.register("DeepLab", one_width=False)
 def deeplab(
     num_classes: int,
     in_channels: int,
     where: str = "arch.args",
     *,
+    one_width: bool,
     backbone: Annotated[Component, BACKBONES] = Component("resnet50"),  # noqa: B008  frozen
     output_stride: Literal[16, 8] = 16,
     decoder: bool = True,
@@ -41,17 +48,22 @@ def deeplab(
 ) -> EncoderDecoder:
     """DeepLabV3+: ASPP and a decoder that sharpens its result with the level-2 map.
 
+    `DeepLab_Xception` is what its authors trained: an Xception with separable convolutions behind it (section 4.3), and
+    `aspp_depth` is the width of the decoder too. What their program calls `fine_tune_batch_norm: false` is
+    `freeze_bn: true` here.
+
     Source: Chen et al. 2018, https://arxiv.org/abs/1802.02611.
 
     Args:
         num_classes: Channels of the logits.
         in_channels: Channels of the images.
         where: Place in the config, for errors.
+        one_width: Give the decoder the width of ASPP.
         backbone: Makes the feature maps.
         output_stride: Input pixels per pixel of the backbone's coarsest map.
         decoder: Have the decoder; without it, the result of ASPP is classified.
         channels: Width of ASPP and of the decoder.
-        aspp_depth: Width of ASPP alone, where it is to be another.
+        aspp_depth: Width of ASPP, if it is not `channels`; in a `DeepLab_Xception`, of the decoder too.
         rates: Dilations of ASPP; null is 6, 12, 18 at stride 16 and 12, 24, 36 at stride 8.
         separable: Use depthwise-separable 3x3 convolutions in both, or in one of them.
         batch_norm: Have batch norms in both, or in one of them; `freeze_bn` says whether they are trained.
@@ -59,21 +71,31 @@ def deeplab(
             takes ten thousand steps to forget where it started.
         bn_eps: Added to the variance in all batch norms; null is what the bricks have, 0.001 in an Xception.
     """
-    parts = [
-        {"separable": separable in (True, part), "batch_norm": batch_norm in (True, part)}
-        for part in ("aspp", "decoder")
-    ]
-    head = (
-        _brick(where, "DeepLabV3PlusHead", channels=channels, **parts[1])
-        if decoder
-        else _brick(where, "FCNHead", convs=0, dropout=0.0)
+    aspp_width = aspp_depth or channels
+    aspp = _brick(
+        where,
+        "ASPP",
+        channels=aspp_width,
+        rates=rates,
+        separable=separable in (True, "aspp"),
+        batch_norm=batch_norm in (True, "aspp"),
     )
+    if decoder:
+        head = _brick(
+            where,
+            "DeepLabV3PlusHead",
+            channels=aspp_width if one_width else channels,
+            separable=separable in (True, "decoder"),
+            batch_norm=batch_norm in (True, "decoder"),
+        )
+    else:
+        head = _brick(where, "FCNHead", convs=0, dropout=0.0)
     model = compose(
         num_classes,
         in_channels,
         where,
         backbone=BrickSpec(f"{where}.backbone", backbone),
-        necks=[_brick(where, "ASPP", channels=aspp_depth or channels, rates=rates, **parts[0])],
+        necks=[aspp],
         head=head,
         output_stride=output_stride,
     )
@@ -82,58 +104,6 @@ def deeplab(
             module.momentum = module.momentum if bn_momentum is None else bn_momentum
             module.eps = module.eps if bn_eps is None else bn_eps
     return model
-
-
-@MODELS.register("DeepLab_Xception")
-def deeplab_xception(
-    num_classes: int,
-    in_channels: int,
-    where: str = "arch.args",
-    *,
-    backbone: Annotated[Component, BACKBONES] = Component("xception65"),  # noqa: B008
-    output_stride: Literal[16, 8] = 16,
-    decoder: bool = True,
-    aspp_depth: Positive = 256,
-    rates: tuple[Positive, ...] | None = None,
-    separable: bool | Part = True,
-    batch_norm: bool | Part = True,
-    bn_momentum: Momentum | None = None,
-    bn_eps: Width | None = 1e-3,
-) -> EncoderDecoder:
-    """`DeepLab` as its authors trained it: an Xception, and separable convolutions behind it.
-
-    Source: Chen et al. 2018, https://arxiv.org/abs/1802.02611, section 4.3. What their program calls
-    `fine_tune_batch_norm: false` is `freeze_bn: true` here.
-
-    Args:
-        num_classes: Channels of the logits.
-        in_channels: Channels of the images.
-        where: Place in the config, for errors.
-        backbone: Makes the feature maps.
-        output_stride: Input pixels per pixel of the backbone's coarsest map.
-        decoder: Have the decoder; without it, the result of ASPP is classified.
-        aspp_depth: Width of ASPP and of the decoder.
-        rates: Dilations of ASPP; null is 6, 12, 18 at stride 16 and 12, 24, 36 at stride 8.
-        separable: Use depthwise-separable 3x3 convolutions in both, or in one of them.
-        batch_norm: Have batch norms in both, or in one of them; `freeze_bn` says whether they are trained.
-        bn_momentum: Share of a batch in the running statistics of all batch norms; null is 0.1. The authors' 0.0003
-            takes ten thousand steps to forget where it started.
-        bn_eps: Added to the variance in all batch norms; null is what the bricks have.
-    """
-    return deeplab(
-        num_classes,
-        in_channels,
-        where,
-        backbone=backbone,
-        output_stride=output_stride,
-        decoder=decoder,
-        channels=aspp_depth,
-        rates=rates,
-        separable=separable,
-        batch_norm=batch_norm,
-        bn_momentum=bn_momentum,
-        bn_eps=bn_eps,
-    )
 
 
 @MODELS.register("DeepLabV3")
@@ -199,17 +169,20 @@ def deeplab_v3_mobilenet_v2(
         width_mult: Share of the backbone's published channels.
         channels: Width of ASPP.
     """
-    args = {"output_stride": output_stride, "multi_grid": multi_grid, "width_mult": width_mult}
-    return compose(
+    return deeplab(
         num_classes,
         in_channels,
         where,
-        backbone=_brick(where, "mobilenet_v2", **args),
-        necks=[_brick(where, "ASPP", rates=rates, channels=channels)],
-        head=_brick(where, "FCNHead", convs=0, dropout=0.0),
+        one_width=True,
+        backbone=Component("mobilenet_v2", {"multi_grid": multi_grid, "width_mult": width_mult}),
+        output_stride=output_stride,
+        decoder=False,
+        channels=channels,
+        rates=rates,
     )
 
 
+@MODELS.register("PSPDenseNet", deep_stem=False, bins=(1, 2, 3, 6), defaults={"backbone": Component("densenet201")})
 @MODELS.register("PSPNet")
 def pspnet(
     num_classes: int,
@@ -223,6 +196,8 @@ def pspnet(
     bins: tuple[Positive, ...] = (1, 2, 3, 6),
 ) -> EncoderDecoder:
     """Pyramid scene parsing network: pyramid pooling, and an auxiliary head on level 4.
+
+    `PSPDenseNet` has a DenseNet as its backbone (Huang et al. 2016, https://arxiv.org/abs/1608.06993).
 
     Source: Zhao et al. 2016, https://arxiv.org/abs/1612.01105.
 
@@ -249,31 +224,6 @@ def pspnet(
         aux_heads=[_brick(where, "FCNHead", level=4, reduction=2)] if use_aux else [],
         output_stride=output_stride,
     )
-
-
-@MODELS.register("PSPDenseNet")
-def psp_densenet(
-    num_classes: int,
-    in_channels: int,
-    where: str = "arch.args",
-    *,
-    backbone: Annotated[Component, BACKBONES] = Component("densenet201"),  # noqa: B008
-    output_stride: OutputStride = 8,
-    use_aux: bool = True,
-) -> EncoderDecoder:
-    """`PSPNet` whose backbone is a DenseNet: pyramid pooling, and an auxiliary head on level 4.
-
-    Source: Zhao et al. 2016, https://arxiv.org/abs/1612.01105; Huang et al. 2016, https://arxiv.org/abs/1608.06993.
-
-    Args:
-        num_classes: Channels of the logits.
-        in_channels: Channels of the images.
-        where: Place in the config, for errors.
-        backbone: Makes the feature maps.
-        output_stride: Input pixels per pixel of the backbone's coarsest map.
-        use_aux: Train an auxiliary head on the level-4 map.
-    """
-    return pspnet(num_classes, in_channels, where, backbone=backbone, output_stride=output_stride, use_aux=use_aux)
 
 
 @MODELS.register("DeepLab_DUC_HDC")

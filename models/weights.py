@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from base.base_model import Backbone, BaseModel
 from models.backbones.timm_encoders import import_timm
-from utils.errors import ConfigError
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError, first_line
 
-log = logging.getLogger("segwright")
+logger = logging.getLogger("segwright")
 
 CLASSIFIER = ("fc.", "classifier.")  # what follows the features in classification networks
 
@@ -68,7 +69,7 @@ def load_pretrained(model: BaseModel, pretrained: bool | Path, *, where: str) ->
         else:
             source, state = _public_state(backbone.weights, where=where)
         reports.append(load_backbone(backbone, state, source=source, where=where))
-        log.info("%s", reports[-1])
+        logger.info("%s", reports[-1])
     return reports
 
 
@@ -80,32 +81,22 @@ def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: st
     """
     own = backbone.state_dict()
     given = _below_backbone(dict(state), own)
-    adapted = backbone.adapt_weights(given)
+    adapted = dict(backbone.adapt_weights(given))
     used = {id(value) for key, value in adapted.items() if key in own}  # also under another name
     mapped = [key for key in adapted if key in own and key not in given]
     first = next((n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), "") + ".weight"
     if first in adapted and first in own and adapted[first].shape != own[first].shape:
-        adapted = {**adapted, first: adapt_channels(adapted[first], own[first].shape[1])}
+        adapted[first] = adapt_channels(adapted[first], own[first].shape[1])
         mapped.append(first)
 
-    missing = [key for key in own if key not in adapted and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in missing if not any(part in key for part in backbone.unpublished)]
-    misshapen = [key for key in own if key in adapted and adapted[key].shape != own[key].shape]
-    kind = type(backbone).__name__
-    if unexpected:
-        raise ConfigError(
-            f"{where}: {source} lacks {len(unexpected)} of {len(own)} parameters of {kind} ({_some(unexpected)}); "
-            f"it has {_some(list(given))}. Give weights of the same network."
-        )
-    if misshapen:
-        key = misshapen[0]
-        raise ConfigError(
-            f"{where}: in {source}, {len(misshapen)} parameters of {kind} have other shapes, such as {key}: "
-            f"{list(adapted[key].shape)} for {list(own[key].shape)}. Give weights of the same network."
-        )
     taken = {key: value for key, value in adapted.items() if key in own}
-    if broken := [key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise ConfigError(f"{where}: {source} has NaN or infinite values in {_some(broken)}. Give an intact file.")
+    missing = [key for key in own if key not in adapted and not key.endswith(".num_batches_tracked")]
+    if lacking := [key for key in missing if not _is_unpublished(key, backbone)]:
+        raise ConfigError(
+            f"{where}: {source} lacks {len(lacking)} of {len(own)} parameters of {type(backbone).__name__} "
+            f"({_some(lacking)}); it has {_some(list(given))}. Give weights of the same network."
+        )
+    _check_shapes(taken, own, source=source, where=where, kind=type(backbone).__name__)
     backbone.load_state_dict(taken, strict=False)
     return LoadReport(
         source,
@@ -116,8 +107,31 @@ def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: st
     )
 
 
+def _is_unpublished(key: str, backbone: Backbone) -> bool:
+    """Whether no public weights have what `key` names."""
+    return any(part in key for part in backbone.unpublished)
+
+
+def _check_shapes(
+    taken: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, where: str, kind: str
+) -> None:
+    """Refuse weights of other shapes than the network's, or that are not finite.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if misshapen := [key for key in own if key in taken and taken[key].shape != own[key].shape]:
+        key = misshapen[0]
+        raise ConfigError(
+            f"{where}: in {source}, {len(misshapen)} parameters of {kind} have other shapes, such as {key}: "
+            f"{list(taken[key].shape)} for {list(own[key].shape)}. Give weights of the same network."
+        )
+    if broken := [key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ConfigError(f"{where}: {source} has NaN or infinite values in {_some(broken)}. Give an intact file.")
+
+
 def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """Weights (K, C, h, w) of a first convolution, for images of `in_channels` channels.
+    """Adapt the weights (K, C, h, w) of a first convolution to images of `in_channels` channels.
 
     Further channels start as the mean of the old ones, fewer than before too, and all are scaled: an image whose
     channels are all alike gives the same features as before.
@@ -130,32 +144,25 @@ def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def read_state(path: Path, *, where: str) -> dict[str, Tensor]:
-    """The state dict in a file: a bare one, or that of a checkpoint; without the prefix of wrappers.
+    """Read the weights in a file: a bare state dict, or that of a checkpoint; without the prefixes of wrappers.
+
+    The check before training calls it too, so that both accept the same files.
+
+    Args:
+        path: Written by `torch.save`; nothing in it is executed.
+        where: Its place in the config, for errors.
 
     Raises:
-        ConfigError: There is no such file, or it does not hold a state dict.
+        ConfigError: The file is missing or damaged, or holds no weights.
     """
-    if not path.is_file():
-        raise ConfigError(f"{where}: there is no file {path}. Give the path of a state dict, or false.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpicklers do
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{where}: {path} cannot be read ({reason}). Give a state dict saved by torch.") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{where}: {path} holds no state dict. Give one saved with torch.save(model.state_dict()).")
-    return {
-        re.sub(r"^(module\.|_orig_mod\.)+", "", key): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-    }
+        return checkpoint.weights_of(checkpoint.load(path), path)
+    except CheckpointError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of torchvision's FCN or DeepLabV3 on ResNet, renamed for our bricks.
+    """Rename the state dict of torchvision's FCN or DeepLabV3 on ResNet for our bricks.
 
     The result fits an `EncoderDecoder` of a ResNet of output stride 8, an `FCNHead` (behind an `ASPP`, with
     ``channels=256``, for DeepLabV3) and, if torchvision's has one, an auxiliary `FCNHead` of level 4.
@@ -198,7 +205,7 @@ def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tenso
 
 
 def download(url: str, *, where: str, instead: str) -> dict[str, Tensor]:
-    """The state dict at `url`, from torch's cache if it is there.
+    """Download the state dict at `url`, or take it from torch's cache if it is there.
 
     Args:
         url: Ends in the file's name, which holds the beginning of its SHA-256, as torchvision's do.
@@ -213,7 +220,7 @@ def download(url: str, *, where: str, instead: str) -> dict[str, Tensor]:
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # network, disk, hash and unpickling all fail in ways of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if cached:
             raise ConfigError(
                 f"{where}: {file} cannot be read ({reason}). Delete it, or replace it by {url}"
@@ -224,7 +231,7 @@ def download(url: str, *, where: str, instead: str) -> dict[str, Tensor]:
 
 
 def _timm_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
-    """Weights of a whole classification network, by timm's own names."""
+    """Take the weights of a whole classification network from timm, by its own names."""
     timm = import_timm(f"timm/{name}", where=where)
     published = timm.get_pretrained_cfg(name)
     if not published or not published.has_weights:  # timm itself would go on with random numbers
@@ -233,7 +240,7 @@ def _timm_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
         with torch.random.fork_rng(devices=[]):  # its random start is of no use, and must not change ours
             return f"timm's {name}", timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # network, disk and hub all fail in ways of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ConfigError(
             f"{where}: the weights of timm/{name} cannot be downloaded ({reason}). Fetch them from "
             f"https://huggingface.co/{published.hf_hub_id} and give the path of a state dict, or false."
@@ -241,7 +248,7 @@ def _timm_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def _below_backbone(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` of the backbone alone, where it is one of a whole segmentation network."""
+    """Take from `state` that of the backbone alone, where it is one of a whole segmentation network."""
     inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inside if len(inside.keys() & own.keys()) > len(state.keys() & own.keys()) else state
 

@@ -161,7 +161,7 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "weights that are not": ({"init_from": "nowhere.pth"}, ["nowhere.pth: no such checkpoint."]),
     "pretrained weights that are not": (
         {"arch.args.pretrained": "nowhere.pth"},
-        ["arch.args.pretrained: there is no file nowhere.pth."],
+        ["arch.args.pretrained: nowhere.pth: no such checkpoint."],
     ),
     "weights that do not fit": ({"init_from": "BEST", "arch": {"type": "UNet"}}, ["BEST: none of its 128 weights"]),
     "TensorBoard below a file": (

@@ -15,12 +15,14 @@ from torch import Tensor
 from base.base_model import BaseModel
 from engine import assemble
 from engine.check import check_config
+from models import fine_tuning
 from models.fine_tuning import (
     InitialWeights,
     TransferReport,
     class_axes,
+    initialize_from,
     match_classes,
-    read_start,
+    read_initial_weights,
     transfer,
     transfer_by_class_name,
 )
@@ -162,8 +164,10 @@ def test_other_classes_that_are_taken_as_they_come_are_pointed_out(
     for classes, hinted in ((state["classes"], False), (state["classes"][::-1], True), (["a", "b", "c"], False)):
         torch.save({**state, "classes": classes}, tmp_path / "old.pth")
         config = check_config(load_config(config_file({"init_from": str(tmp_path / "old.pth")})))
-        with mock.patch.object(assemble.logger, "warning") as warning:
-            assemble.initialize_from(config.start, config, assemble.build_network(config))
+        with mock.patch.object(fine_tuning.logger, "warning") as warning:
+            initialize_from(
+                config.start, assemble.build_network(config), arch=config.arch, classes=config.classes.names
+            )
         assert warning.called == hinted
 
 
@@ -191,7 +195,7 @@ def test_torchvisions_network_is_a_start_by_name(cache: Path) -> None:
     torch.manual_seed(0)
     state = published("deeplabv3_resnet50")
     torch.save(state, cache / "deeplabv3_resnet50_coco-cd0a2569.pth")
-    start = read_start(Path("torchvision/deeplabv3_resnet50"), where="init_from")
+    start = read_initial_weights(Path("torchvision/deeplabv3_resnet50"), where="init_from")
     assert start.classes is not None
     assert start.classes[15] == "person"
     classes = ("background", "person", "robot")
@@ -215,7 +219,7 @@ def test_a_failed_download_of_a_network_names_the_file_and_its_place(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(ConfigError) as error:
-        read_start(Path(f"torchvision/{name}"), where="init_from")
+        read_initial_weights(Path(f"torchvision/{name}"), where="init_from")
     (problem,) = error.value.problems
     assert problem.startswith(f"init_from: https://download.pytorch.org/models/{name}_coco-")
     assert f"(no route to host). Put that file at {cache / f'{name}_coco-'}" in problem

@@ -6,6 +6,7 @@ import torch
 
 from base.base_trainer import TrainerConfig
 from engine import assemble  # noqa: F401  registers everything
+from utils.describe import describe
 from utils.errors import ConfigError
 from utils.registry import FACTS, KINDS, LOSSES, OPTIMIZERS, SCHEDULERS, Registry, import_submodules
 from utils.schema import AtLeast, Component, parameters_of
@@ -50,6 +51,69 @@ def test_one_class_may_have_several_names_with_arguments_fixed(shapes):
     assert shapes.build({"type": "triangle", "args": {"size": 3}}, where="shape").size == 3.0
     assert "corners" not in parameters_of(shapes["square"])
     assert shapes.build(Component("Polygon"), where="shape").corners == 5
+
+
+def test_one_class_may_have_other_defaults_under_another_name(shapes):
+    @shapes.register("brick", corners=4, defaults={"size": 2.5})
+    def polygon(corners: int, size: Annotated[float, AtLeast(1)] = 1.0, color: str = "red", where: str = "") -> tuple:
+        """A shape of some corners.
+
+        Args:
+            corners: How many.
+            size: Of each side.
+            color: Of the paint.
+            where: Fact.
+        """
+        return corners, size, color, where
+
+    assert shapes.build("brick", where="shape") == (4, 2.5, "red", "shape.args")
+    assert shapes.build({"type": "brick", "args": {"size": 7}}, where="shape") == (4, 7.0, "red", "shape.args")
+    assert list(parameters_of(shapes["brick"])) == ["size", "color", "where"]
+    problems: list[str] = []
+    assert shapes.check("brick", where="shape", problems=problems).args == {"size": 2.5, "color": "red"}
+    rules = shapes.json_schema()["anyOf"][1]["allOf"]
+    (schema,) = [rule["then"]["properties"]["args"] for rule in rules if "brick" in str(rule["if"])]
+    assert schema["properties"]["size"] == {
+        "description": "Of each side.",
+        "type": "number",
+        "minimum": 1,
+        "default": 2.5,
+    }
+    assert refusal(shapes, {"type": "brick", "args": {"size": 0, "corners": 3}}) == [
+        "shape.args.size: expected a number of at least 1, got 0.",
+        "shape.args.corners: unknown key. Choose from color, size.",
+    ]
+
+
+def test_the_description_of_a_name_shows_its_own_defaults(monkeypatch):
+    registry = Registry("shape")
+    monkeypatch.setitem(KINDS, "shapes", registry)
+
+    @registry.register("ShapeOfTwo", defaults={"size": 2})
+    @registry.register("ShapeOfOne")
+    def shape(size: int = 1) -> int:
+        """Something of a size."""
+        return size
+
+    assert "size: int = 1" in (describe("ShapeOfOne") or "")
+    assert "size: int = 2" in (describe("ShapeOfTwo") or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"defaults": {"weight": 1}}, "takes no argument 'weight'"),
+        ({"weight": 1}, "takes no argument 'weight'"),
+        ({"size": 1, "defaults": {"size": 1}}, "'size' is both preset and a default"),
+    ],
+)
+def test_an_argument_that_cannot_be_given_is_found_at_registration(shapes, arguments, message):
+    def box(size: int = 1) -> None:
+        pass
+
+    with pytest.raises(TypeError, match=message):
+        shapes.register("box", **arguments)(box)
+    assert "box" not in shapes
 
 
 def test_a_component_receives_the_facts_that_it_names_and_no_others(shapes):

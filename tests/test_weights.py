@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 import torchvision
 from torch import Tensor
 
+from engine.check import check_config
+from engine.preflight import check_weights
 from models.build import build_model
 from models.weights import adapt_channels, load_backbone
+from utils.config import load_config
 from utils.errors import ConfigError
 from utils.registry import BACKBONES
 from utils.schema import Component
@@ -52,6 +56,17 @@ def test_prefixes_of_wrappers_are_taken_off(wrap: str, published: dict[str, Tens
     torch.save({"epoch": 3, "state_dict": {wrap + key: value for key, value in published.items()}}, path)
     model = build(str(path))
     assert torch.equal(model.backbone.conv1.weight, published["conv1.weight"])
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_checkpoint_of_others_is_accepted_by_the_check_and_by_the_model(
+    key: str, published: dict[str, Tensor], tmp_path: Path, config_file: Callable[..., Path]
+) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({key: {**published, "note": "by others"}, "epoch": 3, "optimizer": {"lr": 0.1}}, path)
+    assert torch.equal(build(str(path)).backbone.conv1.weight, published["conv1.weight"])
+    for changes in ({"arch.args.pretrained": str(path)}, {"init_from": str(path)}):
+        check_weights(check_config(load_config(config_file(changes))))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
@@ -144,8 +159,8 @@ def test_nothing_is_loaded_where_a_checkpoint_follows(tmp_path: Path) -> None:
             r"have other shapes, such as layer1.0.conv1",
         ),
         (lambda state: {**state, "bn1.bias": torch.full((64,), float("nan"))}, r"NaN or infinite values in bn1.bias"),
-        (lambda state: {"epoch": 3}, r"holds no state dict"),
-        (lambda state: {"state_dict": {}}, r"holds no state dict"),
+        (lambda state: {"epoch": 3}, r"holds no weights"),
+        (lambda state: {"state_dict": {}}, r"holds no weights"),
     ],
 )
 def test_an_unusable_file_is_an_error_and_changes_nothing(
@@ -159,11 +174,11 @@ def test_an_unusable_file_is_an_error_and_changes_nothing(
 
 
 def test_missing_and_broken_files_are_one_line_errors(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no file"):
+    with pytest.raises(ConfigError, match=r"^arch.args.pretrained: .*absent.pth: no such checkpoint"):
         build(str(tmp_path / "absent.pth"))
     truncated = tmp_path / "truncated.pth"
     truncated.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"truncated.pth cannot be read \("):
+    with pytest.raises(ConfigError, match=r"^arch.args.pretrained: .*truncated.pth: is damaged \("):
         build(str(truncated))
     with pytest.raises(ConfigError, match="Give weights of the same network"):
         build(str(file), backbone="resnet50")

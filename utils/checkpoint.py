@@ -197,13 +197,17 @@ def load_run(path: Path) -> dict[str, Any]:
 def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The model's weights in a checkpoint or a bare state dict, without prefixes of wrappers.
 
+    Checkpoints of others have them under "state_dict" or "model"; what is no tensor there is left out.
+
     Raises:
         CheckpointError: There are none.
     """
-    weights = state.get("state_dict", state)
-    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    nested = [state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)]
+    weights = nested[0] if nested else state
+    found = {strip_prefixes(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not found:
         raise CheckpointError(f"{path}: holds no weights. Name a checkpoint or a state dict.")
-    return {strip_prefixes(name): value for name, value in weights.items()}
+    return found
 
 
 def judged_weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

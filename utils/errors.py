@@ -82,6 +82,12 @@ def failure_of_machine(error: BaseException) -> str:
     return f"a data worker died ({first})" if "DataLoader worker" in str(error) else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Take the first line of an error's message, without its full stop, or else the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def status_of(error: BaseException) -> int:
     """The exit status that `run` makes of `error`."""
     if isinstance(error, PeerFailed):

@@ -15,26 +15,27 @@ from typing import Annotated, Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.registry import SCHEDULERS
 from utils.schema import Above, AtLeast, Between, Mismatch, convert, join
 
 
 def poly_factor(step: float, total_steps: float, *, power: float = 0.9, warmup_steps: float = 0) -> float:
-    """Share of the base learning rate to use for optimiser step number `step`: ``(1 - progress) ** power``.
+    """Share of the base learning rate to use for optimizer step number `step`: ``(1 - progress) ** power``.
 
     During the first `warmup_steps` it is multiplied by what rises linearly to 1. It would reach 0 at `total_steps`.
 
     Source: the "poly" policy, as used by Chen et al. 2016, https://arxiv.org/abs/1606.00915, section 4.1.
 
     Args:
-        step: Optimiser steps taken so far, from 0.
-        total_steps: Optimiser steps in the whole run.
+        step: Optimizer steps taken so far, from 0.
+        total_steps: Optimizer steps in the whole run.
 
     Returns:
         A number from 0 to 1. Steps past the end give 0, not a complex number.
     """
-    return _warmup(step, warmup_steps) * max(1 - step / max(total_steps, 1), 0) ** power
+    remaining: float = max(1 - step / max(total_steps, 1), 0)
+    return _warmup(step, warmup_steps) * math.pow(remaining, power)
 
 
 def cosine_factor(step: float, total_steps: float, *, warmup_steps: float = 0) -> float:
@@ -54,7 +55,7 @@ def one_cycle(
     pct_start: float = 0.3,
     momentums: tuple[float, float] = (0.85, 0.95),
 ) -> tuple[float, float]:
-    """Share of the base learning rate, and the momentum, to use for optimiser step number `step`.
+    """Share of the base learning rate, and the momentum, to use for optimizer step number `step`.
 
     The share rises from 1 / div_factor to 1 at `pct_start` of the run and falls to
     1 / (div_factor x final_div_factor) at its last step, where it stays; both along half a cosine. The momentum
@@ -87,8 +88,9 @@ class Schedule(ABC):
     """
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
-        """Make `optimizer` ready for optimiser step number `step`, from 0."""
-        factor, momentum = self.factor(step), self.momentum(step)
+        """Make `optimizer` ready for optimizer step number `step`, from 0."""
+        factor = self.factor(step)
+        momentum = self.momentum(step)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
             if momentum is not None and "betas" in group:
@@ -98,10 +100,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """Share of the base learning rate for optimiser step number `step`."""
+        """Share of the base learning rate for optimizer step number `step`."""
 
     def momentum(self, step: int) -> float | None:
-        """Momentum (beta 1 of Adam and its kind) for optimiser step number `step`; None leaves it alone."""
+        """Momentum (beta 1 of Adam and its kind) for optimizer step number `step`; None leaves it alone."""
         return None
 
     def after_validation(self, value: float) -> None:  # noqa: B027  most have nothing to do
@@ -135,7 +137,8 @@ class Poly(Schedule):
         warmup_epochs: Annotated[float, AtLeast(0)] = 0.0,
         per_epoch: bool = False,
     ) -> None:
-        self.power, self.unit = power, steps_per_epoch if per_epoch else 1
+        self.power = power
+        self.unit = steps_per_epoch if per_epoch else 1  # optimizer steps between changes
         self.total = math.ceil(total_steps / self.unit)
         self.warmup = warmup_epochs if per_epoch else round(warmup_epochs * steps_per_epoch)
 
@@ -156,7 +159,8 @@ class Cosine(Schedule):
     def __init__(
         self, total_steps: int, steps_per_epoch: int, *, warmup_epochs: Annotated[float, AtLeast(0)] = 0.0
     ) -> None:
-        self.total, self.warmup = total_steps, round(warmup_epochs * steps_per_epoch)
+        self.total = total_steps
+        self.warmup = round(warmup_epochs * steps_per_epoch)
 
     def factor(self, step: int) -> float:
         return cosine_factor(step, self.total, warmup_steps=self.warmup)
@@ -166,7 +170,7 @@ class Cosine(Schedule):
 class OneCycle(Schedule):
     """Rises and falls along half cosines, while the momentum goes the opposite way.
 
-    The optimiser's learning rate is the highest one.
+    The optimizer's learning rate is the highest one.
 
     Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120, section 3.
 
@@ -186,8 +190,11 @@ class OneCycle(Schedule):
         pct_start: Annotated[float, Between(0, 1)] = 0.3,
         momentums: tuple[Annotated[float, Between(0, 1)], Annotated[float, Between(0, 1)]] | None = (0.85, 0.95),
     ) -> None:
-        self.total, self.momentums = total_steps, momentums
-        self.div_factor, self.final_div_factor, self.pct_start = div_factor, final_div_factor, pct_start
+        self.total = total_steps
+        self.div_factor = div_factor
+        self.final_div_factor = final_div_factor
+        self.pct_start = pct_start
+        self.momentums = momentums
 
     def factor(self, step: int) -> float:
         return self._cycle(step)[0]
@@ -240,10 +247,12 @@ class Step(Schedule):
         warmup_epochs: Annotated[float, AtLeast(0)] = 0.0,
     ) -> None:
         self.steps = [milestone * steps_per_epoch for milestone in milestones]
-        self.gamma, self.warmup = gamma, round(warmup_epochs * steps_per_epoch)
+        self.gamma = gamma
+        self.warmup = round(warmup_epochs * steps_per_epoch)
 
     def factor(self, step: int) -> float:
-        return _warmup(step, self.warmup) * self.gamma ** sum(step >= milestone for milestone in self.steps)
+        passed = sum(step >= milestone for milestone in self.steps)
+        return _warmup(step, self.warmup) * self.gamma**passed
 
 
 class TorchSchedule(Schedule):
@@ -251,15 +260,17 @@ class TorchSchedule(Schedule):
 
     Args:
         scheduler: What it is.
-        unit: Optimiser steps after which it is told to step.
+        unit: Optimizer steps after which it is told to step.
     """
 
     def __init__(self, scheduler: Any, unit: int) -> None:
-        self.scheduler, self.unit, self.taken = scheduler, unit, 0
+        self.scheduler = scheduler
+        self.unit = unit
+        self.taken = 0  # steps that it was told to take
         self.needs_value = isinstance(scheduler, ReduceLROnPlateau)
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
-        """Let the scheduler catch up with `step`; it set its optimiser's first learning rate when it was made."""
+        """Let the scheduler catch up with `step`; it set its optimizer's first learning rate when it was made."""
         while self.taken < step // self.unit and not self.needs_value:
             self.scheduler.step()
             self.taken += 1
@@ -287,7 +298,7 @@ class SchedulerConfig:
     Args:
         type: One of ours, or of `torch.optim.lr_scheduler`.
         args: Its arguments.
-        per: What torch's own count, "epoch" unless given; ours count optimiser steps.
+        per: What torch's own count, "epoch" unless given; ours count optimizer steps.
     """
 
     type: str = "Poly"
@@ -296,14 +307,14 @@ class SchedulerConfig:
 
 
 def check_scheduler(value: Any, *, where: str = "lr_scheduler", problems: list[str]) -> SchedulerConfig:
-    """An "lr_scheduler" section with every default filled in; what is wrong with it goes to `problems`.
+    """Check an "lr_scheduler" section and fill in every default; what is wrong with it goes to `problems`.
 
     Args:
         value: A name, or ``{"type", "args", "per"}``.
     """
     found = len(problems)
     try:
-        config = convert({"type": value} if isinstance(value, str) else value, SchedulerConfig, where)
+        config: SchedulerConfig = convert({"type": value} if isinstance(value, str) else value, SchedulerConfig, where)
     except Mismatch as mismatch:
         problems += mismatch.problems
         return SchedulerConfig()
@@ -329,14 +340,14 @@ def build_scheduler(
     steps_per_epoch: int,
     where: str = "lr_scheduler",
 ) -> Schedule:
-    """The schedule that an "lr_scheduler" section describes.
+    """Build the schedule that an "lr_scheduler" section describes.
 
-    Make it before the states of optimiser and schedule are loaded: torch's own set the learning rate when made.
+    Make it before the states of optimizer and schedule are loaded: torch's own set the learning rate when made.
 
     Args:
         config: A name, ``{"type", "args", "per"}`` or a `SchedulerConfig`.
-        total_steps: Optimiser steps in the whole run.
-        steps_per_epoch: Optimiser steps in an epoch.
+        total_steps: Optimizer steps in the whole run.
+        steps_per_epoch: Optimizer steps in an epoch.
 
     Raises:
         ConfigError: The section is wrong, or torch refuses the arguments.
@@ -350,14 +361,14 @@ def build_scheduler(
         group.setdefault("base_lr", group["lr"])
     if _is_ours(checked.type):
         facts = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-        return SCHEDULERS.make(checked.type, checked.args, where=where, **facts)
+        schedule: Schedule = SCHEDULERS.make(checked.type, checked.args, where=where, **facts)
+        return schedule
     try:
         scheduler = SCHEDULERS.make(checked.type, checked.args, optimizer, where=where)
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        message = f"{join(where, 'args')}: {checked.type} refuses its arguments: {reason}. Change them."
+        message = f"{join(where, 'args')}: {checked.type} refuses its arguments: {first_line(error)}. Change them."
         raise ConfigError(message) from error
     return TorchSchedule(scheduler, steps_per_epoch if checked.per == "epoch" else 1)
 

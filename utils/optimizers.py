@@ -1,4 +1,4 @@
-"""The "optimizer" section of a config: an optimiser, and which parameters it treats differently."""
+"""The "optimizer" section of a config: an optimizer, and which parameters it treats differently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.registry import OPTIMIZERS
 from utils.schema import Above, AtLeast, Mismatch, Range, convert, did_you_mean, join, parameters_of
 
@@ -22,12 +22,12 @@ DIFFERENTIAL_LR = 0.1  # of the backbone, as a share of the decoder's, where the
 
 
 class Grouped(Protocol):
-    """What an optimiser needs to know of a model."""
+    """What an optimizer needs to know of a model."""
 
     def parameter_groups(
         self, lr: float, *, backbone_lr_scale: float = 1.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """Groups with "name", PART or "PART/layer", "params" and "lr": a partition of the parameters.
+        """Give groups with "name", PART or "PART/layer", "params" and "lr": a partition of the parameters.
 
         Raises:
             ValueError: `layer_decay` is below 1, and there are no layers that it could be for.
@@ -61,7 +61,7 @@ class OptimizerConfig:
         layer_decay: Learning rate of each layer of the backbone as a share of that of the next one, for fine-tuning
             deep pretrained encoders (Clark et al. 2020, https://arxiv.org/abs/2003.10555); 1 is the same for all.
         parts: What differs for parts of the model, "decoder" and "backbone".
-        no_decay: Parameters without weight decay: those of normalisation layers, biases, depthwise convolutions.
+        no_decay: Parameters without weight decay: those of normalization layers, biases, depthwise convolutions.
     """
 
     type: str = "SGD"
@@ -80,14 +80,14 @@ class OptimizerConfig:
 
 
 def check_optimizer(value: Any, *, where: str = "optimizer", problems: list[str]) -> OptimizerConfig:
-    """An "optimizer" section with every default filled in; what is wrong with it goes to `problems`.
+    """Check an "optimizer" section and fill in every default; what is wrong with it goes to `problems`.
 
     Args:
         value: A name, or ``{"type", "args", "differential_lr", "layer_decay", "parts", "no_decay"}``.
     """
     found = len(problems)
     try:
-        config = convert({"type": value} if isinstance(value, str) else value, OptimizerConfig, where)
+        config: OptimizerConfig = convert({"type": value} if isinstance(value, str) else value, OptimizerConfig, where)
     except Mismatch as mismatch:
         problems += mismatch.problems
         return OptimizerConfig()
@@ -107,16 +107,18 @@ def check_optimizer(value: Any, *, where: str = "optimizer", problems: list[str]
     except ConfigError as error:
         problems += error.problems
     if "weight_decay" not in parameters_of(OPTIMIZERS[component.type]):
-        problems += [
-            f"{join(where, place)}: {component.type} has no weight decay. Remove it, or use another type."
-            for place in [f"parts.{name}.decay_mult" for name, part in config.parts.items() if part.decay_mult != 1]
-            + (["no_decay"] if config.no_decay else [])
-        ]
+        useless = [f"parts.{name}.decay_mult" for name, part in config.parts.items() if part.decay_mult != 1]
+        if config.no_decay:
+            useless.append("no_decay")
+        for key in useless:
+            problems.append(
+                f"{join(where, key)}: {component.type} has no weight decay. Remove it, or use another type."
+            )
     return replace(config, type=component.type, args=component.args)
 
 
 def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fused: bool = False) -> Optimizer:
-    """The optimiser that an "optimizer" section describes, for the parameters of `model`.
+    """Build the optimizer that an "optimizer" section describes, for the parameters of `model`.
 
     Its groups are the model's, decoder first; with `layer_decay`, one for each layer of the backbone. `no_decay` splits
     a group NAME in two, NAME and "NAME/no_decay".
@@ -135,17 +137,24 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fu
     checked = config if is_checked else check_optimizer(config, where=where, problems=problems)
     if problems:
         raise ConfigError(*problems)
-    lr, decay = (_argument(checked, name) for name in ("lr", "weight_decay"))
-    scale, decay_by_layer = checked.backbone_lr_scale, checked.layer_decay
+    lr = _argument(checked, "lr")
+    decay = _argument(checked, "weight_decay")
     try:
-        groups = model.parameter_groups(lr, backbone_lr_scale=scale, layer_decay=decay_by_layer)
+        groups = model.parameter_groups(
+            lr, backbone_lr_scale=checked.backbone_lr_scale, layer_decay=checked.layer_decay
+        )
     except ValueError as error:
         raise ConfigError(f"{join(where, 'layer_decay')}: has no effect, {error}. Set it to 1.") from None
     names = [*dict.fromkeys(part_of(group) for group in groups)]
-    if unknown := [name for name in checked.parts if name not in names]:
-        place = join(where, "parts")
-        raise ConfigError(*(f"{join(place, n)}: the model has no such part. {did_you_mean(n, names)}" for n in unknown))
-    spared = {id(parameter) for kind in checked.no_decay for parameter in _spared(model, kind)}
+    for name in checked.parts:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            problems.append(f"{join(join(where, 'parts'), name)}: the model has no such part. {hint}")
+    if problems:
+        raise ConfigError(*problems)
+    without_decay: set[int] = set()
+    for kind in checked.no_decay:
+        without_decay.update(map(id, _parameters_of_kind(model, kind)))
     finished = []
     for group in groups:
         part = checked.parts.get(part_of(group), PartOptions())
@@ -153,40 +162,42 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fu
         options = {"lr": rate, "base_lr": rate}
         if decay is not None:
             options["weight_decay"] = decay * part.decay_mult
-        decayed = [p for p in group["params"] if id(p) not in spared]
-        rest = [p for p in group["params"] if id(p) in spared]
+        decayed = [p for p in group["params"] if id(p) not in without_decay]
+        rest = [p for p in group["params"] if id(p) in without_decay]
         finished.append({"name": group["name"], "params": decayed, **options})
         finished.append({"name": f"{group['name']}/no_decay", "params": rest, **options, "weight_decay": 0.0})
     args = dict(checked.args)
-    is_open = args.get("fused") is None and args.get("foreach") is None and not args.get("differentiable")
-    if fused and is_open and checked.type in FUSED:
+    undecided = args.get("fused") is None and args.get("foreach") is None and not args.get("differentiable")
+    if fused and undecided and checked.type in FUSED:
         args["fused"] = True
     return _make(checked.type, args, [group for group in finished if group["params"]], where)
 
 
 def part_of(group: Mapping[str, Any]) -> str:
-    """The part of the model that a parameter group belongs to, "decoder" or "backbone"."""
-    return group["name"].partition("/")[0]
+    """Tell the part of the model that a parameter group belongs to, "decoder" or "backbone"."""
+    name: str = group["name"]
+    return name.partition("/")[0]
 
 
-def _make(kind: str, args: Mapping[str, Any], parameters: list, where: str) -> Optimizer:
+def _make(kind: str, args: Mapping[str, Any], parameters: list[Any], where: str) -> Optimizer:
     try:
-        return OPTIMIZERS.make(kind, args, parameters, where=where)
+        optimizer: Optimizer = OPTIMIZERS.make(kind, args, parameters, where=where)
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise ConfigError(f"{join(where, 'args')}: {kind} refuses its arguments: {reason}. Change them.") from error
+    return optimizer
 
 
 def _argument(config: OptimizerConfig, name: str) -> Any:
-    """The value of an argument, or its default; None where there is no such argument."""
+    """Look up the value of an argument, or its default; None where there is no such argument."""
     parameter = parameters_of(OPTIMIZERS[config.type]).get(name)
     return config.args.get(name, parameter.default if parameter else None)
 
 
-def _spared(model: Grouped, kind: str) -> list[torch.Tensor]:
-    """Parameters of one kind that weight decay may leave alone."""
+def _parameters_of_kind(model: Grouped, kind: str) -> list[torch.Tensor]:
+    """List the parameters of one kind of `no_decay`."""
     found: list[torch.Tensor] = []
     for _, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from utils.classes import IGNORE
@@ -16,6 +16,7 @@ from utils.json_schema import object_schema
 from utils.schema import (
     Component,
     Mismatch,
+    Preset,
     annotations_of,
     check_arguments,
     convert_component,
@@ -69,8 +70,10 @@ class Registry(Mapping[str, Factory]):
         """Let `find` give further names, as `also` does for those who make the registry."""
         self._find_also = find
 
-    def register(self, name: str | None = None, **preset: Any) -> Callable[[T], T]:
-        """Register the decorated class or function as `name`, with `preset` arguments fixed.
+    def register(
+        self, name: str | None = None, *, defaults: Mapping[str, Any] = MappingProxyType({}), **preset: Any
+    ) -> Callable[[T], T]:
+        """Register the decorated class or function under a name, perhaps with arguments of its own.
 
         Stack it to give one class several names::
 
@@ -78,9 +81,23 @@ class Registry(Mapping[str, Factory]):
             @BACKBONES.register("resnet50", blocks=(Bottleneck,) * 4, depths=(3, 4, 6, 3))
             class ResNet(Backbone): ...
 
+            @HEADS.register("LightFCNHead", convs=1, defaults={"channels": 64})
+            @HEADS.register("FCNHead")
+            class FCNHead(Head): ...
+
+        A config cannot set `blocks` of a `resnet50`: a preset takes the argument out of the signature. It can set
+        `channels` of a `LightFCNHead`, which are 64 where it does not: a default stays in the signature, and so in
+        the JSON Schema, in ``--describe`` and in the resolved config.
+
+        Args:
+            name: What a config calls it; None for the target's own name.
+            defaults: Values of arguments that a config may still set, in place of the signature's defaults.
+            **preset: Values of arguments that a config may not set.
+
         Raises:
             KeyError: The name is taken.
-            TypeError: The callable takes ``*args`` or ``**kwargs``, which would swallow misspelt keys.
+            TypeError: The callable takes ``*args`` or ``**kwargs``, which would swallow misspelt keys; or it does not
+                take an argument that is given here, or one is given twice.
             NameError: An annotation cannot be evaluated, so that types could not be checked.
         """
 
@@ -89,10 +106,18 @@ class Registry(Mapping[str, Factory]):
             if key in self._entries:
                 raise KeyError(f"a {self.kind} called {key!r} is already registered.")
             annotations_of(target)
-            for parameter in inspect.signature(target).parameters.values():
+            parameters = inspect.signature(target).parameters
+            for parameter in parameters.values():
                 if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                     raise TypeError(f"{self.kind} {key!r} takes {parameter}, which would swallow misspelt config keys.")
-            self._entries[key] = functools.partial(target, **preset)
+            for argument in (*preset, *defaults):
+                if argument not in parameters:
+                    raise TypeError(f"{self.kind} {key!r} takes no argument {argument!r}.")
+            if twice := preset.keys() & defaults.keys():
+                raise TypeError(f"{self.kind} {key!r}: {min(twice)!r} is both preset and a default.")
+            entry = Preset(target, **preset, **defaults)
+            entry.defaults = defaults
+            self._entries[key] = entry
             return target
 
         return add

@@ -35,13 +35,12 @@ def make_deterministic(model: nn.Module, device: torch.device) -> None:
 
 
 # A tag each, so that streams for different purposes are unrelated though their other keys agree.
-TAGS = {"order": 1, "augmentation": 2, "split": 3, "scene": 4, "init": 5}
+Tag = Literal["order", "augmentation", "split", "scene", "init"]
+TAGS: dict[Tag, int] = {"order": 1, "augmentation": 2, "split": 3, "scene": 4, "init": 5}
 
 
-def stream(
-    seed: int, tag: Literal["order", "augmentation", "split", "scene", "init"], epoch: int = 0, index: int = 0
-) -> np.random.Generator:
-    """The generator for one purpose, epoch and sample; all arguments are non-negative."""
+def stream(seed: int, tag: Tag, epoch: int = 0, index: int = 0) -> np.random.Generator:
+    """Make the generator for one purpose, epoch and sample; all arguments are non-negative."""
     return np.random.default_rng((seed, TAGS[tag], epoch, index))
 
 

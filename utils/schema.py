@@ -94,15 +94,24 @@ class Mismatch(Exception):
         self.problems = problems
 
 
+class Preset(functools.partial[Any]):
+    """A callable with some arguments fixed, except that those in `defaults` may still be given."""
+
+    defaults: Mapping[str, Any] = types.MappingProxyType({})
+
+
 @functools.lru_cache(maxsize=1024)
 def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Parameters of `target` by name; their annotations are evaluated, or empty where that is not possible.
 
-    `functools.partial` objects lose the parameters that they fix by keyword.
+    `functools.partial` objects lose the parameters that they fix by keyword; a `Preset` keeps those that it gives
+    other defaults.
     """
     fixed: Collection[str] = ()
+    defaults: Mapping[str, Any] = {}
     if isinstance(target, functools.partial):
-        fixed, target = target.keywords, target.func
+        defaults = target.defaults if isinstance(target, Preset) else {}
+        fixed, target = target.keywords.keys() - defaults.keys(), target.func
     try:
         signature = inspect.signature(target)
     except (ValueError, TypeError):
@@ -112,7 +121,7 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     except Exception:  # a name that only exists under TYPE_CHECKING: names are still checked, types are not
         hints = {}
     return {
-        name: parameter.replace(annotation=hints.get(name, EMPTY))
+        name: parameter.replace(annotation=hints.get(name, EMPTY), default=defaults.get(name, parameter.default))
         for name, parameter in signature.parameters.items()
         if name not in fixed
     }

@@ -23,7 +23,7 @@ from utils import distributed
 def synchronize_norms(model: nn.Module, gpus: int) -> None:
     """Let all batch norms of `model` see the images of all GPUs, if there are several: in processes, or in threads."""
     if distributed.world_size() > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     elif gpus > 1:
         convert_sync_batchnorm(model)
     model.train(model.training)  # what is frozen stays so
@@ -43,11 +43,11 @@ class MeetingPoint:
     """
 
     def __init__(self, parties: int) -> None:
-        self.brought: dict[int, Sequence[Tensor]] = {}
+        self.brought: dict[int, Sequence[Tensor]] = {}  # by the number of who brought them
         self.barrier = threading.Barrier(parties)
 
     def add_up(self, who: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums, over all parties, of `tensors`, on the device of this one's.
+        """Sum `tensors` over all parties, on the device of this one's.
 
         Raises:
             RuntimeError: Another party has failed.
@@ -55,13 +55,16 @@ class MeetingPoint:
         self.brought[who] = tensors
         try:
             self.barrier.wait(PATIENCE)
-            everybody = [self.brought[other] for other in sorted(self.brought)]  # in one order, so that sums are equal
+            everybody = [self.brought[other] for other in sorted(self.brought)]  # in one order: equal sums for all
             self.barrier.wait(PATIENCE)  # nobody may bring anything new before all have looked
         except threading.BrokenBarrierError:
             raise RuntimeError("another replica of the model has failed") from None
         del self.brought[who]  # or it would keep a whole graph
         device = tensors[0].device
-        return [torch.stack([t.to(device) for t in column]).sum(0) for column in zip(*everybody, strict=True)]
+        sums = []
+        for same in zip(*everybody, strict=True):
+            sums.append(torch.stack([tensor.to(device) for tensor in same]).sum(0))
+        return sums
 
     def abort(self) -> None:
         """Make everybody who waits, or will, give up."""
@@ -103,7 +106,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         return (input * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance of each channel, (C,), and the number of values of each, (), over all replicas.
+        """Compute mean and variance of each channel, (C,), and the number of values of each, (), over all replicas.
 
         In two meetings: a sum of squares about the mean keeps the digits that one about 0 would lose.
         """
@@ -126,14 +129,14 @@ class SynchronizedBatchNorm(_BatchNorm):
         self.running_var.lerp_((variance * count / (count - 1).clamp(min=1)).to(self.running_var.dtype), rate)
 
     def _rate(self, *, count: bool) -> float:
-        """Share of the new statistics in the running ones; counts the batch."""
+        """Tell the share of the new statistics in the running ones, and count the batch."""
         if not self.training or self.num_batches_tracked is None:
             return self.momentum or 0.0
         self.num_batches_tracked.add_(1)
         return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 
 
-class SynchronizedDataParallel(nn.DataParallel):
+class SynchronizedDataParallel(nn.DataParallel[nn.Module]):
     """`torch.nn.DataParallel` whose replicas' batch norms see the images of all of them."""
 
     def replicate(self, module: nn.Module, device_ids: Sequence[Any]) -> list[nn.Module]:
@@ -160,19 +163,23 @@ class Careful(nn.Module):
         try:
             return self.replica(*inputs, **kwargs)
         except BaseException:
-            for module in self.replica.modules():
-                if isinstance(module, SynchronizedBatchNorm) and module._point is not None:
-                    module._point.abort()
+            for norm in _synchronized_norms(self.replica):
+                if norm._point is not None:
+                    norm._point.abort()
             raise
 
 
 def introduce(replicas: Sequence[nn.Module]) -> None:
     """Give each layer of `replicas`, which are copies of one model, a point to meet its likes in the others."""
-    norms = [[m for m in replica.modules() if isinstance(m, SynchronizedBatchNorm)] for replica in replicas]
-    for layer in zip(*norms, strict=True):
+    for copies in zip(*(_synchronized_norms(replica) for replica in replicas), strict=True):
         point = MeetingPoint(len(replicas)) if len(replicas) > 1 else None
-        for who, copy in enumerate(layer):
-            copy._who, copy._point = who, point
+        for who, copy in enumerate(copies):
+            copy._who = who
+            copy._point = point
+
+
+def _synchronized_norms(module: nn.Module) -> list[SynchronizedBatchNorm]:
+    return [child for child in module.modules() if isinstance(child, SynchronizedBatchNorm)]
 
 
 def convert_sync_batchnorm(module: nn.Module) -> None:
@@ -182,7 +189,8 @@ def convert_sync_batchnorm(module: nn.Module) -> None:
             twin = SynchronizedBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )
-            twin._parameters, twin._buffers = child._parameters, child._buffers
+            twin._parameters = child._parameters
+            twin._buffers = child._buffers
             setattr(module, name, twin.train(child.training))
         else:
             convert_sync_batchnorm(child)

@@ -29,16 +29,17 @@ class _DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(self.norm1(x), inplace=True))
-        return self.conv2(F.relu(self.norm2(x), inplace=True))
+        new: Tensor = self.conv2(F.relu(self.norm2(x), inplace=True))
+        return new
 
 
 class _DenseBlock(nn.ModuleDict):
     """Each layer sees what all layers before it gave."""
 
     def __init__(self, in_channels: int, depth: int, growth: int, dilation: int) -> None:
-        super().__init__(
-            {f"denselayer{i + 1}": _DenseLayer(in_channels + i * growth, growth, dilation) for i in range(depth)}
-        )
+        super().__init__()
+        for i in range(depth):
+            self[f"denselayer{i + 1}"] = _DenseLayer(in_channels + i * growth, growth, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.values():
@@ -84,8 +85,9 @@ class DenseNet(Backbone):
         if width_mult == 1:
             self.weights = variant
         self.stages = strides_and_dilations(output_stride or 32)
-        growth, channels = scaled(growth, width_mult), scaled(stem, width_mult)
-        stride = self.stages[0][0]
+        growth = scaled(growth, width_mult)
+        channels = scaled(stem, width_mult)
+        stride, _ = self.stages[0]
         layers: list[tuple[str, nn.Module]] = [
             ("conv0", nn.Conv2d(in_channels, channels, 7, stride, 3, bias=False)),
             ("norm0", nn.BatchNorm2d(channels)),
@@ -112,12 +114,14 @@ class DenseNet(Backbone):
         for i in (1, 2, 3):
             features.append(layers[f"transition{i}"](layers[f"denseblock{i}"](x)))
             stride, _ = self.stages[i + 1]
-            x = F.avg_pool2d(features[-1], 2) if stride == 2 else _mean_of_four(features[-1], self.stages[i][1])
+            _, dilation = self.stages[i]
+            x = F.avg_pool2d(features[-1], 2) if stride == 2 else _mean_of_four(features[-1], dilation)
         return [*features, F.relu(layers["norm5"](layers["denseblock4"](x)), inplace=True)]
 
     def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename layers from how torchvision's files still have them: ``norm.1`` for ``norm1``."""
-        return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): v for key, v in state.items()}
+        old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+        return {old.sub(r"\1", key): value for key, value in state.items()}
 
 
 def _transition(channels: int) -> nn.Sequential:
@@ -131,7 +135,7 @@ def _transition(channels: int) -> nn.Sequential:
 
 
 def _mean_of_four(x: Tensor, dilation: int) -> Tensor:
-    """2x2 mean of stride 1 and of that dilation; the border is continued, to keep the size."""
+    """Take the 2x2 mean of stride 1 and of that dilation; the border is continued, to keep the size."""
     x = F.pad(x, (0, dilation, 0, dilation), mode="replicate")
     x = x[..., :-dilation, :] + x[..., dilation:, :]
     return (x[..., :-dilation] + x[..., dilation:]) / 4

@@ -16,7 +16,8 @@ class _PlainBlock(BasicBlock):
     """A residual block without its shortcut, to smooth the grid that dilation leaves. Source: section 4."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.branch(x))
+        out: Tensor = self.relu(self.branch(x))
+        return out
 
 
 @BACKBONES.register("drn26", depths=(1, 1, 2, 2, 2, 2))
@@ -45,25 +46,30 @@ class DRN(Backbone):
     ) -> None:
         super().__init__()
         stages = [(1, 1), *strides_and_dilations(output_stride or 8)]
-        channels, *_ = widths = [scaled(width, width_mult) for width in (16, 32, 64, 128, 256, 512)]
+        widths = [scaled(width, width_mult) for width in (16, 32, 64, 128, 256, 512)]
+        channels = widths[0]
         self.conv1 = nn.Conv2d(in_channels, channels, 7, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        shapes, stride = [], 1
+        shapes = []
+        stride = 1
         layers: list[nn.Module] = []
-        for level, (width, depth, (step, d)) in enumerate(zip(widths, depths, stages, strict=True)):
+        for level, (width, depth, (step, dilation)) in enumerate(zip(widths, depths, stages, strict=True)):
             stride *= step
             blocks = []
             for _ in range(depth):
                 project = step == 2 or channels != width
-                blocks.append(BasicBlock(channels, width, stride=step, dilations=(d, d), project=project, se=None))
-                channels, step = width, 1
+                pair = (dilation, dilation)
+                blocks.append(BasicBlock(channels, width, stride=step, dilations=pair, project=project, se=None))
+                channels = width
+                step = 1  # only the first block of a stage has its stride
             layers.append(nn.Sequential(*blocks))
             if level:  # the first stage is as large as the image
                 shapes.append(FeatureShape(channels, stride, level))
-        last = stages[-1][1]
-        for d in (max(1, last // 2), max(1, last // 4)):
-            plain = _PlainBlock(channels, channels, stride=1, dilations=(d, d), project=False, se=None)
+        _, last = stages[-1]
+        for dilation in (max(1, last // 2), max(1, last // 4)):
+            pair = (dilation, dilation)
+            plain = _PlainBlock(channels, channels, stride=1, dilations=pair, project=False, se=None)
             layers.append(nn.Sequential(plain))
         for number, layer in enumerate(layers, start=1):
             self.add_module(f"layer{number}", layer)

@@ -31,16 +31,17 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = in_channels * expansion
-        expand = [ConvNormAct(in_channels, inner, 1, act=nn.ReLU6)] if expansion != 1 else []
-        self.conv = nn.Sequential(
-            *expand,
-            ConvNormAct(inner, inner, stride=stride, dilation=dilation, groups=inner, act=nn.ReLU6),
-            *ConvNormAct(inner, out_channels, 1, act=None),
-        )
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(ConvNormAct(in_channels, inner, 1, act=nn.ReLU6))
+        layers.append(ConvNormAct(inner, inner, stride=stride, dilation=dilation, groups=inner, act=nn.ReLU6))
+        layers += ConvNormAct(inner, out_channels, 1, act=None)  # taken apart, as torchvision names its parameters
+        self.conv = nn.Sequential(*layers)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.shortcut else self.conv(x)
+        out: Tensor = self.conv(x)
+        return x + out if self.shortcut else out
 
 
 @BACKBONES.register("mobilenet_v2")
@@ -69,18 +70,23 @@ class MobileNetV2(Backbone):
         if width_mult == 1:
             self.weights = "mobilenet_v2"
         stages = strides_and_dilations(output_stride or 32)
-        channels, stride, reached = scaled(32, width_mult), stages[0][0], 1
+        channels = scaled(32, width_mult)
+        stride, _ = stages[0]
+        reached = 1  # level of the layers so far
         layers: list[nn.Module] = [ConvNormAct(in_channels, channels, stride=stride, act=nn.ReLU6)]
         ends: dict[int, int] = {}  # level -> its last layer
         shapes: dict[int, FeatureShape] = {}
-        for expansion, width, count, level in ROWS[:-1] if multi_grid else ROWS:
-            width = scaled(width, width_mult)
+        for expansion, published, count, level in ROWS[:-1] if multi_grid else ROWS:
+            width = scaled(published, width_mult)
             for _ in range(count):
-                if new := level > reached:  # its stride, if it has one, comes after the filter of the old dilation
-                    step, dilation = stages[level - 1][0], stages[level - 2][1]
-                    reached, stride = level, stride * step
+                new = level > reached
+                step, dilation = stages[level - 1]
+                if new:  # its stride, if it has one, comes after the filter of the old dilation
+                    _, dilation = stages[level - 2]
+                    stride *= step
+                    reached = level
                 else:
-                    step, dilation = 1, stages[level - 1][1]
+                    step = 1
                 shortcut = not new and channels == width  # as in the undilated network, where `new` ones have strides
                 layers.append(
                     InvertedResidual(channels, width, expansion, stride=step, dilation=dilation, shortcut=shortcut)
@@ -89,17 +95,16 @@ class MobileNetV2(Backbone):
             ends[level] = len(layers) - 1
             shapes[level] = FeatureShape(channels, stride, level)
         self.features = nn.ModuleList(layers)
-        self.grid = nn.Sequential(
-            *(
-                InvertedResidual(channels, channels, 6, stride=1, dilation=stages[-1][1] * rate, shortcut=True)
-                for rate in ((1, *multi_grid) if multi_grid else ())
-            )
-        )
+        self.grid = nn.Sequential()
+        for rate in (1, *multi_grid) if multi_grid else ():
+            _, dilation = stages[-1]
+            self.grid.append(InvertedResidual(channels, channels, 6, stride=1, dilation=dilation * rate, shortcut=True))
         self.ends = frozenset(ends.values())
         self.shapes = tuple(shapes.values())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features, x = [], images
+        features = []
+        x = images
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.ends:
@@ -112,10 +117,9 @@ class MobileNetV2(Backbone):
         if not len(self.grid) or any(key.startswith("grid.") for key in state):
             return state
         last = f"features.{len(self.features) - 1}."
-        copies = {
-            f"grid.{i}.{key.removeprefix(last)}": value
-            for i in range(len(self.grid))
-            for key, value in state.items()
-            if key.startswith(last)
-        }
+        published = {key.removeprefix(last): value for key, value in state.items() if key.startswith(last)}
+        copies = {}
+        for i in range(len(self.grid)):
+            for key, value in published.items():
+                copies[f"grid.{i}.{key}"] = value
         return {**state, **copies}

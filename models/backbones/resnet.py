@@ -37,7 +37,9 @@ class _Block(nn.Module):
         out = self.branch(x)
         if self.gate is not None:
             out = self.gate(out)
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out + shortcut)
+        return result
 
 
 class BasicBlock(_Block):
@@ -71,7 +73,9 @@ class BasicBlock(_Block):
         self.bn2 = nn.BatchNorm2d(width)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        x = self.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.bn2(self.conv2(x))
+        return out
 
 
 class Bottleneck(_Block):
@@ -109,7 +113,8 @@ class Bottleneck(_Block):
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        out: Tensor = self.bn3(self.conv3(x))
+        return out
 
 
 class LargeKernelBottleneck(_Block):
@@ -144,41 +149,53 @@ class LargeKernelBottleneck(_Block):
     ) -> None:
         super().__init__(in_channels, width, stride=stride, project=project, se=se)
         inner = max(1, width // self.reduction)
-
-        def along(axis: int, channels: int) -> nn.Sequential:
-            def pair(value: int, otherwise: int) -> tuple[int, int]:
-                return (value, otherwise) if axis == 0 else (otherwise, value)
-
-            size, spread = self.kernel_size, dilations[0]
-            conv = nn.Conv2d(
-                channels,
-                inner,
-                pair(size, 1),
-                pair(stride, 1),
-                pair(spread * (size // 2), 0),
-                pair(spread, 1),
-                bias=False,
-            )
-            return nn.Sequential(conv, nn.BatchNorm2d(inner), nn.ReLU(inplace=True))
-
-        self.left = nn.Sequential(along(0, in_channels), along(1, inner))
-        self.right = nn.Sequential(along(1, in_channels), along(0, inner))
+        size = self.kernel_size
+        dilation = dilations[0]
+        self.left = nn.Sequential(
+            _strip(in_channels, inner, size, stride, dilation, axis=0),
+            _strip(inner, inner, size, stride, dilation, axis=1),
+        )
+        self.right = nn.Sequential(
+            _strip(in_channels, inner, size, stride, dilation, axis=1),
+            _strip(inner, inner, size, stride, dilation, axis=0),
+        )
         self.expand = ConvNormAct(inner, width * self.expansion, 1, act=None)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.expand(self.left(x) + self.right(x))
+        out: Tensor = self.expand(self.left(x) + self.right(x))
+        return out
+
+
+def _strip(in_channels: int, out_channels: int, size: int, stride: int, dilation: int, *, axis: int) -> nn.Sequential:
+    """Convolve along one `axis`, 0 for the height and 1 for the width, with stride and dilation along it only."""
+
+    def pair(along: int, across: int) -> tuple[int, int]:
+        return (along, across) if axis == 0 else (across, along)
+
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=pair(size, 1),
+        stride=pair(stride, 1),
+        padding=pair(dilation * (size // 2), 0),
+        dilation=pair(dilation, 1),
+        bias=False,
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class LargeKernelBottleneck5(LargeKernelBottleneck):
     """Of 5x5, for stage 4: 85 channels inside for the published width of 256."""
 
-    kernel_size, reduction = 5, 3
+    kernel_size = 5
+    reduction = 3
 
 
 class LargeKernelBottleneck7(LargeKernelBottleneck):
     """Of 7x7, for stage 5: 128 channels inside for the published width of 512."""
 
-    kernel_size, reduction = 7, 4
+    kernel_size = 7
+    reduction = 4
 
 
 _GLOBAL = (Bottleneck, Bottleneck, LargeKernelBottleneck5, LargeKernelBottleneck7)
@@ -245,30 +262,34 @@ class ResNet(Backbone):
         elif width_mult == 1 and all(block.expansion == 4 for block in blocks):
             self.weights = f"timm/{variant}s"
         stages = strides_and_dilations(output_stride or 32)
-        stem, wide, *_ = widths = [scaled(width, width_mult) for width in (64, 128, 256, 512)]
+        widths = [scaled(width, width_mult) for width in (64, 128, 256, 512)]
+        stem, wide = widths[:2]
+        stride, _ = stages[0]
         self.conv1: nn.Module
         if deep_stem:
             self.conv1 = nn.Sequential(
-                *ConvNormAct(in_channels, stem, stride=stages[0][0]), *ConvNormAct(stem, stem), _conv3x3(stem, wide)
+                *ConvNormAct(in_channels, stem, stride=stride), *ConvNormAct(stem, stem), _conv3x3(stem, wide)
             )
             channels = wide
         else:
-            self.conv1 = nn.Conv2d(in_channels, stem, 7, stages[0][0], 3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, stem, 7, stride, 3, bias=False)
             channels = stem
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stages[1][0], 1) if has_max_pool else nn.Identity()
+        pool_stride, _ = stages[1]
+        self.maxpool = nn.MaxPool2d(3, pool_stride, 1) if has_max_pool else nn.Identity()
 
-        stride = stages[0][0]
         shapes = [FeatureShape(channels, stride, 1)]
         lists = _dilation_lists(depths, [dilation for _, dilation in stages[1:]], hdc, multi_grid)
         for level, block, width, depth, explicit in zip(range(2, 6), blocks, widths, depths, lists, strict=True):
             step, dilation = stages[level - 1]
-            previous = stages[level - 2][1]
+            _, previous = stages[level - 2]
             stride *= step
             project = True
             if level == 2 and has_max_pool:  # the pool has done the stride, so every convolution comes after it
-                step, previous, project = 1, dilation, channels != width * block.expansion
+                step = 1
+                previous = dilation
+                project = channels != width * block.expansion
             if explicit is None:
                 dilations = [(previous, dilation)] + [(dilation, dilation)] * (depth - 1)
             else:
@@ -276,7 +297,9 @@ class ResNet(Backbone):
             stage: list[nn.Module] = []
             for pair in dilations:
                 stage.append(block(channels, width, stride=step, dilations=pair, project=project, se=se))
-                channels, step, project = width * block.expansion, 1, False
+                channels = width * block.expansion
+                step = 1  # only the first block of a stage has its stride and a projected shortcut
+                project = False
             self.add_module(f"layer{level - 1}", nn.Sequential(*stage))
             shapes.append(FeatureShape(channels, stride, level))
         self.shapes = tuple(shapes)
@@ -296,18 +319,18 @@ def _dilation_lists(
     hdc: bool | tuple[tuple[int, ...], ...],
     multi_grid: tuple[int, ...] | None,
 ) -> list[Sequence[int] | None]:
-    """Dilation of every block, for each stage where the options spell it out; None for the others.
+    """List the dilation of every block, for each stage where the options spell it out; None for the others.
 
     Raises:
         ValueError: A list is not as long as its stage is deep, or both options say something.
     """
-    lists: list[Sequence[int] | None] = [None] * len(depths)
     if hdc and multi_grid:
         raise ValueError("takes either 'hdc' or 'multi_grid', but was given both")
+    lists: list[Sequence[int] | None] = [None] * len(depths)
     if hdc is True:
-        for i, (depth, d) in enumerate(zip(depths, dilations, strict=True)):
-            if d > 1:
-                lists[i] = [d - 1 + block % 3 for block in range(depth)]
+        for i, (depth, dilation) in enumerate(zip(depths, dilations, strict=True)):
+            if dilation > 1:
+                lists[i] = [dilation - 1 + block % 3 for block in range(depth)]
     elif hdc:
         if len(hdc) > len(depths):
             raise ValueError(f"has {len(depths)} stages of blocks, but 'hdc' has {len(hdc)} lists")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
 from models.blocks import OutputStride
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.registry import BACKBONES
 from utils.schema import did_you_mean
 
@@ -42,17 +43,16 @@ class TimmEncoder(Backbone):
         place = where.removesuffix(".args")
         timm = import_timm(f"timm/{name}", where=place)
         if not timm.is_model(name):
-            near = did_you_mean(name, timm.list_models())
-            raise ConfigError(
-                f"{place}: timm has no network called '{name}'. "
-                f"{near if near.startswith('Did') else '`timm.list_models()` lists them.'}"
-            )
+            hint = did_you_mean(name, timm.list_models())
+            if not hint.startswith("Did"):  # it would list them all, which are more than a thousand
+                hint = "`timm.list_models()` lists them."
+            raise ConfigError(f"{place}: timm has no network called '{name}'. {hint}")
         try:
             published = _measure(name, in_channels)
         except Exception as error:  # timm's networks fail each in its own way
-            reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise ConfigError(
-                f"{place}: timm/{name} does not make one map for each stride, of images of any size ({reason}). "
+                f"{place}: timm/{name} does not make one map for each stride, of images of any size "
+                f"({first_line(error)}). "
                 f"Choose another, such as timm/convnext_tiny."
             ) from error
         wanted = output_stride or published[-1][1]
@@ -71,33 +71,40 @@ class TimmEncoder(Backbone):
         return list(self.net(images))
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Parameters by depth, as timm groups them: mostly block by block."""
+        """Sort the parameters by depth, as timm groups them: mostly block by block."""
         timm = import_timm(self.weights or "timm", where="backbone")
         with torch.device("meta"):
             whole = timm.create_model((self.weights or "").removeprefix("timm/"))
         if not hasattr(whole, "group_matcher"):
             return super().layers()
         numbers = timm.models.group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
-        found: dict[int, list[nn.Parameter]] = {}
-        known = {name: numbers[_in_whole(name)] for name, _ in self.named_parameters() if _in_whole(name) in numbers}
+        known = {name: numbers.get(_in_whole(name)) for name, _ in self.named_parameters()}
+        last = max(number for number in known.values() if number is not None)
+        layers: dict[int, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            found.setdefault(known.get(name, max(known.values())), []).append(parameter)
-        return [found[number] for number in sorted(found)]
+            number = known[name]
+            layers.setdefault(last if number is None else number, []).append(parameter)
+        return [layers[number] for number in sorted(layers)]
 
     def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Find the weights of a classification network under the names that timm gives them in an encoder."""
-        found = {key: key if key in state else key.removeprefix("net.") for key in self.state_dict()}
-        found = {key: old if old in state else _in_whole(key) for key, old in found.items()}
-        return {**state, **{key: state[old] for key, old in found.items() if old in state}}
+        adapted = dict(state)
+        for key in self.state_dict():
+            # As our encoder has it, as timm's encoder has it, as the classification network has it.
+            for name in (key, key.removeprefix("net."), _in_whole(key)):
+                if name in state:
+                    adapted[key] = state[name]
+                    break
+        return adapted
 
 
 def _in_whole(key: str) -> str:
-    """The name in a classification network of timm's of what is called `key` in our encoder."""
+    """Find the name in a classification network of timm's of what is called `key` in our encoder."""
     return re.sub(r"^([a-z]\w*?)_(\d+)\.", r"\1.\2.", key.removeprefix("net.").removeprefix("model."))
 
 
 def import_timm(name: str, *, where: str) -> Any:
-    """The package timm.
+    """Import the package timm.
 
     Raises:
         ConfigError: It is not installed; `name`, at `where`, needs it.
@@ -111,7 +118,8 @@ def import_timm(name: str, *, where: str) -> Any:
 
 def _create(name: str, in_channels: int, options: dict[str, int]) -> nn.Module:
     timm = import_timm(f"timm/{name}", where="backbone")
-    return timm.create_model(name, in_chans=in_channels, features_only=True, **options)
+    network: nn.Module = timm.create_model(name, in_chans=in_channels, features_only=True, **options)
+    return network
 
 
 def _argument(published: Measured, stride: int) -> dict[str, int]:
@@ -129,22 +137,23 @@ def _has_stride(name: str, in_channels: int, published: Measured, stride: int) -
 
 @functools.cache
 def _measure(name: str, in_channels: int, **options: int) -> Measured:
-    """Channels and stride of the maps that the network makes.
+    """Measure the channels and the stride of each map that the network makes.
 
     Raises:
         ValueError: They are not a pyramid of maps (N, C, H, W), or depend on the image's size in another way.
     """
     with torch.device("meta"), torch.no_grad():
         network = _create(name, in_channels, options).eval()
-        square, odd = (network(torch.empty(1, in_channels, *size)) for size in ((256, 256), (65, 97)))
+        square = network(torch.empty(1, in_channels, 256, 256))
+        odd = network(torch.empty(1, in_channels, 65, 97))
     measured = []
     for first, second in zip(square, odd, strict=True):
         stride = 256 // first.shape[-1]
-        sizes = [(size // stride, -(-size // stride)) for size in (65, 97)]
         if first.dim() != 4 or first.shape[-2:] != (256 // stride,) * 2 or stride * first.shape[-1] != 256:
             raise ValueError(f"a map of 256x256 pixels is {list(first.shape)}")
-        if any(size not in expected for size, expected in zip(second.shape[-2:], sizes, strict=True)):
-            raise ValueError(f"a map of 65x97 pixels is {list(second.shape)}")
+        for size, found in zip((65, 97), second.shape[-2:], strict=True):
+            if found not in (size // stride, math.ceil(size / stride)):
+                raise ValueError(f"a map of 65x97 pixels is {list(second.shape)}")
         measured.append((first.shape[1], stride))
     strides = [stride for _, stride in measured]
     if not options and strides != sorted(set(strides) & {2, 4, 8, 16, 32}):

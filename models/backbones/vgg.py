@@ -42,29 +42,38 @@ class VGG(Backbone):
         self.pools = strides_and_dilations(output_stride or 32)
         layers: list[nn.Module] = []
         self.ends: list[int] = []  # index of the pool of each stage; torchvision counts pools among the layers
-        shapes, stride, dilation = [], 1, 1
-        for level, ((width, count), (step, next_dilation)) in enumerate(zip(STAGES, self.pools, strict=True), start=1):
-            width = scaled(width, width_mult)
+        shapes = []
+        stride = 1
+        dilation = 1
+        for level, (published, count) in enumerate(STAGES, start=1):
+            width = scaled(published, width_mult)
             for _ in range(count):
                 layers.append(nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation))
-                layers += [nn.BatchNorm2d(width)] if batch_norm else []
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
                 layers.append(nn.ReLU(inplace=True))
                 in_channels = width
             self.ends.append(len(layers))
             layers.append(nn.Identity())
-            stride, dilation = stride * step, next_dilation
+            pool_stride, dilation = self.pools[
+                level - 1
+            ]  # the pool stands behind its stage, so both are the next one's
+            stride *= pool_stride
             shapes.append(FeatureShape(width, stride, level))
         self.features = nn.ModuleList(layers)
         self.shapes = tuple(shapes)
 
     def convolve(self, stage: int, x: Tensor) -> Tensor:
         """Run the convolutions of `stage`, from 0 to 4, without its pool."""
-        for layer in self.features[self.ends[stage - 1] + 1 if stage else 0 : self.ends[stage]]:
+        first = self.ends[stage - 1] + 1 if stage else 0
+        for layer in self.features[first : self.ends[stage]]:
             x = layer(x)
         return x
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features, x, dilation = [], images, 1
+        features = []
+        x = images
+        dilation = 1
         for stage, (stride, next_dilation) in enumerate(self.pools):
             x = self.convolve(stage, x)
             if stride == 1:  # keeps the size; zeros are no more than what a ReLU gives

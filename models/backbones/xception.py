@@ -18,21 +18,27 @@ def _separable(
     in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, act: type[nn.Module] | None = None
 ) -> nn.Sequential:
     """Depthwise 3x3, then 1x1 convolution, each with a batch norm and, if given, an activation."""
-    depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, dilation, dilation, in_channels, bias=False)
-    layers: list[tuple[str, nn.Module]] = [("conv_dw", depthwise), ("bn_dw", nn.BatchNorm2d(in_channels, EPS))]
-    layers += [("act_dw", act(inplace=True))] if act else []
-    layers += [("conv_pw", nn.Conv2d(in_channels, out_channels, 1, bias=False))]
-    layers += [("bn_pw", nn.BatchNorm2d(out_channels, EPS))]
-    layers += [("act_pw", act(inplace=True))] if act else []
-    return nn.Sequential(OrderedDict(layers))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv_dw"] = nn.Conv2d(in_channels, in_channels, 3, stride, dilation, dilation, in_channels, bias=False)
+    layers["bn_dw"] = nn.BatchNorm2d(in_channels, EPS)
+    if act is not None:
+        layers["act_dw"] = act(inplace=True)
+    layers["conv_pw"] = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    layers["bn_pw"] = nn.BatchNorm2d(out_channels, EPS)
+    if act is not None:
+        layers["act_pw"] = act(inplace=True)
+    return nn.Sequential(layers)
 
 
 def _conv(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, act: type[nn.Module] | None = None
 ) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-    layers: list[tuple[str, nn.Module]] = [("conv", conv), ("bn", nn.BatchNorm2d(out_channels, EPS))]
-    return nn.Sequential(OrderedDict([*layers, *([("act", act(inplace=True))] if act else [])]))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv"] = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+    layers["bn"] = nn.BatchNorm2d(out_channels, EPS)
+    if act is not None:
+        layers["act"] = act(inplace=True)
+    return nn.Sequential(layers)
 
 
 class _Block(nn.Module):
@@ -40,7 +46,7 @@ class _Block(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        widths: Channels of each of the three.
+        widths: Channels of the result of each of the three.
         stride: Of the last one.
         dilation: Of all.
         project: Let the shortcut go through a 1x1 convolution.
@@ -59,14 +65,16 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         self.shortcut = _conv(in_channels, widths[-1], 1, stride) if project else nn.Identity()
-        inputs = (in_channels, *widths[:-1])
+        first, second, third = widths
         self.stack = nn.ModuleDict(
             {
-                f"conv{i}": _separable(wide, width, stride=stride if i == 3 else 1, dilation=dilation)
-                for i, (wide, width) in enumerate(zip(inputs, widths, strict=True), start=1)
+                "conv1": _separable(in_channels, first, dilation=dilation),
+                "conv2": _separable(first, second, dilation=dilation),
+                "conv3": _separable(second, third, stride=stride, dilation=dilation),
             }
         )
-        self.act, self.act_inplace = act(), act(inplace=True)
+        self.act = act()
+        self.act_inplace = act(inplace=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result, and what goes into the last convolution: the last map before the stride."""
@@ -96,7 +104,7 @@ class Xception(Backbone):
         in_channels: Channels of the images.
         output_stride: Input pixels per pixel of the coarsest map; null is what the model says, or else 32.
         width_mult: Share of the published channels.
-        bounded: Use ReLU6, as quantisation likes it, in place of ReLU.
+        bounded: Use ReLU6, as quantization likes it, in place of ReLU.
         multi_grid: Rates that multiply the dilation of each of the last three convolutions, such as [1, 2, 4]
             (https://arxiv.org/abs/1706.05587, section 3.1).
     """
@@ -136,20 +144,24 @@ class Xception(Backbone):
                 step, following = next(stages)
                 stride *= step
             blocks.append(_Block(channels, widths, stride=step, dilation=dilation, project=project, act=act))
-            channels, dilation = widths[-1], following
-        wide, last = scaled(1536, width_mult), scaled(2048, width_mult)
+            channels = widths[-1]
+            dilation = following
+        wide = scaled(1536, width_mult)
+        last = scaled(2048, width_mult)
         # The last block has no shortcut, and activations inside.
-        exit_flow = zip(((channels, wide), (wide, wide), (wide, last)), multi_grid or (1, 1, 1), strict=True)
-        stack = {
-            f"conv{i}": _separable(*pair, dilation=dilation * rate, act=act)
-            for i, (pair, rate) in enumerate(exit_flow, start=1)
-        }
-        blocks.append(nn.Sequential(OrderedDict(stack=nn.Sequential(OrderedDict(stack)))))
+        first_rate, second_rate, third_rate = multi_grid or (1, 1, 1)
+        stack: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=_separable(channels, wide, dilation=dilation * first_rate, act=act),
+            conv2=_separable(wide, wide, dilation=dilation * second_rate, act=act),
+            conv3=_separable(wide, last, dilation=dilation * third_rate, act=act),
+        )
+        blocks.append(nn.Sequential(OrderedDict(stack=nn.Sequential(stack))))
         self.blocks = nn.ModuleList(blocks)
         self.shapes = (*shapes, FeatureShape(last, stride, 5))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features, x = [], self.stem(images)
+        features = []
+        x = self.stem(images)
         *blocks, last = self.blocks
         for i, block in enumerate(blocks):
             x, before = block(x)
@@ -159,7 +171,7 @@ class Xception(Backbone):
 
 
 def _flow(entry: tuple[tuple[int, int], ...], middle: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Channels of the three convolutions and stride of every block with a shortcut."""
+    """Give the channels of the three convolutions and the stride of every block with a shortcut."""
     for width, stride in entry:
         yield (width, width, width), stride
     for _ in range(middle):

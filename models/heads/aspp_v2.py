@@ -41,8 +41,9 @@ class ASPPv2Head(Head):
             rates = tuple(max(1, rate * 8 // shapes[-1].stride) for rate in (6, 12, 18, 24))
         if not rates:
             raise ValueError("needs at least one number in 'rates'")
-        self.branches = nn.ModuleList(
-            nn.Sequential(
+        self.branches = nn.ModuleList()
+        for rate in rates:
+            branch = nn.Sequential(
                 nn.Conv2d(shapes[-1].channels, channels, 3, padding=rate, dilation=rate),
                 nn.ReLU(inplace=True),
                 nn.Dropout2d(dropout),
@@ -51,9 +52,11 @@ class ASPPv2Head(Head):
                 nn.Dropout2d(dropout),
                 Classifier(channels, num_classes),
             )
-            for rate in rates
-        )
+            self.branches.append(branch)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        first, *others = [branch(features[-1]) for branch in self.branches]
-        return sum(others, start=first)
+        first, *others = self.branches
+        logits: Tensor = first(features[-1])
+        for branch in others:
+            logits = logits + branch(features[-1])
+        return logits

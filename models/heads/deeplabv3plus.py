@@ -56,4 +56,6 @@ class DeepLabV3PlusHead(Head):
     def forward(self, features: list[Tensor]) -> Tensor:
         fine = self.reduce(features[self.fine])
         coarse = resize_like(features[-1], fine)
-        return self.classify(self.refine(torch.cat([coarse, fine], dim=1)))
+        refined = self.refine(torch.cat([coarse, fine], dim=1))
+        logits: Tensor = self.classify(refined)
+        return logits

@@ -21,7 +21,7 @@ class _Shuffle(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the result.
         factor: Pixels per side that one becomes; 1 leaves a plain convolution.
-        logits: Give what the convolution gives; normalise and rectify it otherwise.
+        logits: Give what the convolution gives; normalize and rectify it otherwise.
     """
 
     def __init__(self, in_channels: int, out_channels: int, factor: int, *, logits: bool = False) -> None:
@@ -37,7 +37,8 @@ class _Shuffle(nn.Module):
         """
         conv = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
         with torch.no_grad():
-            kernels = conv.weight.unflatten(0, (-1, self.factor**2))
+            # The channels of one result stand one behind the other, one for each of its pixels.
+            kernels = conv.weight.reshape(-1, self.factor**2, *conv.weight.shape[1:])
             conv.weight.copy_(kernels[:, :1].expand_as(kernels).flatten(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class DUCHead(Head):
     """Learn to enlarge: the coarsest map to level 2, and both together to logits of every pixel of the image.
 
     Source: Wang et al. 2017, https://arxiv.org/abs/1702.08502, section 3.1, with the decoder of DeepLabV3+ between
-    both steps. The logits are neither normalised nor rectified. They may reach beyond the image, to whole pixels of
+    both steps. The logits are neither normalized nor rectified. They may reach beyond the image, to whole pixels of
     the level-2 map; the model cuts that off.
 
     Args:
@@ -71,11 +72,14 @@ class DUCHead(Head):
     ) -> None:
         super().__init__()
         self.fine = at_level(shapes, 2)
-        fine, coarse = shapes[self.fine], shapes[-1]
+        fine = shapes[self.fine]
+        coarse = shapes[-1]
         self.enlarge = _Shuffle(coarse.channels, channels, max(1, coarse.stride // fine.stride))
         self.reduce = ConvNormAct(fine.channels, low_level_channels, 1)
         self.refine = nn.Sequential(
-            ConvNormAct(channels + low_level_channels, channels), ConvNormAct(channels, channels), nn.Dropout(dropout)
+            ConvNormAct(channels + low_level_channels, channels),
+            ConvNormAct(channels, channels),
+            nn.Dropout(dropout),
         )
         self.classify = _Shuffle(channels, num_classes, fine.stride, logits=True)
 
@@ -83,4 +87,6 @@ class DUCHead(Head):
         fine = self.reduce(features[self.fine])
         coarse = self.enlarge(features[-1])[..., : fine.shape[-2], : fine.shape[-1]]
         # A backbone that rounds down leaves less than the finer map covers; only then is there something to resize.
-        return self.classify(self.refine(torch.cat([resize_like(coarse, fine), fine], dim=1)))
+        refined = self.refine(torch.cat([resize_like(coarse, fine), fine], dim=1))
+        logits: Tensor = self.classify(refined)
+        return logits

@@ -42,9 +42,9 @@ class FCNHead(Head):
         super().__init__()
         self.index = len(shapes) - 1 if level is None else at_level(shapes, level)
         width = shapes[self.index].channels
+        out_channels = channels or max(1, width // reduction)
         layers: list[nn.Module] = []
         for _ in range(convs):
-            out_channels = channels or max(1, shapes[self.index].channels // reduction)
             layers.append(ConvNormAct(width, out_channels))
             width = out_channels
         self.convs = nn.Sequential(*layers)
@@ -52,4 +52,6 @@ class FCNHead(Head):
         self.classify = Classifier(width, num_classes)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.classify(self.dropout(self.convs(features[self.index])))
+        x = self.dropout(self.convs(features[self.index]))
+        logits: Tensor = self.classify(x)
+        return logits

@@ -49,4 +49,6 @@ class FPNHead(Head):
         for lateral, smooth in zip(reversed(finer), reversed(self.smooth), strict=True):
             x = lateral + resize_like(x, lateral)
             maps.append(smooth(x))
-        return self.classify(self.fuse(torch.cat([resize_like(m, maps[-1]) for m in maps], dim=1)))
+        fused = self.fuse(torch.cat([resize_like(x, maps[-1]) for x in maps], dim=1))
+        logits: Tensor = self.classify(fused)
+        return logits

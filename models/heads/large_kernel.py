@@ -17,16 +17,19 @@ class _GlobalConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, k: int) -> None:
         super().__init__()
-        self.left, self.right = (
-            nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, first, padding=(first[0] // 2, first[1] // 2)),
-                nn.Conv2d(out_channels, out_channels, second, padding=(second[0] // 2, second[1] // 2)),
-            )
-            for first, second in (((k, 1), (1, k)), ((1, k), (k, 1)))
+        half = k // 2
+        self.left = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, (k, 1), padding=(half, 0)),
+            nn.Conv2d(out_channels, out_channels, (1, k), padding=(0, half)),
+        )
+        self.right = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, (1, k), padding=(0, half)),
+            nn.Conv2d(out_channels, out_channels, (k, 1), padding=(half, 0)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + self.right(x)
+        out: Tensor = self.left(x) + self.right(x)
+        return out
 
 
 class _Refine(nn.Module):
@@ -41,7 +44,8 @@ class _Refine(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        out: Tensor = x + self.branch(x)
+        return out
 
 
 class _Enlarge(nn.Module):
@@ -95,7 +99,8 @@ class LargeKernelHead(Head):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         x, *finer = [score(features[i]) for score, i in zip(self.score, self.indices, strict=True)]
-        for y, enlarge, refine in zip(finer, self.enlarge, self.refine, strict=False):
+        for y, enlarge, refine in zip(finer, self.enlarge, self.refine, strict=False):  # one more of each follows
             x = refine(y + enlarge(x, y))
         x = self.enlarge[3](x, features[self.finest])
-        return self.classify(self.refine[4](self.refine[3](x)))
+        logits: Tensor = self.classify(self.refine[4](self.refine[3](x)))
+        return logits

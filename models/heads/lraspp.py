@@ -43,6 +43,8 @@ class LRASPPHead(Head):
         self.classify = Classifier(channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        fine, coarse = features[self.fine], features[-1]
-        weighed = self.reduce(coarse) * self.weigh(coarse)
-        return self.classify(resize_like(weighed, fine)) + self.classify_fine(fine)
+        fine = features[self.fine]
+        coarse = features[-1]
+        weighed = resize_like(self.reduce(coarse) * self.weigh(coarse), fine)
+        logits: Tensor = self.classify(weighed) + self.classify_fine(fine)
+        return logits

@@ -45,4 +45,6 @@ class MLPHead(Head):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         maps = [project(features[i]) for project, i in zip(self.project, self.indices, strict=True)]
-        return self.classify(self.mix(torch.cat([resize_like(x, maps[0]) for x in maps], dim=1)))
+        mixed = self.mix(torch.cat([resize_like(x, maps[0]) for x in maps], dim=1))
+        logits: Tensor = self.classify(mixed)
+        return logits

@@ -49,7 +49,8 @@ class ASPP(Neck):
         conv = SeparableConvNormAct if separable else ConvNormAct
         wide = coarsest.channels
         branches: list[nn.Module] = [ConvNormAct(wide, channels, 1, norm=batch_norm)]
-        branches += [conv(wide, channels, dilation=rate, norm=batch_norm) for rate in rates]
+        for rate in rates:
+            branches.append(conv(wide, channels, dilation=rate, norm=batch_norm))
         if image_pooling:
             whole = ConvNormAct(wide, channels, 1, norm=batch_norm)
             branches.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), *whole))
