@@ -98,12 +98,11 @@ def check_metrics(names: Sequence[str]) -> Sequence[str]:
     Raises:
         UserError: There is no such figure.
     """
-    from utils.metrics import EXTRA_METRICS, PIXEL_METRICS
+    from utils.registry import METRICS
     from utils.schema import did_you_mean
 
-    known = [*EXTRA_METRICS, *PIXEL_METRICS]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(*(f"--metrics {name}: no such figure. {did_you_mean(name, known)}" for name in unknown))
+    if unknown := [name for name in names if name not in METRICS]:
+        raise UserError(*(f"--metrics {name}: no such figure. {did_you_mean(name, METRICS)}" for name in unknown))
     return names
 
 

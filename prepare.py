@@ -294,6 +294,7 @@ def stats(splits: Sequence[Examined]) -> int:
     all that is trained on.
     """
     from dataloader.tools.doctor import as_list
+    from utils.classes import ClassFacts
     from utils.losses.base import resolve_weights
 
     print(summary(splits))
@@ -306,7 +307,7 @@ def stats(splits: Sequence[Examined]) -> int:
         pixels = pixels + other.pixels()[0]
     if pixels.any():
         for rule in RULES:
-            weights = resolve_weights(rule, class_pixels=pixels.tolist())  # type: ignore[arg-type]
+            weights = resolve_weights(rule, ClassFacts(class_pixels=pixels.tolist()))  # type: ignore[arg-type]
             assert weights is not None
             print(f'"class_weights": "{rule}"  // {as_list(weights.tolist(), 4)}')
     return 0

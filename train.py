@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped fi
 
 KINDS = (
     *("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms"),
-    *("writers",),
+    *("metrics", "writers"),
 )
 
 

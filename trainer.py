@@ -127,7 +127,7 @@ class Trainer(BaseTrainer):
         """Take one optimiser step on `batch`, in `accumulate` parts; returns the loss, still on its device."""
         step, parts = self.progress.step, self.config.accumulate
         self.schedule.apply(self.optimizer, step)
-        norms = distributed.all_reduce_sum(self.criterion.norms(batch.labels))
+        norms = distributed.all_reduce_sum(self.criterion.normalizers(batch.labels))
         total = torch.zeros((), dtype=self.loss_sum.dtype, device=self.device)
         if self.undo:
             self.undo.remember()

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from utils import checkpoint, distributed
 from utils.errors import CheckpointError, ConfigError, Interrupted, Stopped, failure_of_machine
-from utils.metrics import ExtraMetric
+from utils.metrics import MetricName
 from utils.registry import WRITERS
 from utils.schema import Above, AtLeast, Between, Component, did_you_mean
 
@@ -88,7 +88,7 @@ class TrainerConfig:
     val: bool = True
     val_per_epochs: Annotated[int, AtLeast(1)] = 1
     val_per_steps: Annotated[int, AtLeast(1)] | None = None
-    metrics: tuple[ExtraMetric, ...] = ()
+    metrics: tuple[MetricName, ...] = ()
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     channels_last: bool | Literal["auto"] = "auto"

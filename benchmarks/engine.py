@@ -253,7 +253,7 @@ def network_step(name: str, args: Mapping[str, Any], precision: torch.dtype) -> 
     def step() -> None:
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             output = model(images)
-        criterion(output, labels, criterion.norms(labels))["loss"].backward()
+        criterion(output, labels, criterion.normalizers(labels))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -209,7 +209,7 @@ def test_processes_meet_though_an_earlier_group_has_left_its_words() -> None:
     store, names = dist.HashStore(), []
 
     def meet(rank: int) -> None:
-        names.append(distributed._meet(store, Process(rank, 3, rank, 3)))
+        names.append(distributed._rendezvous(store, Process(rank, 3, rank, 3)))
 
     for group in (1, 2, 3):
         threads = [threading.Thread(target=meet, args=(rank,)) for rank in (1, 0, 2)]
@@ -228,7 +228,7 @@ def test_processes_meet_though_an_earlier_group_has_left_its_words() -> None:
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=0.05))
     with pytest.raises(RuntimeError, match="rank 1, 2 did not come"):
-        distributed._meet(dist.HashStore(), Process(0, 3, 0, 3))
+        distributed._rendezvous(dist.HashStore(), Process(0, 3, 0, 3))
 
 
 @pytest.mark.parametrize("changes", [{"RANK": "2"}, {"RANK": "-1"}, {"RANK": "x"}, {"LOCAL_RANK": "5"}])
@@ -279,20 +279,20 @@ class TestPeers:
 
     @pytest.fixture(autouse=True)
     def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(heartbeat, "BEAT", 0.02)
-        monkeypatch.setattr(heartbeat, "SILENCE", 0.3)
-        monkeypatch.setattr(heartbeat, "end_soon", self.ended)
+        monkeypatch.setattr(heartbeat, "INTERVAL", 0.02)
+        monkeypatch.setattr(heartbeat, "LOST_AFTER", 0.3)
+        monkeypatch.setattr(heartbeat, "exit_after_grace", self.ended)
         self.statuses: list[int] = []
         self.made: list[Heartbeat] = []
         yield
         for each in self.made:  # or their threads would go on, and end this process in earnest
-            each._over.set()
+            each._closed.set()
             each._thread.join(20)
 
     def ended(self, status: int) -> None:
         self.statuses.append(status)
         for each in self.made:  # the thread would end with its process
-            each._over.set()
+            each._closed.set()
 
     def peers(self, store: Any, size: int) -> list[Heartbeat]:
         for rank in range(size):
@@ -305,10 +305,10 @@ class TestPeers:
 
         def run(each: Heartbeat) -> None:
             for number in range(1, 2000):
-                time.sleep(0.0003 * each.place.rank)  # they are not equally fast
-                wish = 15 if each.place.rank == asker and number >= step else 0
-                if each.agree_on_stop(number, wish):
-                    stops[each.place.rank] = number
+                time.sleep(0.0003 * each.process.rank)  # they are not equally fast
+                request = 15 if each.process.rank == asker and number >= step else 0
+                if each.agree_on_stop(number, request):
+                    stops[each.process.rank] = number
                     return
 
         threads = [threading.Thread(target=run, args=(each,)) for each in peers]
@@ -325,7 +325,7 @@ class TestPeers:
 
     def test_a_process_that_falls_silent_is_named(self, capsys: pytest.CaptureFixture) -> None:
         first, second = self.peers(dist.HashStore(), 2)
-        second._over.set()  # no more signs of life, and no goodbye
+        second._closed.set()  # no more signs of life, and no goodbye
         first._thread.join(5)
         assert set(self.statuses) == {4}
         said = capsys.readouterr().err
@@ -342,7 +342,7 @@ class TestPeers:
 
     def test_of_those_who_live_the_one_that_is_behind_is_late(self) -> None:
         first, second = self.peers(dist.HashStore(), 2)
-        first.at, second.at = 12, 9
+        first.step, second.step = 12, 9
         time.sleep(0.1)
         text = first.explain(RuntimeError("[gloo] Timed out waiting 5 ms for recv\nmore"))
         assert "of 2 processes, rank 1 (" in text
@@ -353,9 +353,9 @@ class TestPeers:
     def test_the_first_to_fail_says_why_and_the_others_follow(self, capsys: pytest.CaptureFixture) -> None:
         first, second = self.peers(dist.HashStore(), 2)
         error = DataError("a.png: is broken. Remove it.")
-        assert second.tell(error) is error
+        assert second.report(error) is error
         assert capsys.readouterr().err == "error: rank 1: a.png: is broken. Remove it.\n"
-        told = first.tell(Stopped("a consequence"))
+        told = first.report(Stopped("a consequence"))
         assert isinstance(told, PeerFailed)
         assert told.status == 2
         assert capsys.readouterr().err == ""
@@ -363,9 +363,9 @@ class TestPeers:
     def test_a_signal_is_no_failure_and_only_rank_0_speaks_of_it(self) -> None:
         first, second = self.peers(dist.HashStore(), 2)
         error = Interrupted(15, "stopped")
-        assert first.tell(error) is error
-        told = second.tell(error)
+        assert first.report(error) is error
+        told = second.report(error)
         assert isinstance(told, PeerFailed)
         assert told.status == 143
-        first._over.set()
-        second._over.set()
+        first._closed.set()
+        second._closed.set()

@@ -152,7 +152,7 @@ def test_pixels_are_counted_alike_on_a_gpu() -> None:
     logits, labels = torch.randn(2, 5, 17, 25, dtype=torch.float64), torch.randint(7, (2, 65, 97), dtype=torch.uint8)
     found = []
     for device in ("cpu", "cuda"):
-        figures = Metrics(5, "abcde", extra=["Boundary_IoU", "Calibration_Error"])
+        figures = Metrics(5, "abcde", names=["Boundary_IoU", "Calibration_Error"])
         figures.add(logits.to(device), labels.to(device))
         found.append(figures)
     assert torch.equal(*(figures.counts.cpu() for figures in found))

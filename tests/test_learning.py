@@ -95,7 +95,7 @@ def test_a_published_network_fits_four_pictures(kind: str) -> None:
                 break
         output = model.train()(images)
         optimizer.zero_grad()
-        criterion(output, labels, criterion.norms(labels))["loss"].backward()
+        criterion(output, labels, criterion.normalizers(labels))["loss"].backward()
         optimizer.step()
     assert reached[0] < 0.5
     assert reached[-1] > 0.9, f"Mean_IoU every {LOOK_EVERY} steps: {', '.join(f'{value:.2f}' for value in reached)}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.classes import IGNORE
+from utils.classes import IGNORE, ClassFacts
 from utils.errors import ConfigError
 from utils.losses import cross_entropy, dice, lovasz, strips
 from utils.losses.base import resolve_weights
@@ -23,6 +23,7 @@ from utils.outputs import SegOutput
 from utils.registry import LOSSES
 
 C = 5
+CLASSES = ClassFacts(num_classes=C, class_names=list("abcde"))
 VARIANTS = {
     "CrossEntropyLoss2d": [{}, {"class_weights": [0.5, 1.0, 2.0, 0.0, 3.0], "label_smoothing": 0.1}],
     "FocalLoss": [{}, {"gamma": 0.5, "class_weights": [0.5, 1.0, 2.0, 0.0, 3.0]}],
@@ -48,7 +49,7 @@ each_loss = pytest.mark.parametrize(("name", "args"), LOSS_VARIANTS, ids=lambda 
 
 
 def build(name, args):
-    return LOSSES.build({"type": name, "args": args}, where="loss", num_classes=C, class_names=list("abcde"))
+    return LOSSES.build({"type": name, "args": args}, where="loss", class_facts=CLASSES)
 
 
 def example(seed=0, images=2, low=(9, 13), full=(9, 13), dtype=torch.float64):
@@ -353,19 +354,20 @@ def test_lovasz_is_the_extension_that_the_paper_defines(classes, per_image):
         p_in, t_in = p[group].movedim(1, -1)[mask].numpy(), labels[group][mask].numpy()
         indices = sorted(set(t_in.tolist())) if classes == "present" else range(C) if classes == "all" else (1, 3)
         values.append(np.mean([naive_lovasz(np.abs((t_in == k) - p_in[:, k]), t_in == k) for k in indices]))
-    loss = LovaszSoftmax(classes=classes, per_image=per_image, num_classes=C, class_names=list("abcde"))
+    loss = LovaszSoftmax(classes=classes, per_image=per_image, class_facts=CLASSES)
     assert loss(logits, labels).item() == pytest.approx(np.mean(values), rel=1e-9)
 
 
 def test_class_weights_follow_their_formulas():
     pixels = [100, 300, 0, 600]
     share = np.array(pixels) / 1000
-    median, enet, root = (resolve_weights(rule, class_pixels=pixels) for rule in ("median_freq", "enet", "sqrt_inv"))
+    facts = ClassFacts(class_pixels=pixels)
+    median, enet, root = (resolve_weights(rule, facts) for rule in ("median_freq", "enet", "sqrt_inv"))
     assert median.tolist() == pytest.approx([3.0, 1.0, 3.0, 0.5])  # an absent class gets the largest of the others
     assert enet[[0, 1, 3]].tolist() == pytest.approx((1 / np.log(1.02 + share[[0, 1, 3]])).tolist())
     assert (root[0] / root[3]).item() == pytest.approx(6**0.5)
     assert root.mean().item() == pytest.approx(1)
-    assert resolve_weights({"b": 3}, class_names=["a", "b"]).tolist() == [1, 3]
+    assert resolve_weights({"b": 3}, ClassFacts(class_names=["a", "b"])).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -422,6 +424,33 @@ def test_class_weights_by_rule_need_the_counts():
     assert build_criterion(loss, num_classes=C, class_pixels=[1] * C)
 
 
+def test_a_loss_receives_what_it_asks_about_the_classes(monkeypatch):
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+
+    @LOSSES.register("single")
+    class SingleFacts(FocalLoss):
+        """Asks for facts one by one, and needs them."""
+
+        def __init__(self, *, num_classes: int, class_names: list[str], ignore_index: int, where: str) -> None:
+            super().__init__()
+            self.received = (num_classes, class_names, ignore_index, where)
+
+    @LOSSES.register("together")
+    class TogetherFacts(FocalLoss):
+        """Asks for all of them."""
+
+        def __init__(self, *, class_facts: ClassFacts) -> None:
+            super().__init__()
+            self.received = class_facts
+
+    names = list("abcde")
+    single, together = build_criterion(["single", "together"], num_classes=C, class_names=names).losses
+    assert single.received == (C, names, IGNORE, "loss[0].args")
+    assert together.received == ClassFacts(num_classes=C, class_names=names, class_pixels=None, ignore_index=IGNORE)
+    with pytest.raises(ConfigError, match=r"^loss\.args\.class_facts: is filled in by the framework\. Remove it\.$"):
+        build_criterion({"type": "together", "args": {"class_facts": {}}}, num_classes=C)
+
+
 def test_the_resolved_loss_section_gives_itself_again():
     problems: list[str] = []
     loss = ["DiceLoss", {"type": "CrossEntropyLoss2d", "args": {"label_smoothing": 0.1}, "factor": 2}]
@@ -446,9 +475,9 @@ def test_the_criterion_adds_up_over_parts_of_a_batch(name, args):
     """What is additive equals the whole batch; what is not is averaged over parts by their number of images."""
     logits, labels = example(images=6, full=(33, 50))
     criterion = build_criterion({"type": name, "args": args}, num_classes=C, class_names=list("abcde"))
-    norms, parts = criterion.norms(labels), (slice(2), slice(2, 6))
-    assert torch.equal(norms, sum(criterion.norms(labels[part]) for part in parts))
-    total = sum(criterion(SegOutput(logits[part]), labels[part], norms)["loss"] for part in parts)
+    normalizers, parts = criterion.normalizers(labels), (slice(2), slice(2, 6))
+    assert torch.equal(normalizers, sum(criterion.normalizers(labels[part]) for part in parts))
+    total = sum(criterion(SegOutput(logits[part]), labels[part], normalizers)["loss"] for part in parts)
     loss = build(name, args)
     expected = loss(logits, labels)
     if not loss.additive:
@@ -465,9 +494,9 @@ def test_the_loss_of_a_split_does_not_depend_on_how_images_are_batched(name, arg
         pairs = zip(logits.split(size), labels.split(size), strict=True)
         parts = [criterion.evaluation_sums(SegOutput(z), t) for z, t in pairs]
         sums.append([sum(column) for column in zip(*parts, strict=True)])
-    for numerators, norms in sums[1:]:
+    for numerators, normalizers in sums[1:]:
         torch.testing.assert_close(numerators, sums[0][0], rtol=1e-12, atol=0)
-        assert torch.equal(norms, sums[0][1])
+        assert torch.equal(normalizers, sums[0][1])
     result = criterion.evaluation_loss(*sums[0])
     if build(name, args).additive and "per_class" not in args:
         assert result["loss"] == pytest.approx(build(name, args)(logits, labels).item(), rel=1e-9)
@@ -540,15 +569,16 @@ def test_errors_are_ranked_exactly(dtype):
     p = torch.cat([p, torch.tensor([0, 1, 1e-40, 0.5, 0.5, 1 + 1e-7, 0, 1], dtype=dtype)])
     own = torch.rand(p.shape, generator=generator) < 0.1
     voids = torch.zeros(1000, dtype=dtype)
-    slopes = lovasz._slopes(torch.cat([p, voids]), torch.cat([own, voids > 0]), len(voids), None)[: len(p)].double()
+    with_voids = torch.cat([p, voids]), torch.cat([own, voids > 0])
+    derivatives = lovasz._derivatives(*with_voids, len(voids), None)[: len(p)].double()
     errors = (own.to(dtype) - p).abs().double().numpy()
     order = np.argsort(-errors, kind="stable")
     found, size = np.cumsum(own.numpy()[order]), own.sum().item()
     jaccard = 1 - (size - found) / (size + np.arange(1, len(p) + 1) - found)
     expected = errors[order] @ np.diff(jaccard, prepend=0)
-    assert ((p - own.to(dtype)).double() @ slopes).item() == pytest.approx(expected, rel=1e-5)
-    assert (slopes[own] < 0).all()
-    assert (slopes[~own] >= 0).all()
+    assert ((p - own.to(dtype)).double() @ derivatives).item() == pytest.approx(expected, rel=1e-5)
+    assert (derivatives[own] < 0).all()
+    assert (derivatives[~own] >= 0).all()
 
 
 @pytest.mark.parametrize("bins", [16, 256, 4096, 65536])

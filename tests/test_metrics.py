@@ -1,7 +1,7 @@
 """Figures from label maps, against numpy and against numbers worked out by hand."""
 
 import json
-from typing import get_args
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -10,14 +10,21 @@ from torch.nn import functional as F
 
 import evaluate
 import train
+from base.base_trainer import TrainerConfig
 from tests.conftest import call
 from tests.tiny import tiny_config
-from utils import metrics
 from utils.classes import IGNORE
+from utils.json_schema import json_schema
 from utils.losses.strips import predicted_labels
-from utils.metrics import EXTRA_METRICS, PIXEL_METRICS, ConfusionMatrix, ExtraMetric, Metrics
+from utils.metrics import ConfusionMatrix, Metrics, boundary, confusion_matrix
+from utils.metrics.base import MatrixMetric, PixelMetric
+from utils.metrics.boundary import BoundaryIoU
+from utils.registry import METRICS
+from utils.schema import Mismatch, convert
 
 NAMES = ["road", "sky", "a tree", "car", "dog"]
+OF_MATRIX = ["Mean_Accuracy", "Mean_Precision", "Mean_Recall", "Mean_F1", "Frequency_Weighted_IoU"]
+OF_PIXELS = ["Boundary_IoU", "Calibration_Error"]
 
 
 def maps(shape=(2, 65, 97), classes=5, seed=0):
@@ -48,7 +55,7 @@ def test_counts_are_those_of_numpy(classes, dtype):
 def test_the_way_for_other_devices_counts_the_same(monkeypatch):
     predictions, labels = maps()
     matrix = ConfusionMatrix(5, NAMES)
-    monkeypatch.setattr(metrics, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(confusion_matrix, "on_cpu", lambda tensor: False)
     matrix.update(predictions, labels)
     assert torch.equal(matrix.counts, counted(predictions, labels))
 
@@ -87,9 +94,9 @@ def test_classes_that_occur_nowhere_are_not_in_the_mean():
     assert set(results) <= set(matrix.keys())
 
 
-def test_a_class_that_is_left_out_is_in_no_mean_but_predicting_it_is_an_error():
+def test_a_class_that_is_ignored_is_in_no_mean_but_predicting_it_is_an_error():
     labels = torch.tensor([[[1, 1, 1, 2]]], dtype=torch.uint8)
-    matrix = ConfusionMatrix(5, NAMES, left_out=[0])
+    matrix = ConfusionMatrix(5, NAMES, ignored_classes=[0])
     matrix.update(torch.tensor([[[0, 1, 1, 2]]], dtype=torch.uint8), labels)
     results = matrix.results()
     assert results["Pixel_Accuracy"] == 3 / 4
@@ -100,7 +107,7 @@ def test_a_class_that_is_left_out_is_in_no_mean_but_predicting_it_is_an_error():
 
 
 def test_a_split_without_labels_gives_no_figures_and_plain_json():
-    matrix = ConfusionMatrix(5, NAMES, extra=list(EXTRA_METRICS))
+    matrix = Metrics(5, NAMES, names=OF_MATRIX)
     matrix.update(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), IGNORE, dtype=torch.uint8))
     assert matrix.results() == {}
     assert json.loads(json.dumps(matrix.table(), allow_nan=False))[0] == {
@@ -111,7 +118,7 @@ def test_a_split_without_labels_gives_no_figures_and_plain_json():
 def test_all_figures_agree_with_their_definitions():
     predictions, labels = maps()
     predictions[labels == 0] = 0
-    matrix = ConfusionMatrix(5, NAMES, extra=list(EXTRA_METRICS))
+    matrix = Metrics(5, NAMES, names=OF_MATRIX)
     matrix.update(predictions, labels)
     kept = labels != IGNORE
     p, t = predictions[kept].numpy(), labels[kept].numpy()
@@ -191,17 +198,17 @@ def scene(images=4, size=(65, 97), low=(17, 25), classes=5, seed=0):
 
 
 def every_figure(logits, labels, batch):
-    figures = Metrics(5, NAMES, extra=get_args(ExtraMetric))
+    figures = Metrics(5, NAMES, names=[*OF_MATRIX, *OF_PIXELS])
     for pair in zip(logits.split(batch), labels.split(batch), strict=True):
         figures.add(*pair)
     return figures
 
 
 def test_every_figure_has_a_name_that_a_config_may_say():
-    assert {*EXTRA_METRICS, *PIXEL_METRICS} == {*get_args(ExtraMetric)}
+    assert {*METRICS} == {*OF_MATRIX, *OF_PIXELS}
     figures = every_figure(*scene(), 1)
-    assert [*figures.results()] == figures.keys()[:3] + list(EXTRA_METRICS) + [
-        *(f"Class_IoU/{name}" for name in NAMES), *PIXEL_METRICS,
+    assert [*figures.results()] == figures.keys()[:3] + OF_MATRIX + [
+        *(f"Class_IoU/{name}" for name in NAMES), *OF_PIXELS,
     ]  # fmt: skip
     assert sorted(figures.keys()) == sorted(figures.results())
     figures.reset()
@@ -222,13 +229,13 @@ def bands_by_definition(labels, reach, classes=5):
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize(("size", "reach"), [((65, 97), 2), ((20, 31), 1), ((120, 161), 4)])
 def test_boundary_iou_is_that_of_the_bands_along_contours(size, reach, on_cpu, monkeypatch):
-    monkeypatch.setattr(metrics, "on_cpu", lambda tensor: on_cpu)
+    monkeypatch.setattr(boundary, "on_cpu", lambda tensor: on_cpu)
     logits, labels = scene(3, size)
     predictions = predicted_labels(logits, size)
-    figure = metrics.BoundaryIoU(5)
+    figure = BoundaryIoU(5, 0.02)
     hits, union = np.zeros(5), np.zeros(5)
     for each in zip(logits, predictions, labels, strict=True):
-        figure.add(*each)
+        figure.update(*each)
         void = each[2].numpy() == IGNORE
         predicted, truth = (np.where(void, IGNORE, x.numpy()) for x in each[1:])
         found, there = bands_by_definition(predicted, reach), bands_by_definition(truth, reach)
@@ -264,7 +271,7 @@ def test_calibration_error_is_the_gap_between_probability_and_accuracy():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures.results()["Calibration_Error"] == pytest.approx(error, abs=1e-6)
-    sure = Metrics(5, NAMES, extra=["Calibration_Error"])
+    sure = Metrics(5, NAMES, names=["Calibration_Error"])
     sure.add(50.0 * F.one_hot(labels.long() % 5, 5).movedim(-1, 1), labels)
     assert sure.results()["Calibration_Error"] == pytest.approx(0, abs=1e-6)
 
@@ -305,3 +312,97 @@ def test_a_config_and_evaluate_name_further_figures(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     errors = call(train, "-c", tmp_path / "config.json", "--check", "--import", "tests.tiny").errors
     assert "trainer.metrics: has no effect with trainer.val false. Remove it, or validate." in errors
+
+
+THEIRS = '''
+"""Metrics of a third party."""
+
+import torch
+
+from utils.metrics.base import MatrixMetric, PixelMetric
+from utils.registry import METRICS
+
+
+@METRICS.register("Worst_IoU")
+class WorstIoU(MatrixMetric):
+    """IoU of the worst class."""
+
+    def value(self, matrix, in_mean):
+        hits = matrix.diag()
+        return (hits / (matrix.sum(0) + matrix.sum(1) - hits))[in_mean].nan_to_num(nan=1).min()
+
+
+@METRICS.register("Void_Share", label=255)
+class LabelShare(PixelMetric):
+    """Share of the pixels that have a label."""
+
+    def __init__(self, label: int, class_names: tuple[str, ...]) -> None:
+        super().__init__(2)
+        assert class_names == ("ground", "square", "dot")
+        self.label = label
+
+    def update(self, logits, predictions, labels):
+        self.on(labels.device).add_(torch.stack([(labels == self.label).sum(), torch.tensor(labels.numel())]))
+
+    def value(self, in_mean):
+        found, pixels = self.total()
+        return found / pixels
+'''
+
+
+def test_a_metric_of_a_third_party_is_imported_and_named(tmp_path, monkeypatch):
+    (tmp_path / "their_metrics.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+    imports = ("--import", "tests.tiny", "--import", "their_metrics")
+    config = tiny_config(tmp_path / "saved")
+    config["trainer"] |= {"epochs": 1, "metrics": ["Void_Share", "Worst_IoU"], "monitor": "max Worst_IoU"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert call(train, "-c", tmp_path / "config.json", *imports).status == 0
+    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (line,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    ious = [value for key, value in line.items() if key.startswith("val/Class_IoU/")]
+    assert line["val/Worst_IoU"] == min(ious)
+    assert line["val/Void_Share"] == 1 / 48  # a column of 48
+
+    output = tmp_path / "results.json"
+    command = ("-m", run_dir / "best_model.pth", "-d", "cpu", *imports, "--output", output)
+    assert call(evaluate, *command, "--metrics", "Void_Share").status == 0
+    figures = json.loads(output.read_text())["metrics"]
+    assert figures["Void_Share"] == line["val/Void_Share"]
+    assert "Worst_IoU" not in figures
+
+    assert "  Worst_IoU " in call(train, "--list", "metrics", *imports).out
+    described = call(train, "--describe", "Void_Share", *imports).out
+    assert described.startswith("Void_Share (metric; metrics)")
+    assert "Share of the pixels that have a label." in described
+    assert "arguments:\n  none" in described
+
+
+def test_a_config_may_say_only_metrics_that_there_are():
+    hint = get_type_hints(TrainerConfig, include_extras=True)["metrics"]
+    assert convert(["Mean_F1", "Boundary_IoU"], hint, "trainer.metrics") == ("Mean_F1", "Boundary_IoU")
+    with pytest.raises(Mismatch) as caught:
+        convert(["Mean_F2", 3], hint, "trainer.metrics")
+    assert list(caught.value.problems) == [
+        "trainer.metrics[0]: no metric is called 'Mean_F2'. Did you mean 'Mean_F1'?",
+        "trainer.metrics[1]: expected a text, got 3.",
+    ]
+    suggested, others = json_schema(hint)["items"]["anyOf"]
+    assert suggested["enum"] == sorted(METRICS)
+    assert others == {}
+
+
+def test_what_is_no_metric_is_refused(monkeypatch):
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+
+    @METRICS.register("neither")
+    class Neither:
+        """No metric."""
+
+    with pytest.raises(TypeError, match="'neither' is neither a MatrixMetric nor a PixelMetric"):
+        Metrics(5, NAMES, names=["neither"])
+    for name in OF_MATRIX:
+        assert isinstance(METRICS.build(name, where=""), MatrixMetric)
+    for name in OF_PIXELS:
+        assert isinstance(METRICS.build(name, where="", num_classes=5), PixelMetric)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -138,6 +139,36 @@ class ClassTable:
                 values.discard(int(key))
             (void_ids if index is None else raw_ids[index]).add(int(key))
         return replace(self, raw_ids=tuple(tuple(sorted(v)) for v in raw_ids), void_ids=tuple(sorted(void_ids)))
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """What a loss or a metric may ask about the classes, by a parameter called `class_facts`.
+
+    Args:
+        num_classes: Number of classes C, as the network has them; None where it is not known.
+        class_names: Their names, in order of training id; empty where they are not known.
+        class_pixels: Labelled pixels of each class in the training set; None unless somebody needs them, since
+            counting them takes a scan of all labels.
+        ignore_index: Label of pixels that neither train nor count.
+    """
+
+    num_classes: int | None = None
+    class_names: Sequence[str] = ()
+    class_pixels: Sequence[int] | None = None
+    ignore_index: int = IGNORE
+
+
+UNKNOWN_CLASSES = ClassFacts()
+
+
+def with_class_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `facts` for the components of a registry, with those about the classes as one `class_facts`, too.
+
+    Labels are translated when they are read, so that 255 is all that is ignored, whatever the config's "ignore_index".
+    """
+    known = {each.name: facts[each.name] for each in fields(ClassFacts) if each.name in facts}
+    return {**facts, "class_facts": ClassFacts(**known)}
 
 
 def ranges(values: Iterable[int]) -> str:

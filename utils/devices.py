@@ -7,11 +7,10 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # whoever asks for help need not wait for it
+if TYPE_CHECKING:  # torch takes two seconds to import, and --help need not wait for it
     import torch
 
 logger = logging.getLogger("segwright")
-
 
 GPUS = re.compile(r"\d+(,\d+)*")  # what `--device` may say of GPUs
 
@@ -23,14 +22,14 @@ def restrict_gpus(device: str | None) -> None:
 
 
 def gpu_index(device: str | None) -> int:
-    """What torch calls the first GPU that `device` names: 0 where only those are shown, see `restrict_gpus`."""
+    """Return what torch calls the first GPU that `device` names: 0 where only those are shown, see `restrict_gpus`."""
     if device in (None, "cuda", os.environ.get("CUDA_VISIBLE_DEVICES")):
         return 0
     return int(str(device).partition(",")[0])
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it natively, else fp32."""
+    """Return the precision `name`; `auto` is bf16 where the device computes in it natively, else fp32."""
     import torch
 
     if name != "auto":
@@ -39,7 +38,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def gpus_to_use(device: str | None, n_gpu: int) -> int:
-    """How many GPUs training gets when `n_gpu` are asked for: as many as there are, at most."""
+    """Return how many GPUs training gets when `n_gpu` are asked for: as many as there are, at most."""
     import torch
 
     if device not in (None, "cuda") and not GPUS.fullmatch(str(device)):
@@ -51,7 +50,7 @@ def gpus_to_use(device: str | None, n_gpu: int) -> int:
 
 
 def choose_device(device: str | None, n_gpu: int = -1, local_rank: int = 0) -> torch.device:
-    """The `torch.device` to use.
+    """Choose the `torch.device` to use.
 
     Args:
         device: ``--device``: GPU numbers, ``cpu``, ``cuda`` or ``mps``; None leaves it to `n_gpu`.

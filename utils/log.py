@@ -12,7 +12,7 @@ from utils.errors import one_line
 
 
 class PathFilter(logging.Filter):
-    """Escapes what is not printable in paths, so that a file name cannot forge a line of the log."""
+    """Escape what is not printable in paths, so that a file name cannot forge a line of the log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -21,7 +21,7 @@ class PathFilter(logging.Filter):
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
+    """Print above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -32,7 +32,7 @@ class ConsoleHandler(logging.Handler):
 def log_to(path: Path | None = None, rank: int = 0) -> logging.Logger:
     """Send the project's log to the console and, from now on, to the file at `path`.
 
-    Of several processes that train together, only the one of `rank` 0 speaks.
+    Of several processes that train together, only `rank` 0 writes to the console.
     """
     logger = logging.getLogger("segwright")
     logger.setLevel(logging.DEBUG)

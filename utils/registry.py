@@ -38,6 +38,7 @@ FACTS = frozenset(
         "ignore_index",
         "class_names",
         "class_pixels",  # labelled pixels of each class in the training set
+        "class_facts",  # all that is known of the classes, as one `ClassFacts`
         "total_steps",
         "steps_per_epoch",
         "seed",
@@ -293,6 +294,7 @@ MODELS, BACKBONES = Registry("model", reserved={"in_channels"}), Registry("backb
 NECKS, HEADS = Registry("neck"), Registry("head")
 DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
+METRICS = Registry("metric")
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})
 WRITERS = Registry("writer", reserved={"log_dir", "purge_step"})
 
@@ -302,6 +304,7 @@ KINDS = {
     "necks": NECKS,
     "heads": HEADS,
     "losses": LOSSES,
+    "metrics": METRICS,
     "datasets": DATASETS,
     "transforms": TRANSFORMS,
     "optimizers": OPTIMIZERS,

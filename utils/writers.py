@@ -31,12 +31,12 @@ class TensorBoardWriter:
         self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by tag, at an optimiser step."""
+        """Write numbers by tag, at an optimiser step."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """A picture (H, W, 3) uint8 at an optimiser step."""
+        """Write a picture (H, W, 3) uint8 at an optimiser step."""
         self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class TensorBoardWriter:
 
 
 def open_writer(writer: Component, where: str, log_dir: Path, purge_step: int | None = None) -> list[Any]:
-    """A writer, or none and a warning where the package that it needs is missing.
+    """Make a writer, or none with a warning where the package that it needs is missing.
 
     Args:
         writer: Its name in the registry, and arguments.
@@ -60,7 +60,7 @@ def open_writer(writer: Component, where: str, log_dir: Path, purge_step: int | 
         return [WRITERS.build(writer, where=where, log_dir=log_dir, purge_step=purge_step)]
     except ImportError as error:
         place = "trainer.tensorboard" if writer.type == "tensorboard" else where
-        logger.warning("%s: not written, %s. `pip install %s` mends it.", place, error, writer.type)
+        logger.warning("%s: not written, %s. Install it with `pip install %s`.", place, error, writer.type)
         return []
     except OSError as error:
         reason = error.strerror or error

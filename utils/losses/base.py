@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from utils.classes import IGNORE
+from utils.classes import IGNORE, UNKNOWN_CLASSES, ClassFacts
 from utils.errors import ConfigError
 from utils.losses.strips import accumulation_dtype, label_counts
 from utils.schema import AtLeast, did_you_mean, join
@@ -22,9 +22,9 @@ ClassWeights = list[Weight] | dict[str, Weight] | Literal["median_freq", "enet",
 class Loss(nn.Module, ABC):
     """A loss of logits and labels.
 
-    `additive` says whether the value is (sum over pixels or images) / (sum of their weights). Then a batch in parts,
-    on one process or on many, costs what it would in one piece, if all parts divide by the norm of the whole batch.
-    Other losses are computed for each part.
+    `additive` says whether the value is (sum over pixels or images) / (sum of their weights). Then the micro-batches
+    of a batch, on one process or on many, add up to the loss of the whole batch, if each divides by the norm of the
+    whole batch. Other losses are computed for each micro-batch and averaged.
 
     `step` is the optimiser step that is being taken, from 0, for losses that change in the course of training; None
     where nothing is being trained. Whoever calls the loss sets it.
@@ -34,17 +34,17 @@ class Loss(nn.Module, ABC):
     step: int | None = None
 
     def norm(self, labels: Tensor) -> Tensor:
-        """What labels (N, H, W) add to the denominator, shape (), on their device; 1 if the loss is not additive.
+        """Return what labels (N, H, W) add to the denominator, shape (), on their device.
 
-        Here the number of labelled pixels.
+        Here the number of labelled pixels, or 1 if the loss is not additive.
         """
         if not self.additive:
             return torch.ones((), dtype=accumulation_dtype(labels.device), device=labels.device)
-        return (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device))
+        return labelled_pixels(labels)
 
     @abstractmethod
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
-        """The loss, shape (), in float32 or, for float64 logits, in float64.
+        """Return the loss, shape (), in float32 or, for float64 logits, in float64.
 
         Args:
             logits: (N, C, h, w), at the head's own resolution.
@@ -53,96 +53,103 @@ class Loss(nn.Module, ABC):
         """
 
     def divide(self, numerator: Tensor, norm: Tensor, logits: Tensor) -> Tensor:
-        """``numerator / norm`` in the type of a loss of `logits`; 0, with a gradient of 0, where `norm` is 0."""
-        return (numerator * _inverse(norm)).to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        """Return ``numerator / norm`` in the type of a loss of `logits`; 0, with a gradient of 0, if `norm` is 0."""
+        quotient = numerator * inverse_or_zero(norm)
+        return quotient.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
 
 
-def _inverse(norm: Tensor) -> Tensor:
-    return (norm > 0) / torch.where(norm > 0, norm, 1)
+class WeightedLoss(Loss):
+    """A loss with class weights, which follow it to its device and are in no state dict.
 
-
-class _Weighted(Loss):
-    """A loss with class weights; they follow it to its device and are in no state dict."""
+    Args:
+        weights: As for `CrossEntropyLoss2d`.
+        class_facts: What is known of the classes.
+        where: Place of the loss's arguments in the config, for errors.
+    """
 
     class_weights: Tensor | None
 
-    def __init__(
-        self,
-        weights: ClassWeights,
-        num_classes: int | None,
-        class_names: Sequence[str],
-        class_pixels: Sequence[int] | None,
-        where: str,
-    ) -> None:
+    def __init__(self, weights: ClassWeights, class_facts: ClassFacts, where: str) -> None:
         super().__init__()
-        resolved = resolve_weights(
-            weights,
-            num_classes=num_classes,
-            class_names=class_names,
-            class_pixels=class_pixels,
-            where=join(where, "class_weights"),
-        )
+        resolved = resolve_weights(weights, class_facts, where=join(where, "class_weights"))
         self.register_buffer("class_weights", resolved, persistent=False)
 
     def weight_sum(self, labels: Tensor) -> Tensor:
-        """Sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
+        """Return the sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
         if self.class_weights is None:
-            return (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device))
+            return labelled_pixels(labels)
         weights = self.class_weights.to(accumulation_dtype(labels.device))
         return label_counts(labels, len(weights)).sum(0) @ weights
 
-    def spread(self, smoothing: float, logits: Tensor) -> Tensor | None:
-        """Factors (C,) of the log-probabilities of all classes for label smoothing; None without it."""
-        if not smoothing:
+    def smoothing_factors(self, label_smoothing: float, logits: Tensor) -> Tensor | None:
+        """Return factors (C,) of the log-probabilities of all classes for label smoothing; None without it.
+
+        Args:
+            label_smoothing: Share of the target that is spread evenly over all classes.
+            logits: (N, C, h, w), for their number of classes and their device.
+        """
+        if not label_smoothing:
             return None
-        share = logits.new_full(
-            (logits.shape[1],), smoothing / logits.shape[1], dtype=accumulation_dtype(logits.device)
-        )
-        return share if self.class_weights is None else share * self.class_weights
+        num_classes = logits.shape[1]
+        dtype = accumulation_dtype(logits.device)
+        factors = logits.new_full((num_classes,), label_smoothing / num_classes, dtype=dtype)
+        return factors if self.class_weights is None else factors * self.class_weights
+
+
+def labelled_pixels(labels: Tensor) -> Tensor:
+    """Count the pixels of `labels` (N, H, W) that are not void: shape (), without a host sync."""
+    return (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device))
 
 
 def labelled_images(labels: Tensor) -> Tensor:
-    """Number of images of `labels` (N, H, W) that have labelled pixels, shape ()."""
+    """Count the images of `labels` (N, H, W) that have labelled pixels: shape (), without a host sync."""
     return (labels != IGNORE).flatten(1).any(1).sum(dtype=accumulation_dtype(labels.device))
 
 
+def inverse_or_zero(values: Tensor) -> Tensor:
+    """Return 1 / `values`, and 0 where they are 0, without a host sync."""
+    return (values > 0) / torch.where(values > 0, values, 1)
+
+
 def resolve_weights(
-    weights: ClassWeights,
-    *,
-    num_classes: int | None = None,
-    class_names: Sequence[str] = (),
-    class_pixels: Sequence[int] | None = None,
-    where: str = "class_weights",
+    weights: ClassWeights, class_facts: ClassFacts = UNKNOWN_CLASSES, *, where: str = "class_weights"
 ) -> Tensor | None:
-    """Class weights as numbers (C,) float32; None for None.
+    """Return class weights as numbers (C,) float32; None for None.
 
     Args:
-        weights: A list, weights by class name, or a rule, see `CrossEntropyLoss2d`.
-        class_pixels: Pixels of each class in the training set, for the rules. A class without any gets the largest
-            weight of the others.
+        weights: A list, weights by class name, or a rule, see `CrossEntropyLoss2d`. A rule gives a class without any
+            pixel in the training set the largest weight of the others.
+        class_facts: What is known of the classes; rules need `class_pixels`.
         where: Place in the config, for errors.
 
     Raises:
-        ConfigError: Names or their number do not fit the classes, or a rule lacks `class_pixels`.
+        ConfigError: Names or their number do not fit the classes, or a rule lacks the pixels.
     """
     if weights is None:
         return None
     if isinstance(weights, str):
-        if class_pixels is None or not any(class_pixels):
+        if class_facts.class_pixels is None or not any(class_facts.class_pixels):
             raise ConfigError(
                 f"{where}: '{weights}' needs the pixels of each class in the training set, which are not known here. "
                 f"Scan it with `python prepare.py check`, or give a list of numbers."
             )
-        return _weights_by_rule(weights, torch.tensor(class_pixels, dtype=torch.float64))
+        return _weights_by_rule(weights, torch.tensor(class_facts.class_pixels, dtype=torch.float64))
     if isinstance(weights, Mapping):
-        if unknown := [name for name in weights if name not in class_names]:
-            raise ConfigError(
-                *(f"{join(where, name)}: no class has this name. {did_you_mean(name, class_names)}" for name in unknown)
-            )
-        return torch.tensor([float(weights.get(name, 1.0)) for name in class_names])
+        return _weights_by_name(weights, class_facts.class_names, where)
+    num_classes = class_facts.num_classes
     if num_classes is not None and len(weights) != num_classes:
         raise ConfigError(f"{where}: {len(weights)} weights for {num_classes} classes. Give one per class.")
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def _weights_by_name(weights: Mapping[str, float], names: Sequence[str], where: str) -> Tensor:
+    problems = []
+    for name in weights:
+        if name not in names:
+            problems.append(f"{join(where, name)}: no class has this name. {did_you_mean(name, names)}")
+    if problems:
+        raise ConfigError(*problems)
+    return torch.tensor([float(weights.get(name, 1.0)) for name in names])
 
 
 def _weights_by_rule(rule: str, pixels: Tensor) -> Tensor:
@@ -157,15 +164,23 @@ def _weights_by_rule(rule: str, pixels: Tensor) -> Tensor:
     else:
         weights = 1 / share.sqrt()
     weights = torch.where(seen, weights, weights[seen].max())
-    return (weights / weights.mean() if rule == "sqrt_inv" else weights).float()
+    if rule == "sqrt_inv":
+        weights = weights / weights.mean()
+    return weights.float()
 
 
-def _indices(classes: Sequence[int | str], num_classes: int | None, names: Sequence[str], where: str) -> list[int]:
+def class_indices(classes: Sequence[int | str], class_facts: ClassFacts, where: str) -> list[int]:
+    """Return the indices of `classes`, given by index or name.
+
+    Raises:
+        ConfigError: There is no such class, or none is named.
+    """
+    names, num_classes = list(class_facts.class_names), class_facts.num_classes
     indices = []
     for position, item in enumerate(classes):
         if isinstance(item, str) and item not in names:
             raise ConfigError(f"{join(where, position)}: no class is called '{item}'. {did_you_mean(item, names)}")
-        index = list(names).index(item) if isinstance(item, str) else item
+        index = names.index(item) if isinstance(item, str) else item
         if index < 0 or (num_classes is not None and index >= num_classes):
             upper = f"0 to {num_classes - 1}" if num_classes is not None else "an index from 0"
             raise ConfigError(f"{join(where, position)}: no class has index {index}. Use {upper}.")

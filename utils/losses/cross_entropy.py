@@ -1,19 +1,18 @@
-"""Losses of each pixel by itself: cross-entropy, focal loss, and those of the hardest pixels."""
+"""Losses that are sums over pixels: cross-entropy, focal loss, and cross-entropy of the hardest pixels."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from utils.classes import IGNORE
+from utils.classes import IGNORE, UNKNOWN_CLASSES, ClassFacts
 from utils.errors import ConfigError
-from utils.losses.base import ClassWeights, _inverse, _Weighted, labelled_images
+from utils.losses.base import ClassWeights, WeightedLoss, inverse_or_zero, labelled_images
 from utils.losses.strips import accumulation_dtype, cross_entropies, pixel_sum
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between, Range, join
@@ -21,28 +20,32 @@ from utils.schema import AtLeast, Between, Range, join
 
 @dataclass(frozen=True)
 class _CrossEntropy:
+    """Cross entropy of a pixel, as a `PixelLoss`."""
+
     factor: float = 1.0
 
     def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
         return log_p * (weight * -self.factor)
 
-    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+    def derivative(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
         return weight * -self.factor
 
 
 @dataclass(frozen=True)
 class _Focal:
+    """Focal loss of a pixel, as a `PixelLoss`."""
+
     gamma: float
 
     def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
-        return -(self._doubt(log_p) ** self.gamma) * log_p * weight
+        return -(self._miss(log_p) ** self.gamma) * log_p * weight
 
-    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
-        doubt = self._doubt(log_p)
-        return (self.gamma * doubt ** (self.gamma - 1) * log_p.exp() * log_p - doubt**self.gamma) * weight
+    def derivative(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+        miss = self._miss(log_p)
+        return (self.gamma * miss ** (self.gamma - 1) * log_p.exp() * log_p - miss**self.gamma) * weight
 
-    def _doubt(self, log_p: Tensor) -> Tensor:
-        """1 - p. Near p = 1 a power below 1 needs it precisely, and not quite 0; expm1 takes 10 times as long."""
+    def _miss(self, log_p: Tensor) -> Tensor:
+        """Return 1 - p. Near p = 1, a power below 1 needs it precisely and not 0; expm1 takes 10 times as long."""
         if self.gamma < 1:
             return (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
         return 1 - log_p.exp()
@@ -50,7 +53,7 @@ class _Focal:
 
 @LOSSES.register()
 @LOSSES.register("CrossEntropyLoss")
-class CrossEntropyLoss2d(_Weighted):
+class CrossEntropyLoss2d(WeightedLoss):
     """Cross entropy, averaged over labelled pixels; with class weights, a weighted average.
 
     The same numbers as `torch.nn.CrossEntropyLoss` on resized logits.
@@ -69,26 +72,25 @@ class CrossEntropyLoss2d(_Weighted):
         *,
         class_weights: ClassWeights = None,
         label_smoothing: Annotated[float, Between(0, 1)] = 0.0,
-        num_classes: int | None = None,
-        class_names: Sequence[str] = (),
-        class_pixels: Sequence[int] | None = None,
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
         where: str = "",
     ) -> None:
-        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        super().__init__(class_weights, class_facts, where)
         self.label_smoothing = label_smoothing
 
     def norm(self, labels: Tensor) -> Tensor:
-        """Sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
+        """Return the sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
         return self.weight_sum(labels)
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
-        pixel, spread = _CrossEntropy(1 - self.label_smoothing), self.spread(self.label_smoothing, logits)
-        return self.divide(pixel_sum(logits, labels, pixel, self.class_weights, spread), norm, logits)
+        pixel = _CrossEntropy(1 - self.label_smoothing)
+        smoothing = self.smoothing_factors(self.label_smoothing, logits)
+        return self.divide(pixel_sum(logits, labels, pixel, self.class_weights, smoothing), norm, logits)
 
 
 @LOSSES.register()
-class FocalLoss(_Weighted):
+class FocalLoss(WeightedLoss):
     """Cross entropy that pays less attention to pixels already classified well, averaged over labelled pixels.
 
     Source: Lin et al. 2017, https://arxiv.org/abs/1708.02002, equations 4 and 5.
@@ -106,12 +108,10 @@ class FocalLoss(_Weighted):
         *,
         gamma: Annotated[float, AtLeast(0)] = 2.0,
         class_weights: ClassWeights = None,
-        num_classes: int | None = None,
-        class_names: Sequence[str] = (),
-        class_pixels: Sequence[int] | None = None,
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
         where: str = "",
     ) -> None:
-        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
+        super().__init__(class_weights, class_facts, where)
         self.gamma = gamma
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -119,30 +119,33 @@ class FocalLoss(_Weighted):
         return self.divide(pixel_sum(logits, labels, _Focal(self.gamma), self.class_weights), norm, logits)
 
 
-class _HardPixels(_Weighted):
+class _HardPixelLoss(WeightedLoss):
     """Cross entropy of the hardest pixels alone; subclasses say which those are."""
 
     per_image: bool
 
     def norm(self, labels: Tensor) -> Tensor:
-        """Images with labelled pixels if `per_image`, else 1; shape ()."""
+        """Return the number of images with labelled pixels if `per_image`, else 1; shape ()."""
         return labelled_images(labels) if self.per_image else super().norm(labels)
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
         images = 1 if self.per_image else len(labels)
+        # (S, P): S sets of pixels, each of which is averaged by itself
         losses = cross_entropies(logits, labels).view(len(labels) // images, -1)
         labels = labels.reshape(losses.shape)
-        weights = (labels != IGNORE).to(losses.dtype)
+        labelled = labels != IGNORE
+        weights = labelled.to(losses.dtype)
         if self.class_weights is not None:
-            weights *= self.class_weights.to(losses.dtype)[labels.masked_fill(labels == IGNORE, 0).long()]
-        kept = self.kept(losses.detach(), weights, labels != IGNORE, images) * weights
+            weights *= self.class_weights.to(losses.dtype)[labels.masked_fill(~labelled, 0).long()]
+        kept = self.kept(losses.detach(), weights, labelled, images) * weights
         totals = (losses * kept).sum(1, dtype=accumulation_dtype(losses.device))
-        return self.divide((totals * _inverse(kept.sum(1, dtype=totals.dtype))).sum(), norm, logits)
+        means = totals * inverse_or_zero(kept.sum(1, dtype=totals.dtype))
+        return self.divide(means.sum(), norm, logits)
 
     @abstractmethod
     def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
-        """Which pixels count, from 0 to 1, (S, P), for S sets of pixels of which each has its own average.
+        """Return how much each pixel counts, from 0 to 1, (S, P), for S sets of pixels that are averaged by themselves.
 
         Args:
             losses: Their cross entropy, (S, P).
@@ -153,7 +156,7 @@ class _HardPixels(_Weighted):
 
 
 @LOSSES.register()
-class TopKCrossEntropyLoss(_HardPixels):
+class TopKCrossEntropyLoss(_HardPixelLoss):
     """Cross entropy of the hardest share of the labelled pixels, which may shrink to what it is in the first steps.
 
     Hardest are those with the largest loss, class weights included; pixels as hard as the last one count in part.
@@ -177,20 +180,20 @@ class TopKCrossEntropyLoss(_HardPixels):
         hard_example_mining_step: Annotated[int, AtLeast(0)] = 0,
         class_weights: ClassWeights = None,
         per_image: bool = False,
-        num_classes: int | None = None,
-        class_names: Sequence[str] = (),
-        class_pixels: Sequence[int] | None = None,
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
         where: str = "",
     ) -> None:
-        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
-        self.top_k_percent, self.hard_example_mining_step = top_k_percent, hard_example_mining_step
-        self.per_image = self.additive = per_image
+        super().__init__(class_weights, class_facts, where)
+        self.top_k_percent = top_k_percent
+        self.hard_example_mining_step = hard_example_mining_step
+        self.per_image = per_image
+        self.additive = per_image
         if hard_example_mining_step and top_k_percent == 1:
             place = join(where, "hard_example_mining_step")
             raise ConfigError(f"{place}: has no effect with top_k_percent 1. Remove it, or lower top_k_percent.")
 
     def share(self) -> float:
-        """Share of the labelled pixels that counts in the present step."""
+        """Return the share of the labelled pixels that counts in the present step."""
         if self.step is None or self.step >= self.hard_example_mining_step:
             return self.top_k_percent
         return 1 - self.step / self.hard_example_mining_step * (1 - self.top_k_percent)
@@ -201,7 +204,7 @@ class TopKCrossEntropyLoss(_HardPixels):
 
 
 @LOSSES.register()
-class OHEMCrossEntropyLoss(_HardPixels):
+class OHEMCrossEntropyLoss(_HardPixelLoss):
     """Cross entropy of the pixels whose class gets a low probability, and of the hardest ones if those are few.
 
     "Online hard example mining". Over a batch it is not additive; image by image it is.
@@ -224,14 +227,14 @@ class OHEMCrossEntropyLoss(_HardPixels):
         min_kept: Annotated[int, AtLeast(1)] = 100_000,
         class_weights: ClassWeights = None,
         per_image: bool = False,
-        num_classes: int | None = None,
-        class_names: Sequence[str] = (),
-        class_pixels: Sequence[int] | None = None,
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
         where: str = "",
     ) -> None:
-        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
-        self.thresh, self.min_kept = thresh, min_kept
-        self.per_image = self.additive = per_image
+        super().__init__(class_weights, class_facts, where)
+        self.thresh = thresh
+        self.min_kept = min_kept
+        self.per_image = per_image
+        self.additive = per_image
 
     def kept(self, losses: Tensor, weights: Tensor, labelled: Tensor, images: int) -> Tensor:
         count = labelled.sum(1).clamp(min=1, max=self.min_kept * images)
@@ -240,7 +243,7 @@ class OHEMCrossEntropyLoss(_HardPixels):
 
 
 def hardest(losses: Tensor, labelled: Tensor, count: Tensor) -> Tensor:
-    """1 for the `count` largest losses of each set, 0 for the others; equal ones at the edge share what is left.
+    """Return 1 for the `count` largest losses of each set and 0 for the others; ties at the edge share the rest.
 
     So the result does not depend on the order of the pixels.
 

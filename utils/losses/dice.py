@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from utils.classes import IGNORE
-from utils.losses.base import ClassWeights, Loss, _inverse, _Weighted, labelled_images
+from utils.classes import UNKNOWN_CLASSES, ClassFacts
+from utils.losses.base import (
+    ClassWeights,
+    Loss,
+    WeightedLoss,
+    inverse_or_zero,
+    labelled_images,
+    labelled_pixels,
+)
 from utils.losses.strips import accumulation_dtype, class_sums, label_counts, pixel_sum
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between
@@ -18,7 +24,7 @@ from utils.schema import AtLeast, Between
 
 @dataclass(frozen=True)
 class _Miss:
-    """1 - p, which the Dice loss of all classes together sums up, and cross entropy in the same pass."""
+    """1 - p of a pixel, which the Dice loss of all classes together sums up, and cross entropy in the same pass."""
 
     miss: Tensor | float = 1.0
     cross_entropy: Tensor | float = 0.0
@@ -26,7 +32,7 @@ class _Miss:
     def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
         return (1 - log_p.exp()) * self.miss - log_p * (weight * self.cross_entropy)
 
-    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+    def derivative(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
         return -log_p.exp() * self.miss - weight * self.cross_entropy
 
 
@@ -34,7 +40,7 @@ class _Miss:
 class DiceLoss(Loss):
     """1 - 2 |P T| / (|P| + |T|) of the predicted probabilities P and the target T, averaged over classes.
 
-    Classes without a labelled pixel are left out of the average. Summed over a batch it is not additive; over all
+    Classes without a labelled pixel are not in the average. Summed over a batch it is not additive; over all
     classes together, or image by image, it is.
 
     Source: Milletari et al. 2016, https://arxiv.org/abs/1606.04797, section 3, without its squares.
@@ -49,11 +55,13 @@ class DiceLoss(Loss):
         self, *, per_class: bool = True, smooth: Annotated[float, AtLeast(0)] = 1.0, per_image: bool = False
     ) -> None:
         super().__init__()
-        self.per_class, self.smooth, self.per_image = per_class, smooth, per_image
+        self.per_class = per_class
+        self.smooth = smooth
+        self.per_image = per_image
         self.additive = per_image or not per_class
 
     def norm(self, labels: Tensor) -> Tensor:
-        """Images with labelled pixels if `per_image`; else labelled pixels, or 1 if not additive. Shape ()."""
+        """Return the number of images with labelled pixels if `per_image`; else as for any `Loss`. Shape ()."""
         if self.per_image:
             return labelled_images(labels)
         return super().norm(labels)
@@ -76,11 +84,12 @@ class DiceLoss(Loss):
 
 
 def _with_smooth(norm: Tensor, smooth: float) -> Tensor:
+    """Return half the smoothed denominator, |P| = |T| = `norm`; 0 without labelled pixels."""
     return (norm + smooth / 2) * (norm > 0)
 
 
 @LOSSES.register("CE_DiceLoss")
-class CrossEntropyDiceLoss(_Weighted):
+class CrossEntropyDiceLoss(WeightedLoss):
     """`CrossEntropyLoss2d` and `DiceLoss` added up.
 
     A list of the two in "loss" does the same and takes all their options; this one needs a single pass where
@@ -104,37 +113,31 @@ class CrossEntropyDiceLoss(_Weighted):
         label_smoothing: Annotated[float, Between(0, 1)] = 0.0,
         per_class: bool = True,
         smooth: Annotated[float, AtLeast(0)] = 1.0,
-        num_classes: int | None = None,
-        class_names: Sequence[str] = (),
-        class_pixels: Sequence[int] | None = None,
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
         where: str = "",
     ) -> None:
-        super().__init__(class_weights, num_classes, class_names, class_pixels, where)
-        self.ce_factor, self.dice_factor = ce_factor, dice_factor
-        self.label_smoothing, self.smooth = label_smoothing, smooth
+        super().__init__(class_weights, class_facts, where)
+        self.ce_factor = ce_factor
+        self.dice_factor = dice_factor
+        self.label_smoothing = label_smoothing
+        self.smooth = smooth
         self.dice = DiceLoss(smooth=smooth) if per_class else None
         self.additive = not per_class and self.class_weights is None  # else the two have different denominators
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
-        ce_norm = dice_norm = norm
-        if not self.additive:
-            ce_norm, dice_norm = (
-                self.weight_sum(labels),
-                (labels != IGNORE).sum(dtype=accumulation_dtype(labels.device)),
-            )
-        ce_share = self.ce_factor * _inverse(ce_norm)
-        dice_share = self.dice_factor * _inverse(_with_smooth(dice_norm, self.smooth))
-        if self.dice is not None:
+        ce_norm = norm if self.additive else self.weight_sum(labels)
+        dice_norm = norm if self.additive else labelled_pixels(labels)
+        # Both are divided inside of the pass, since it sums them up together.
+        ce_share = self.ce_factor * inverse_or_zero(ce_norm)
+        dice_share = self.dice_factor * inverse_or_zero(_with_smooth(dice_norm, self.smooth))
+        if self.dice is not None:  # per class, which takes a pass of its own
             dice_share = torch.zeros_like(dice_share)
-        spread = self.spread(self.label_smoothing, logits)
-        loss = pixel_sum(
-            logits,
-            labels,
-            _Miss(dice_share, ce_share * (1 - self.label_smoothing)),
-            self.class_weights,
-            None if spread is None else spread * ce_share,
-        )
+        pixel = _Miss(dice_share, ce_share * (1 - self.label_smoothing))
+        smoothing = self.smoothing_factors(self.label_smoothing, logits)
+        if smoothing is not None:
+            smoothing = smoothing * ce_share
+        loss = pixel_sum(logits, labels, pixel, self.class_weights, smoothing)
         if self.dice is not None:
             loss = loss + self.dice_factor * self.dice(logits, labels)
         return self.divide(loss, torch.ones_like(norm) if self.additive else norm, logits)

@@ -1,7 +1,7 @@
 """The Lovász extension of the Jaccard loss at full size from low-resolution logits, one class at a time.
 
 A pixel's share in it depends on how many pixels of the image have larger errors. So each class is resized by itself,
-its errors are ranked, and what it teaches goes back at once: a few numbers for each pixel, whatever the number of
+its errors are ranked, and its gradient is taken at once: a few numbers for each pixel, whatever the number of
 classes. Ranks come from sorting, or from counting errors in bins, which takes a fraction of the time.
 
 Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, equations 8, 9 and 11 and algorithm 1.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.classes import IGNORE
-from utils.losses.base import Loss, _indices, labelled_images
+from utils.classes import IGNORE, UNKNOWN_CLASSES, ClassFacts
+from utils.losses.base import Loss, class_indices, labelled_images
 from utils.losses.strips import Resizing, accumulation_dtype, as_precise, enlarged, plain_gradient
 from utils.registry import LOSSES
 from utils.schema import Between, join
@@ -26,7 +26,9 @@ ONE = 0x3F800000  # the bits of 1.0 in float32
 
 
 def lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int], bins: int | None = None) -> Tensor:
-    """Mean over classes of the Lovász extension of 1 - intersection over union, shape (); 0 without labelled pixels.
+    """Return the mean over classes of the Lovász extension of 1 - intersection over union, shape ().
+
+    It is 0 without labelled pixels.
 
     Args:
         logits: (N, C, h, w).
@@ -34,7 +36,8 @@ def lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int], bins: i
         classes: "present", "all", or indices.
         bins: Errors that fall into the same of so many bins count as equal; None compares them exactly.
     """
-    return _Lovasz.apply(logits, labels, classes, bins)
+    value: Tensor = _Lovasz.apply(logits, labels, classes, bins)
+    return value
 
 
 class _Lovasz(torch.autograd.Function):
@@ -57,6 +60,7 @@ class _Lovasz(torch.autograd.Function):
 def _by_class(
     logits: Tensor, labels: Tensor, classes: str | Sequence[int], bins: int | None, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """Compute the loss and its gradient by `logits` (N, C, h, w), which is None unless it is needed."""
     images, num_classes = logits.shape[:2]
     resizing = Resizing.of(logits, labels.shape[1:])
     truth = resizing.tiled(labels).transpose(0, 1).contiguous()  # (blocks, N, H, width), as all that follows
@@ -64,7 +68,7 @@ def _by_class(
     for image, strip in resizing.strips(images, num_classes):
         log_mass[:, image, strip.top : strip.bottom] = resizing.enlarge(logits[image], strip).logsumexp(1)
     void = truth == IGNORE
-    log_mass.masked_fill_(void, torch.inf)  # void pixels so have the probability 0 of all classes, and no error
+    log_mass.masked_fill_(void, torch.inf)  # void pixels have the probability 0 of all classes, and so no error
     voids = void.sum()
 
     chosen = _chosen(truth, classes, num_classes)
@@ -78,15 +82,16 @@ def _by_class(
     for index in chosen:
         p = resizing.enlarge(logits[:, index], whole).sub_(log_mass).exp_()
         own = truth == index
-        # The derivative of the loss by p; multiplied by p - own, which has its sign, it adds up to the loss.
-        slopes = _slopes(p.flatten(), own.flatten(), voids, bins).view_as(p)
-        total += torch.add(p, own, alpha=-1).mul_(slopes).sum(dtype=total.dtype)
+        # Multiplied by p - own, which has its sign, the derivative by p adds up to the loss.
+        derivatives = _derivatives(p.flatten(), own.flatten(), voids, bins).view_as(p)
+        total += torch.add(p, own, alpha=-1).mul_(derivatives).sum(dtype=total.dtype)
         if gradient is None:
             continue
-        p *= slopes
+        p *= derivatives
         mean += p
         resizing.add_reduced(gradient[:, index], p, whole)
     if gradient is not None:
+        # The softmax couples the classes: d p_k / d logit_j = p_k ([k = j] - p_j). The first part is added above.
         for image, strip in resizing.strips(images, num_classes):
             rows = slice(strip.top, strip.bottom)
             p = resizing.enlarge(logits[image], strip).sub_(log_mass[:, image, None, rows]).exp_()
@@ -95,8 +100,8 @@ def _by_class(
     return total / len(chosen), gradient
 
 
-def _slopes(p: Tensor, own: Tensor, voids: Tensor | int, bins: int | None) -> Tensor:
-    """Derivative (P,) of the loss of one class by the probabilities `p` (P,) of that class.
+def _derivatives(p: Tensor, own: Tensor, voids: Tensor | int, bins: int | None) -> Tensor:
+    """Return the derivative (P,) of the loss of one class by the probabilities `p` (P,) of that class.
 
     Args:
         own: (P,) bool, which pixels are of the class.
@@ -123,7 +128,7 @@ def _slopes(p: Tensor, own: Tensor, voids: Tensor | int, bins: int | None) -> Te
 
 
 def jaccard_steps(own: Tensor, dtype: torch.dtype) -> Tensor:
-    """Growth of the Jaccard loss as pixels are given up one by one: algorithm 1 of Berman et al. 2018.
+    """Return how the Jaccard loss grows as pixels are given up one by one, (P,): algorithm 1 of Berman et al. 2018.
 
     Written as steps, not as differences of the loss, which would cancel; the order of equal errors does not matter.
 
@@ -139,12 +144,12 @@ def jaccard_steps(own: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def bin_codes(p: Tensor, own: Tensor, bins: int) -> Tensor:
-    """Bin of each pixel, (P,) int32: that of its probability and, `bins` higher, the same for pixels of the class."""
+    """Return the bin of each pixel, (P,) int32: that of its probability, and `bins` higher for pixels of the class."""
     return (p * bins).int().clamp_(0, bins - 1).add_(own, alpha=bins)
 
 
 def binned_steps(counts: Tensor) -> Tensor:
-    """Derivative of the loss by the probabilities of pixels in each bin, (2, B) in a wide type.
+    """Return the derivative of the loss by the probabilities of pixels in each bin, (2, B) in `accumulation_dtype`.
 
     Errors are ranked by bin. Within a bin, pixels of the class come first in one order and last in another; each
     step is the mean of the two, and so all steps together still add up to the loss of giving up all pixels. The loss
@@ -168,7 +173,7 @@ def binned_steps(counts: Tensor) -> Tensor:
 
 
 def plain_lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int], bins: int | None = None) -> Tensor:
-    """`lovasz` in ordinary operations."""
+    """Compute `lovasz` in ordinary operations."""
     labelled = labels != IGNORE
     p, truth = F.softmax(enlarged(logits, labels), dim=1).movedim(1, -1)[labelled], labels[labelled]
     total = p.sum(dtype=accumulation_dtype(logits.device)) * 0
@@ -187,9 +192,14 @@ def plain_lovasz(logits: Tensor, labels: Tensor, classes: str | Sequence[int], b
 
 
 def _chosen(truth: Tensor, classes: str | Sequence[int], num_classes: int) -> Sequence[int]:
-    if classes == "present":
-        return torch.bincount(truth.flatten(), minlength=num_classes)[:num_classes].nonzero()[:, 0].tolist()
-    return range(num_classes) if isinstance(classes, str) else classes
+    """Return the indices that `classes` stands for; "present" are those that occur in `truth`."""
+    if not isinstance(classes, str):
+        return classes
+    if classes == "all":
+        return range(num_classes)
+    counts = torch.bincount(truth.flatten(), minlength=num_classes)[:num_classes]
+    present: list[int] = counts.nonzero()[:, 0].tolist()
+    return present
 
 
 @LOSSES.register()
@@ -213,28 +223,30 @@ class LovaszSoftmax(Loss):
         classes: Literal["present", "all"] | list[int | str] = "present",
         per_image: bool = False,
         bins: Annotated[int, Between(2, 2**16)] | None = None,
-        num_classes: int | None = None,
-        class_names: Sequence[str] = (),
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
         where: str = "",
     ) -> None:
         super().__init__()
-        self.per_image = self.additive = per_image
+        self.per_image = per_image
+        self.additive = per_image
         self.bins = bins
-        self.classes: str | list[int] = (
-            classes if isinstance(classes, str) else _indices(classes, num_classes, class_names, join(where, "classes"))
-        )
+        self.classes: str | list[int]
+        if isinstance(classes, str):
+            self.classes = classes
+        else:
+            self.classes = class_indices(classes, class_facts, join(where, "classes"))
 
     def norm(self, labels: Tensor) -> Tensor:
-        """Images with labelled pixels if `per_image`, else 1; shape ()."""
-        if self.per_image:
-            return labelled_images(labels)
-        return super().norm(labels)
+        """Return the number of images with labelled pixels if `per_image`, else 1; shape ()."""
+        return labelled_images(labels) if self.per_image else super().norm(labels)
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
-        groups = range(len(labels)) if self.per_image else [None]
+        if not self.per_image:
+            return self.divide(lovasz(logits, labels, self.classes, self.bins), norm, logits)
         total = torch.zeros((), dtype=accumulation_dtype(logits.device), device=logits.device)
-        for group in groups:
-            part = slice(None) if group is None else slice(group, group + 1)
-            total = total + lovasz(logits[part], labels[part], self.classes, self.bins)
+        for index in range(len(labels)):
+            # Slices, since under autocast the backward pass of `split` refuses mixed types.
+            image = slice(index, index + 1)
+            total = total + lovasz(logits[image], labels[image], self.classes, self.bins)
         return self.divide(total, norm, logits)

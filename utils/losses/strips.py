@@ -1,12 +1,13 @@
-"""Losses and predictions at full size from low-resolution logits, without ever holding full-size logits.
+"""Losses and predictions at full size, strip by strip; one subject, which is why this file is long.
 
-Bilinear resizing is linear and separable: a strip of output rows is ``rows @ logits @ columns`` with two narrow
-banded matrices. Each strip of logits is made, used and dropped; what it teaches goes back through the transposed
-matrices at once. So value and gradient of a loss come out of one forward pass over strips that fit into the cache,
-and backward only scales the gradient. Inside, all is float32 (float64 for float64 logits), autocast or not.
+The strips are of low-resolution logits; full-size logits are never held. Bilinear resizing is linear and separable: a
+strip of output rows is ``rows @ logits @ columns`` with two narrow banded matrices. Each strip of logits is made, used
+and dropped; its gradient goes through the transposed matrices at once. So value and gradient of a loss come out of one
+forward pass over strips that fit into the cache, and backward only scales the gradient. Inside, all is float32 (float64
+for float64 logits), autocast or not.
 
-The losses are written in terms of the public functions below; each has a plain twin, made of ordinary operations,
-which gives second derivatives and is what tests compare with.
+The losses are written in terms of the public functions below. Each has a plain twin, `plain_...`, made of ordinary
+operations, which gives second derivatives and is what tests compare with.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class PixelLoss(Protocol):
     """A loss of one pixel as a function of the log-probability of its class; 0 where that is 0."""
 
     def value(self, log_p: Tensor, weight: Tensor | float) -> Tensor:
-        """Losses of pixels, any shape; `weight` is the weight of each pixel's class."""
+        """Return the losses of pixels, any shape; `weight` is the weight of each pixel's class."""
 
-    def slope(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
-        """Derivative of `value` by `log_p`."""
+    def derivative(self, log_p: Tensor, weight: Tensor | float) -> Tensor | float:
+        """Return the derivative of `value` by `log_p`."""
 
 
 def pixel_sum(
@@ -42,21 +43,22 @@ def pixel_sum(
     labels: Tensor,
     pixel: PixelLoss,
     class_weights: Tensor | None = None,
-    spread: Tensor | None = None,
+    smoothing: Tensor | None = None,
 ) -> Tensor:
-    """Sum of `pixel` over the labelled pixels, minus that of ``spread @ log_p``; shape (), in a wide type.
+    """Sum `pixel` over the labelled pixels, minus ``smoothing @ log_p``: shape (), in `accumulation_dtype`.
 
     Args:
         logits: (N, C, h, w).
         labels: (N, H, W), uint8 or int64.
         class_weights: (C,); 1 for all classes if None.
-        spread: (C,) factors of the log-probabilities of all classes, for label smoothing.
+        smoothing: (C,) factors of the log-probabilities of all classes, for label smoothing.
     """
-    return _PixelSum.apply(logits, labels, pixel, class_weights, spread)
+    total: Tensor = _PixelSum.apply(logits, labels, pixel, class_weights, smoothing)
+    return total
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each pixel, (N, H, W) in float32 (float64 for float64 logits); 0 at void pixels.
+    """Compute the cross entropy of each pixel: (N, H, W) in float32 (float64 for float64 logits); 0 at void pixels.
 
     For losses that choose among pixels: the gradient of the result says how much each pixel counts.
 
@@ -64,25 +66,27 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (N, C, h, w).
         labels: (N, H, W), uint8 or int64.
     """
-    return _CrossEntropies.apply(logits, labels)
+    losses: Tensor = _CrossEntropies.apply(logits, labels)
+    return losses
 
 
 def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of class probabilities over labelled pixels, for each image.
+    """Sum class probabilities over labelled pixels, for each image.
 
     Args:
         logits: (N, C, h, w).
         labels: (N, H, W), uint8 or int64.
 
     Returns:
-        The sum over the pixels of each class, and that over all labelled pixels, both (N, C), in a wide type.
+        The sum over the pixels of each class, and that over all labelled pixels, both (N, C), in `accumulation_dtype`.
     """
-    return _ClassSums.apply(logits, labels)
+    hits, sums = _ClassSums.apply(logits, labels)
+    return hits, sums
 
 
 @torch.no_grad()
 def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (N, H, W) uint8 of logits (N, C, h, w) resized to `size`; of equal logits the first class wins.
+    """Return labels (N, H, W) uint8 of logits (N, C, h, w) resized to `size`; of equal logits the first class wins.
 
     Each image is computed by itself, so that the result does not depend on the batch.
     """
@@ -105,7 +109,7 @@ def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def winning_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Largest class probability (N, H, W) of logits (N, C, h, w) resized to `size`, in the type of `as_precise`."""
+    """Return the largest class probability (N, H, W) of logits (N, C, h, w) resized to `size`, see `as_precise`."""
     logits = as_precise(logits)
     resizing = Resizing.of(logits, size)
     largest = torch.empty(len(logits), *size, dtype=logits.dtype, device=logits.device)
@@ -117,7 +121,7 @@ def winning_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def label_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class in each image of `labels` (N, H, W): (N, C) in a wide type, without a host sync."""
+    """Count the pixels of each class in each image of `labels` (N, H, W): (N, C) float, without a host sync."""
     flat = labels.flatten(1).long()
     flat = torch.where(flat == IGNORE, num_classes, flat)
     counts = torch.zeros(len(labels), num_classes + 1, dtype=torch.int64, device=labels.device)
@@ -126,7 +130,7 @@ def label_counts(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """The floating type for sums over many pixels: float64 where the device has it."""
+    """Return the floating type for sums over many pixels: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -149,40 +153,50 @@ class Resizing:
     def __init__(
         self, height: int, width: int, out_height: int, out_width: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.out_height, self.out_width, self.device = out_height, out_width, device
+        self.out_height = out_height
+        self.out_width = out_width
+        self.device = device
         self.identity = (height, width) == (out_height, out_width)
         self.blocks = 1 if self.identity else -(-out_width // BLOCK)
         self.block_width = -(-out_width // self.blocks)
         if self.identity:
             return
         rows = _interpolation(height, out_height)
-        self._first = [int(first) for first in rows.ne(0).to(torch.int8).argmax(1)]
-        self._last = [height - int(last) for last in rows.flip(1).ne(0).to(torch.int8).argmax(1)]
+        # The first input row of each output row, and the one behind the last; of equal values, argmax takes the first.
+        used = rows.ne(0).to(torch.int8)
+        self._first: list[int] = used.argmax(1).tolist()
+        self._last: list[int] = (height - used.flip(1).argmax(1)).tolist()
         self._rows = rows.to(device, dtype)
-        self._take, self._columns = _banded(_interpolation(width, out_width), self.blocks, self.block_width)
-        self._take, self._columns = self._take.to(device), self._columns.to(device, dtype)
+        take, columns = _banded(_interpolation(width, out_width), self.blocks, self.block_width)
+        self._take = take.to(device)
+        self._columns = columns.to(device, dtype)
 
     @classmethod
     def of(cls, logits: Tensor, size: Sequence[int]) -> Resizing:
-        """The resizing of `logits` (N, C, h, w) to `size` (H, W)."""
-        height, width, (out_height, out_width) = *logits.shape[-2:], size
+        """Return the resizing of `logits` (N, C, h, w) to `size` (H, W), which is kept for the next time."""
+        height, width = logits.shape[-2:]
+        out_height, out_width = size
         return _resizing(height, width, out_height, out_width, logits.dtype, logits.device)
 
     def strips(self, images: int, channels: int) -> Iterator[tuple[int, Strip]]:
-        """Number of the image and strip, for all strips of all images."""
+        """Yield the number of the image and the strip, for all strips of all images."""
         floats = CPU_STRIP if self.device.type == "cpu" else DEVICE_STRIP
-        step = max(1, floats // (channels * self.block_width * self.blocks))
-        tops = range(0, self.out_height, step)
-        cut = [self.strip(top, min(top + step, self.out_height)) for top in tops]
-        return ((index, strip) for index in range(images) for strip in cut)
+        rows = max(1, floats // (channels * self.block_width * self.blocks))
+        for image in range(images):
+            for top in range(0, self.out_height, rows):
+                yield image, self.strip(top, min(top + rows, self.out_height))
 
     def strip(self, top: int, bottom: int) -> Strip:
+        """Return the strip of output rows `top` to `bottom`."""
         if self.identity:
             return Strip(top, bottom, top, bottom)
         return Strip(top, bottom, self._first[top], self._last[bottom - 1])
 
     def enlarge(self, logits: Tensor, strip: Strip, *, fresh: bool = True) -> Tensor:
-        """Tiles (blocks, C, rows, width) of a strip of `logits` (C, h, w); `fresh` memory may be overwritten."""
+        """Resize a strip of `logits` (C, h, w) to tiles (blocks, C, rows, width).
+
+        With `fresh`, the tiles are memory of their own, which may be overwritten.
+        """
         channels, rows = len(logits), strip.bottom - strip.top
         source = logits[:, strip.first : strip.last]
         if self.identity:
@@ -193,25 +207,25 @@ class Resizing:
         return torch.bmm(taken, self._columns).view(self.blocks, channels, rows, self.block_width)
 
     def add_reduced(self, gradient: Tensor, tiles: Tensor, strip: Strip) -> None:
-        """The transpose of `enlarge`: add what `tiles` contribute to `gradient` (C, h, w)."""
+        """Add to `gradient` (C, h, w) that of `tiles` (blocks, C, rows, width): the transpose of `enlarge`."""
         target = gradient[:, strip.first : strip.last]
         if self.identity:
             target += tiles[0]
             return
         channels, rows = tiles.shape[1:3]
-        pieces = torch.bmm(tiles.view(self.blocks, channels * rows, -1), self._columns.transpose(1, 2))
-        tall = pieces.new_zeros(channels * rows, gradient.shape[2])
-        tall.index_add_(1, self._take, pieces.transpose(0, 1).reshape(channels * rows, -1))
+        taken = torch.bmm(tiles.view(self.blocks, channels * rows, -1), self._columns.transpose(1, 2))
+        tall = taken.new_zeros(channels * rows, gradient.shape[2])
+        tall.index_add_(1, self._take, taken.transpose(0, 1).reshape(channels * rows, -1))
         target += torch.matmul(self._row_weights(strip).t(), tall.view(channels, rows, -1))
 
     def tiled(self, pixels: Tensor, beyond: float = IGNORE) -> Tensor:
-        """Labels or other `pixels` (N, H, W) as (N, blocks, H, width), void beyond the image."""
+        """Cut labels or other `pixels` (N, H, W) into (N, blocks, H, width), with `beyond` outside of the image."""
         missing = self.blocks * self.block_width - self.out_width
         padded = F.pad(pixels, (0, missing), value=beyond) if missing else pixels
-        return padded.unflatten(2, (self.blocks, self.block_width)).transpose(1, 2)
+        return padded.reshape(*padded.shape[:2], self.blocks, self.block_width).transpose(1, 2)
 
     def rows_of(self, tiles: Tensor) -> Tensor:
-        """Tiles (blocks, rows, width) as rows (rows, W)."""
+        """Join tiles (blocks, rows, width) to rows (rows, W)."""
         return tiles.transpose(0, 1).flatten(1)[:, : self.out_width]
 
     def _row_weights(self, strip: Strip) -> Tensor:
@@ -224,41 +238,52 @@ def _resizing(*arguments: Any) -> Resizing:
 
 
 def _interpolation(size: int, out_size: int) -> Tensor:
-    """The matrix (out_size, size), float64, that resizes one dimension."""
-    place = ((torch.arange(out_size, dtype=torch.float64) + 0.5) * (size / out_size) - 0.5).clamp(min=0)
-    lower = place.long().clamp(max=size - 1)
+    """Return the matrix (out_size, size), float64, that resizes one dimension, with align_corners=False."""
+    position = ((torch.arange(out_size, dtype=torch.float64) + 0.5) * (size / out_size) - 0.5).clamp(min=0)
+    lower = position.long().clamp(max=size - 1)
     upper = (lower + 1).clamp(max=size - 1)
-    share = (place - lower)[:, None]
+    share = (position - lower)[:, None]
     matrix = torch.zeros(out_size, size, dtype=torch.float64)
     matrix.scatter_add_(1, lower[:, None], 1 - share)
     return matrix.scatter_add_(1, upper[:, None], share)
 
 
 def _banded(matrix: Tensor, blocks: int, width: int) -> tuple[Tensor, Tensor]:
-    """A banded `matrix` (out, in) as dense blocks: input columns of all blocks in a row, and (blocks, K, width)."""
+    """Cut a banded `matrix` (out, in) into dense blocks of `width` outputs that take K inputs each.
+
+    Returns:
+        The inputs that the blocks take, one block after the other, (blocks * K,), and their weights (blocks, K, width).
+    """
     padded = F.pad(matrix, (0, 0, 0, blocks * width - len(matrix)))
-    used = [part.any(0).nonzero()[:, 0] for part in padded.ne(0).split(width)]
-    most = max(int(columns[-1] - columns[0]) + 1 if len(columns) else 1 for columns in used)
-    starts = [min(int(columns[0]) if len(columns) else 0, matrix.shape[1] - most) for columns in used]
-    weights = [part[:, start : start + most].t() for part, start in zip(padded.split(width), starts, strict=True)]
-    return torch.cat([torch.arange(start, start + most) for start in starts]), torch.stack(weights).contiguous()
+    parts = torch.split(padded, width)
+    first, size = [], 1
+    for part in parts:
+        used = part.ne(0).any(0).nonzero()[:, 0].tolist() or [0]  # a block may lie beyond the image
+        first.append(used[0])
+        size = max(size, used[-1] - used[0] + 1)
+    taken, weights = [], []
+    for part, start in zip(parts, first, strict=True):
+        start = min(start, matrix.shape[1] - size)  # all blocks take equally many
+        taken.append(torch.arange(start, start + size))
+        weights.append(part[:, start : start + size].t())
+    return torch.cat(taken), torch.stack(weights).contiguous()
 
 
 def as_precise(logits: Tensor) -> Tensor:
-    """`logits`, detached, in the type in which losses are computed: float64 for float64, float32 for all else."""
+    """Return `logits`, detached, in the type that losses are computed in: float64 for float64, else float32."""
     logits = logits.detach()
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _truth(tiled: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
-    """Class indices (blocks, rows, width) int64 of a strip of one image's labels, 0 for void, and what is void."""
+    """Return classes of a strip of one image, (blocks, rows, width) int64, 0 for void, and which pixels are void."""
     labels = tiled[:, strip.top : strip.bottom]
     void = labels == IGNORE
     return labels.masked_fill(void, 0).long(), void
 
 
 def plain_gradient(plain: Callable[..., Any], logits: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """The gradient of ``plain(logits)`` as a differentiable function of both arguments, for second derivatives."""
+    """Return the gradient of ``plain(logits)`` as a function that can be differentiated, for second derivatives."""
     values = plain(logits)
     values = values if isinstance(values, tuple) else (values,)
     return torch.autograd.grad(values, logits, gradients, create_graph=True)[0]
@@ -272,13 +297,13 @@ class _PixelSum(torch.autograd.Function):
         labels: Tensor,
         pixel: PixelLoss,
         class_weights: Tensor | None,
-        spread: Tensor | None,
+        smoothing: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(logits)
-        ctx.plain = lambda z: plain_pixel_sum(z, labels, pixel, class_weights, spread)
+        ctx.plain = lambda z: plain_pixel_sum(z, labels, pixel, class_weights, smoothing)
         with torch.autocast(logits.device.type, enabled=False):
             total, ctx.gradient = _strip_pixel_sum(
-                as_precise(logits), labels, pixel, class_weights, spread, ctx.needs_input_grad[0]
+                as_precise(logits), labels, pixel, class_weights, smoothing, ctx.needs_input_grad[0]
             )
         return total
 
@@ -295,40 +320,41 @@ def _strip_pixel_sum(
     labels: Tensor,
     pixel: PixelLoss,
     class_weights: Tensor | None,
-    spread: Tensor | None,
+    smoothing: Tensor | None,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    """Compute `pixel_sum` and its gradient by `logits` (N, C, h, w), which is None unless it is needed."""
     images, num_classes = logits.shape[:2]
     resizing = Resizing.of(logits, labels.shape[1:])
     tiled = resizing.tiled(labels)
     class_weights = None if class_weights is None else class_weights.to(logits.dtype)
-    spread = None if spread is None else spread.to(logits.dtype).view(-1, 1, 1)
+    smoothing = None if smoothing is None else smoothing.to(logits.dtype).view(-1, 1, 1)
     total = torch.zeros((), dtype=accumulation_dtype(logits.device), device=logits.device)
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
     for image, strip in resizing.strips(images, num_classes):
         truth, void = _truth(tiled[image], strip)
         weight = 1.0 if class_weights is None else class_weights[truth]
         tiles = resizing.enlarge(logits[image], strip)
-        tiles -= tiles.amax(1, keepdim=True)
+        tiles -= tiles.amax(1, keepdim=True)  # which changes no probability, and keeps exponentials finite
         own = tiles.gather(1, truth[:, None])[:, 0]
-        spread_logits = None if spread is None else (tiles * spread).sum(1)
-        exponentials = tiles.exp_()
+        smoothed = None if smoothing is None else (tiles * smoothing).sum(1)
+        exponentials = tiles.exp_()  # in place: from here on, `tiles` are no logits
         mass = exponentials.sum(1)
         log_mass = mass.log()
         log_p = (own - log_mass).masked_fill_(void, 0)
         total += pixel.value(log_p, weight).sum(dtype=total.dtype)
-        if spread is not None and spread_logits is not None:
-            total -= (spread_logits - spread.sum() * log_mass).masked_fill_(void, 0).sum(dtype=total.dtype)
+        if smoothing is not None and smoothed is not None:
+            total -= (smoothed - smoothing.sum() * log_mass).masked_fill_(void, 0).sum(dtype=total.dtype)
         if gradient is None:
             continue
-        slope = torch.as_tensor(pixel.slope(log_p, weight), dtype=log_p.dtype, device=log_p.device)
-        slope = slope.expand_as(log_p).masked_fill(void, 0)
-        # Of log p_t by logit k: [k = t] - p_k; the softmax is never written down.
-        scale = -slope if spread is None else (spread.sum() - slope).masked_fill_(void, 0)
+        derivative = torch.as_tensor(pixel.derivative(log_p, weight), dtype=log_p.dtype, device=log_p.device)
+        derivative = derivative.expand_as(log_p).masked_fill(void, 0)
+        # Of log p_t by logit k: [k = t] - p_k; the softmax, exponentials / mass, is never written down.
+        scale = -derivative if smoothing is None else (smoothing.sum() - derivative).masked_fill_(void, 0)
         exponentials *= (scale / mass)[:, None]
-        exponentials.scatter_add_(1, truth[:, None], slope[:, None])
-        if spread is not None:
-            exponentials -= spread * (~void)[:, None]
+        exponentials.scatter_add_(1, truth[:, None], derivative[:, None])
+        if smoothing is not None:
+            exponentials -= smoothing * (~void)[:, None]
         resizing.add_reduced(gradient[image], exponentials, strip)
     return total, gradient
 
@@ -402,7 +428,10 @@ class _ClassSums(torch.autograd.Function):
 
 
 def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip, Tensor, Tensor, Resizing]]:
-    """Image, strip, probabilities (blocks, C, rows, width), 0 at void pixels, truth likewise, and the resizing."""
+    """Yield image, strip, probabilities (blocks, C, rows, width), truth (blocks, rows, width), and the resizing.
+
+    Both are 0 at void pixels.
+    """
     resizing = Resizing.of(logits, labels.shape[1:])
     tiled = resizing.tiled(labels)
     for image, strip in resizing.strips(*logits.shape[:2]):
@@ -415,7 +444,7 @@ def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip,
 
 
 def enlarged(logits: Tensor, labels: Tensor) -> Tensor:
-    """`logits` resized to `labels` in ordinary operations, for the plain twins."""
+    """Resize `logits` to the size of `labels` in ordinary operations, for the plain twins."""
     with torch.autocast(logits.device.type, enabled=False):
         precise = logits if logits.dtype == torch.float64 else logits.float()
         return resize(precise, (labels.shape[-2], labels.shape[-1]))
@@ -426,26 +455,26 @@ def plain_pixel_sum(
     labels: Tensor,
     pixel: PixelLoss,
     class_weights: Tensor | None = None,
-    spread: Tensor | None = None,
+    smoothing: Tensor | None = None,
 ) -> Tensor:
-    """`pixel_sum` in ordinary operations."""
+    """Compute `pixel_sum` in ordinary operations."""
     log_p = F.log_softmax(enlarged(logits, labels), dim=1)
     void = labels == IGNORE
     index = labels.masked_fill(void, 0).long()
     weight = 1.0 if class_weights is None else class_weights.to(log_p.dtype)[index]
     losses = pixel.value(log_p.gather(1, index[:, None])[:, 0].masked_fill(void, 0), weight)
-    if spread is not None:
-        losses = losses - (log_p * spread.to(log_p.dtype)[:, None, None]).sum(1).masked_fill(void, 0)
+    if smoothing is not None:
+        losses = losses - (log_p * smoothing.to(log_p.dtype)[:, None, None]).sum(1).masked_fill(void, 0)
     return losses.sum(dtype=accumulation_dtype(logits.device))
 
 
 def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """`cross_entropies` in ordinary operations."""
+    """Compute `cross_entropies` in ordinary operations."""
     return F.cross_entropy(enlarged(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
 
 
 def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`class_sums` in ordinary operations."""
+    """Compute `class_sums` in ordinary operations."""
     void = labels == IGNORE
     p = F.softmax(enlarged(logits, labels), dim=1).masked_fill(void[:, None], 0).to(accumulation_dtype(logits.device))
     index = labels.masked_fill(void, 0).long()
