@@ -14,7 +14,7 @@ from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
 from utils import distributed
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
 from utils.registry import DATASETS
 from utils.reproducibility import stream
 from utils.schema import (
@@ -29,14 +29,29 @@ from utils.schema import (
 )
 
 
-def build_dataset(loader: Component, *, where: str, seed: int, ignore_index: int = IGNORE) -> BaseDataset:
+def build_dataset(
+    loader: Component,
+    *,
+    where: str,
+    seed: int,
+    ignore_index: int = IGNORE,
+    problems: list[Problem] | None = None,
+) -> BaseDataset:
     """The dataset that a loader section names.
+
+    Args:
+        loader: The section.
+        where: Path of the section in the config, for errors.
+        seed: Seed of the run.
+        ignore_index: Class whose pixels become void.
+        problems: Receives what is wrong with single examples, which are then passed over; None to raise it.
 
     Raises:
         DataError: Its files are not there or do not fit together.
     """
     args = split_loader_args(loader.type, loader.args)["dataset"]
-    dataset = DATASETS.build(Component(loader.type, args), where=where, seed=seed)
+    component = Component(loader.type, args)
+    dataset: BaseDataset = DATASETS.build(component, where=where, seed=seed, problems=problems)
     dataset.classes = dataset.classes.ignoring(ignore_index)
     return dataset
 
