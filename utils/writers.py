@@ -60,7 +60,7 @@ def open_writer(writer: Component, where: str, log_dir: Path, purge_step: int | 
         return [WRITERS.build(writer, where=where, log_dir=log_dir, purge_step=purge_step)]
     except ImportError as error:
         place = "trainer.tensorboard" if writer.type == "tensorboard" else where
-        logger.warning("%s: not written, %s. `pip install %s` mends it.", place, error, writer.type)
+        logger.warning("%s: not written, %s. `pip install %s` fixes it.", place, error, writer.type)
         return []
     except OSError as error:
         reason = error.strerror or error
