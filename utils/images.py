@@ -37,7 +37,7 @@ _FAST_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1"})
 
 
 def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
-    """The image in `path` as (H, W, 3) uint8, RGB.
+    """Read the image in `path` as (H, W, 3) uint8, RGB.
 
     Gray, palette, CMYK and 16-bit images are converted, 16-bit and floating values to the full range; an alpha
     channel is dropped.
@@ -68,7 +68,7 @@ def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
 
 
 def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
-    """The upright image in `path`, (H, W, 3) uint8, which must be as large as its label.
+    """Read the upright image in `path`, (H, W, 3) uint8, which must be as large as its label.
 
     Whoever drew the label may have seen the image turned or not; only the sizes can tell.
 
@@ -92,7 +92,7 @@ def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_bands(path: Path, channels: int) -> np.ndarray:
-    """The image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
+    """Read the image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
 
     From `.npy` files, TIFF files of any number of bands (those of more than one need the package tifffile), and other
     images whose channels are stored as they are. Integers of other types become float32.
@@ -160,7 +160,7 @@ def _read_plain(path: Path, data: bytes) -> np.ndarray:
 
 
 def read_label(path: Path) -> np.ndarray:
-    """The raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
+    """Read the raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
 
     Raises:
         DataError: It cannot be read, holds colors or values below 0 or above 255, or is stored with loss.
@@ -175,7 +175,7 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def read_label_values(path: Path) -> np.ndarray:
-    """The raw values of a label, (H, W), exact: uint8 where all are from 0 to 255, else int64.
+    """Read the raw values of a label, (H, W), exact: uint8 where all are from 0 to 255, else int64.
 
     Raises:
         DataError: It cannot be read, holds colors (`Fault.COLORS`), or is stored with loss.
@@ -202,7 +202,7 @@ def read_label_values(path: Path) -> np.ndarray:
 
 
 def read_label_colors(path: Path) -> np.ndarray:
-    """The colors of a label drawn in colors, (H, W, 3) uint8, RGB, exact.
+    """Read the colors of a label drawn in colors, (H, W, 3) uint8, RGB, exact.
 
     Raises:
         DataError: It cannot be read or is stored with loss.
@@ -254,7 +254,7 @@ def _damaged(path: Path) -> Problem:
 
 
 def _open(path: Path, data: bytes) -> Image.Image:
-    """The image with its header read and no pixel decoded."""
+    """Open an image: its header is read and no pixel decoded."""
     try:
         image = Image.open(io.BytesIO(data))
         width, height = image.size
@@ -285,7 +285,7 @@ def _what_it_is(path: Path, data: bytes) -> Problem:
 
 
 def _is_complete(kind: str | None, data: bytes) -> bool:
-    """Whether a file of this format ends as it should; decoders fill up with gray what is missing."""
+    """Say whether a file of this format ends as it should; decoders fill up with gray what is missing."""
     if kind in ("JPEG", "MPO"):
         # Cameras and editors append data of their own, and a thumbnail has an end of its own at the beginning.
         return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
@@ -293,7 +293,7 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
+    """Read the EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
 
     Raises:
         struct.error: A PNG is cut short.
@@ -307,7 +307,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The upright `image`. Source: EXIF 2.32, tag 274: where row 0 and column 0 of what is stored belong."""
+    """Turn `image` upright. Source: EXIF 2.32, tag 274: where row 0 and column 0 of what is stored belong."""
     turned = {
         2: lambda x: x[:, ::-1],
         3: lambda x: x[::-1, ::-1],
@@ -335,7 +335,7 @@ def _convert(path: Path, image: Image.Image, upright: bool) -> np.ndarray:
 
 
 def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:
-    """Gray values (H, W) of 16 bits, or fractions from 0 to 1, scaled to 0..255; never clipped."""
+    """Scale gray values (H, W) of 16 bits, or fractions from 0 to 1, to 0..255; never clipped."""
     low, high = float(values.min()), float(values.max())
     top = 65535.0
     if values.dtype.kind == "f":
@@ -347,7 +347,7 @@ def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:
 
 
 def _png_values(path: Path, data: bytes) -> np.ndarray | None:
-    """Values of a PNG of 8 bits, gray or with a palette, (H, W) uint8; None for other files.
+    """Read the values of a PNG of 8 bits, gray or with a palette, (H, W) uint8; None for other files.
 
     OpenCV would give the palette's colors.
     """
@@ -368,13 +368,14 @@ def _decode_png(path: Path, data: bytes, mode: Literal["rgb", "mono"]) -> np.nda
     if decode_image_png_u8 is None or interlaced or width * height > MAX_PIXELS:
         return None
     try:
-        return decode_image_png_u8(data, (height, width), mode)
+        image: np.ndarray = decode_image_png_u8(data, (height, width), mode)
     except Exception:  # it has none of its own
         raise DataError(_damaged(path)) from None
+    return image
 
 
 def _open_label(path: Path, data: bytes) -> Image.Image:
-    """The label in the file's `data`, decoded."""
+    """Decode the label in the file's `data`."""
     image = _open(path, data)
     packing = str(image.info.get("compression", ""))  # of TIFF, where JPEG is one of several
     if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
@@ -403,7 +404,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and size of the content of each chunk of a PNG file.
+    """Find kind, start and size of the content of each chunk of a PNG file.
 
     Raises:
         struct.error: It is cut short.

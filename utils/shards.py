@@ -54,7 +54,7 @@ _opened: dict[Path, Packed] = {}  # by folder, so that an index is read once in 
 
 
 def find_packed(data_dir: Path, split: str) -> Packed | None:
-    """The packed `split` in `data_dir`; None if that is no folder of packed splits.
+    """Find the packed `split` in `data_dir`; None if that is no folder of packed splits.
 
     Raises:
         MissingData: Other splits are packed there.
@@ -72,7 +72,7 @@ def find_packed(data_dir: Path, split: str) -> Packed | None:
 
 
 def open_packed(folder: Path) -> Packed:
-    """Read the index in `folder`, and see whether all archives are there in full length.
+    """Read the index in `folder`, and check that all archives are there in full length.
 
     Raises:
         DataError: They are not.
@@ -125,7 +125,7 @@ def write_index(
 
 
 def read_bytes(path: Path) -> bytes:
-    """What is in the file `path`, which may lie inside of a packed archive.
+    """Read the file `path`, which may lie inside of a packed archive.
 
     Raises:
         OSError: There is no such file.
@@ -145,7 +145,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Two numbers that change when the file does: its size and times, or its size and checksum in an archive.
+    """Return two numbers that change when the file does: its size and times, or size and checksum in an archive.
 
     (-1, -1) if it is not there.
     """
@@ -161,12 +161,12 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `path` means a file inside of a packed archive."""
+    """Say whether `path` means a file inside of a packed archive."""
     return path.parent.suffix == ".tar" and (path.parent.parent / INDEX).is_file()
 
 
 def _member(path: Path) -> Member | None:
-    """Where `path` lies in an archive; None if it is a file of its own.
+    """Find where `path` lies in an archive; None if it is a file of its own.
 
     Raises:
         FileNotFoundError: There is no such file in the archive.

@@ -16,7 +16,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,19 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataloader.datasets.cocostuff import read_mat
-from dataloader.datasets.files import first_folder, read_list
-from utils.classes import ClassTable
+from dataloader.tools.voc_augmented import build_augmented
 from utils.errors import DataError, Stopped
-from utils.files import atomic_write, remove_unfinished
-from utils.images import write_label
+from utils.files import atomic_write
 
 try:
     import fcntl
 except ImportError:  # Windows: two downloads at once are found by the checksum
     fcntl = None  # type: ignore[assignment]
 
-CLASSES = Path(__file__).parents[1] / "datasets" / "classes" / "voc.csv"
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 FOR_NOW = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may give the file later
@@ -425,47 +421,3 @@ def _move(entry: Path, target: Path) -> None:
             _move(below, target / below.name)
     elif not target.exists():
         os.replace(entry, target)
-
-
-# Pascal VOC with SBD -------------------------------------------------------------------------------------------------
-
-
-def augmented_split(sbd: Iterable[str], voc_train: Iterable[str], voc_val: Iterable[str]) -> list[str]:
-    """Return the ids of train_aug: what SBD or VOC's train annotate, less VOC's val; 10,582 of the real lists."""
-    return sorted({*sbd, *voc_train} - set(voc_val))
-
-
-def build_augmented(data_dir: Path) -> Iterator[str]:
-    """Make the `_aug` splits of VOC from SBD's annotations: label files first, and then the lists that name them.
-
-    Images that VOC itself annotates keep VOC's labels, which are finer.
-
-    Raises:
-        DataError: VOC or SBD is not there, or scipy is not installed.
-    """
-    home = first_folder(data_dir / "VOCdevkit" / "VOC2012")
-    sbd = first_folder(data_dir / "benchmark_RELEASE" / "dataset")
-    lists = home / "ImageSets" / "Segmentation"
-    train, val = (_ids(lists / f"{split}.txt") for split in ("train", "val"))
-    wanted = augmented_split([*_ids(sbd / "train.txt"), *_ids(sbd / "val.txt")], train, val)
-    target, palette = home / "SegmentationClassAug", ClassTable.read(CLASSES).palette
-    target.mkdir(exist_ok=True)
-    remove_unfinished(target)
-    for name in tqdm([*wanted, *val], desc=target.name, unit="label", leave=False, disable=None):
-        label = target / f"{name}.png"
-        if label.exists():
-            continue
-        own = home / "SegmentationClass" / label.name
-        with atomic_write(label) as file:
-            if own.exists():
-                file.write(own.read_bytes())
-            else:
-                write_label(file, read_mat(sbd / "cls" / f"{name}.mat", "GTcls", "Segmentation"), palette)
-    for split, ids in (("train", wanted), ("val", val), ("trainval", sorted({*wanted, *val}))):
-        with atomic_write(lists / f"{split}_aug.txt") as file:
-            file.write("".join(f"{name}\n" for name in ids).encode())
-        yield f"{split}_aug: {len(ids):,} images"
-
-
-def _ids(path: Path) -> list[str]:
-    return [line for _, line in read_list(path)]

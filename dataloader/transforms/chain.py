@@ -324,10 +324,10 @@ def _list_problems(options: ChainOptions, where: str) -> list[str]:
         for name in _given(options)
         if name != "transforms"
     ]
-    place = join(where, "transforms")
+    key = join(where, "transforms")
     try:
-        for index, step in enumerate(_steps(options.transforms or [], place)):
-            problems += _reversed_ranges(step, f"{place}[{index}].args")
+        for index, step in enumerate(_steps(options.transforms or [], key)):
+            problems += _reversed_ranges(step, f"{key}[{index}].args")
     except ConfigError as error:
         problems += error.problems
     return problems
