@@ -13,13 +13,48 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 
 from utils.classes import STRANGE, ClassTable, ranges
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
 from utils.schema import did_you_mean, show, to_json
 from utils.shards import find_packed
 
-Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+Size = tuple[int, int]  # height and width
+
+
+class Transform(Protocol):
+    """Changes an image and its label alike.
+
+    It may have a method ``size_after(size)``, which `size_after` asks; without it, the size of what it returns is
+    taken to be unknown.
+    """
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, /
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image (H, W, C) and label (H, W), changed; all randomness comes from `rng`."""
+
+
+def size_after(step: Transform, size: Size | None) -> Size | None:
+    """Return the size of every image that `step` makes of images of `size`.
+
+    Args:
+        step: A transform, with or without a method of this name that takes and returns what this function does.
+        size: Height and width of what goes in; None where they differ from image to image or are not known.
+
+    Returns:
+        Height and width of what comes out; None where they differ or the transform does not say.
+    """
+    rule = getattr(step, "size_after", None)
+    return None if rule is None else rule(size)
+
+
+class KeepsSize:
+    """A transform whose images stay as large as they were."""
+
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return `size`."""
+        return size
 
 
 class Sample(NamedTuple):
@@ -50,11 +85,14 @@ class BaseDataset(ABC):
         split: Which part of it; each dataset names its own.
         label_map: Raw label value to class name, class index or null for void, where files differ from the
             dataset's own numbers.
+        problems: Receives what is wrong with single examples, which are then passed over; None to raise it. Filled in
+            by the program, never by a config.
     """
 
     data_dir: Path
     split: str
     label_map: dict[str, int | str | None] | None = None
+    problems: list[Problem] | None = field(default=None, repr=False)
 
     splits: ClassVar[tuple[str, ...]]
     unlabelled: ClassVar[tuple[str, ...]] = ()  # splits whose labels are all void: a benchmark keeps the true ones
@@ -71,13 +109,15 @@ class BaseDataset(ABC):
         name = type(self).__name__
         if self.split not in self.splits:
             raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
-        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        self.classes = self.class_table(**options)
+        self.classes = self.class_table(**self.options())
         self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
         if not self.samples:
-            raise DataError(
-                f"{self.data_dir}: {name} found no '{self.split}' images there. Set data_dir to its folder."
-            )
+            what = f"{name} found no '{self.split}' images there"
+            raise DataError(Problem(Fault.OTHER, self.data_dir, what, "Set data_dir to its folder"))
+
+    def options(self) -> dict[str, Any]:
+        """Return what a config may say about the dataset, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "problems"}
 
     @classmethod
     @abstractmethod
@@ -97,16 +137,20 @@ class BaseDataset(ABC):
 
     @abstractmethod
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
-        """The examples of `split`, in any order."""
+        """Find the examples of `split`, in any order.
+
+        What is wrong with some of them goes to ``self.problems`` where that is a list, and else is raised; `pair` and
+        `all_present` of dataloader/datasets/files.py do so.
+        """
 
     def listing_options(self) -> dict[str, Any]:
-        """The options, as plain JSON, that decide which files the dataset consists of."""
+        """Return the options, as plain JSON, that decide which files the dataset consists of."""
         others = {"data_dir", "split", *self.reading_options}
-        return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
+        return {name: to_json(value) for name, value in self.options().items() if name not in others}
 
     @property
-    def parts(self) -> frozenset[str]:
-        """What the split is made of: splits with a part in common have its images in common, which is no mistake."""
+    def sources(self) -> frozenset[str]:
+        """What the split is put together from; splits with a source in common may share its images by design."""
         return frozenset({self.split})
 
     @property
@@ -128,10 +172,8 @@ class BaseDataset(ABC):
             theirs = {**packed.about, **packed.about["options"]}
             mine |= mine["options"]  # type: ignore[arg-type]
             key = next(key for key in mine if key != "options" and theirs.get(key) != mine[key])
-            raise DataError(
-                f"{packed.folder}: was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}. "
-                f"Pack the dataset anew, into another folder."
-            )
+            what = f"was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}"
+            raise DataError(Problem(Fault.OTHER, packed.folder, what, "Pack the dataset anew, into another folder"))
         return [Sample(*row) for row in packed.rows]
 
     def __len__(self) -> int:
@@ -166,12 +208,10 @@ class BaseDataset(ABC):
         ids = self.classes.marked_ids(raw)
         if (ids == STRANGE).any() and (value := self.classes.unknown(raw)) is not None:
             row, column = np.argwhere(raw == value)[0]
-            known = ranges(v for values in self.classes.raw_ids for v in values)
-            raise DataError(
-                f"{path}: label value {value} at row {row}, column {column} is neither a class "
-                f"({known}) nor void ({ranges(self.classes.void_ids)}). "
-                f'Say what it means with "label_map" in the loader\'s args.'
-            )
+            known, void = ranges(frozenset().union(*self.classes.raw_ids)), ranges(self.classes.void_ids)
+            what = f"label value {value} at row {row}, column {column} is neither a class ({known}) nor void ({void})"
+            fix = 'Say what it means with "label_map" in the loader\'s args'
+            raise DataError(Problem(Fault.OTHER, path, what, fix))
         return ids
 
     def read_raw(self, path: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
 from utils import distributed
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
 from utils.json_schema import object_schema
 from utils.registry import DATASETS
 from utils.reproducibility import stream
@@ -89,13 +89,27 @@ def dataset_class(name: str) -> type[BaseDataset]:
 # ------------------------------------------------------------------------------------------------------- building
 
 
-def build_dataset(loader: LoaderConfig, *, where: str, seed: int, ignore_index: int = IGNORE) -> BaseDataset:
+def build_dataset(
+    loader: LoaderConfig,
+    *,
+    where: str,
+    seed: int,
+    ignore_index: int = IGNORE,
+    problems: list[Problem] | None = None,
+) -> BaseDataset:
     """Build the dataset that a loader section names.
+
+    Args:
+        loader: The section.
+        where: Path of the section in the config, for errors.
+        seed: Seed of the run.
+        ignore_index: Class whose pixels become void.
+        problems: Receives what is wrong with single examples, which are then passed over; None to raise it.
 
     Raises:
         DataError: Its files are not there or do not fit together.
     """
-    dataset: BaseDataset = DATASETS.build(loader.dataset, where=where, seed=seed)
+    dataset: BaseDataset = DATASETS.build(loader.dataset, where=where, seed=seed, problems=problems)
     dataset.classes = dataset.classes.ignoring(ignore_index)
     return dataset
 

@@ -192,7 +192,7 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any
         "meaning_hash": config.meaning,
         "classes": list(classes.names),
         "palette": [list(color) for color in classes.colors],
-        "left_out": list(classes.left_out),
+        "left_out": list(classes.ignored_classes),
         "normalization": normalization_of(config),
         "protocol": protocol_of(config.validation),
         "environment": dict(environment),
@@ -237,7 +237,7 @@ def load_predictor(
         tuple(about["classes"]),
         as_colors(about["palette"]),
         tuple((index,) for index in range(len(about["classes"]))),
-        left_out=tuple(about["left_out"]),
+        ignored_classes=tuple(about["left_out"]),
     )
     about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
     return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])

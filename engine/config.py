@@ -234,7 +234,7 @@ def result_keys(config: RunConfig) -> list[str]:
         return training
     classes, loss = config.classes, config.loss
     terms = [term_name(loss, index) for index in range(len(loss))] if len(loss) > 1 else []
-    figures = Metrics(len(classes), classes.names, classes.left_out, config.trainer.metrics).keys()
+    figures = Metrics(len(classes), classes.names, classes.ignored_classes, config.trainer.metrics).keys()
     return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 

@@ -9,6 +9,7 @@ import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from dataloader.label_statistics import check_samples, location_prior
 from dataloader.transforms.chain import ChainOptions, build_chain
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
+from utils.metrics import ConfusionMatrix
 from utils.registry import DATASETS
 from utils.schema import EMPTY, parameters_of
 
@@ -130,6 +132,21 @@ def test_scenes_show_all_classes_and_cannot_be_guessed_from_the_place():
     hits = matrix.diagonal()
     assert (hits / (matrix.sum(0) + matrix.sum(1) - hits)).mean() < 0.35
     assert 0.005 < void < 0.1
+
+
+def test_the_location_prior_is_measured_as_a_network_is_over_the_classes_that_count():
+    train, val = Synthetic(split="train", length=1), Synthetic(split="val", length=20)
+    for dataset in (train, val):  # the sky
+        dataset.classes = dataset.classes.ignoring(0)
+    seen = cv2.resize(train.read_label(0), (120, 90), interpolation=cv2.INTER_NEAREST)
+    guess = np.where(seen == IGNORE, 0, seen)
+    assert (guess == 0).any()  # where nothing is labelled in training; this class is in no mean
+    matrix = ConfusionMatrix(11, train.classes.names, train.classes.ignored_classes)
+    for index in range(len(val)):
+        label = cv2.resize(val.read_label(index), (120, 90), interpolation=cv2.INTER_NEAREST)
+        matrix.update(torch.from_numpy(guess)[None], torch.from_numpy(label)[None])
+    assert matrix.counts[:, 0].any()
+    assert location_prior(DatasetView(train, None), DatasetView(val, None)) == matrix.results()["Mean_IoU"]
 
 
 def test_a_view_augments_by_epoch_and_index():

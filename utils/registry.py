@@ -292,7 +292,8 @@ def _torch_schedulers() -> dict[str, Factory]:
 # The channels of the images are said once, in `arch.args`, whatever the model is; see models/build.py.
 MODELS, BACKBONES = Registry("model", reserved={"in_channels"}), Registry("backbone", reserved={"in_channels"})
 NECKS, HEADS = Registry("neck"), Registry("head")
-DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
+DATASETS, TRANSFORMS = Registry("dataset", reserved={"problems"}), Registry("transform")
+LOSSES = Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 METRICS = Registry("metric")
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})

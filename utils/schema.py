@@ -13,7 +13,7 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import InitVar, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -130,11 +130,14 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """Evaluated annotations of what `target` takes; a dataclass's fields are evaluated where each was written.
 
+    An ``InitVar`` of a dataclass is an argument like others.
+
     Raises:
         NameError: An annotation names what does not exist at run time.
     """
     function = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
-    return get_type_hints(function, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
+    return {name: hint.type if isinstance(hint, InitVar) else hint for name, hint in hints.items()}
 
 
 def check_arguments(
