@@ -117,7 +117,7 @@ def measure(predictor: Predictor, loader: Loader, extra: Sequence[str] = ()) -> 
     from utils.metrics import Metrics
 
     classes = predictor.classes
-    matrix = Metrics(len(classes), classes.names, classes.left_out, extra)
+    matrix = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
     for batch in tqdm(loader.batches(), total=len(loader), unit="batch", disable=None):
         matrix.add(predictor.logits(batch.images), batch.labels.to(predictor.device))
     return matrix

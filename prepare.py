@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.config import load_config
 from utils.errors import ArgumentParser, DataError, MissingData, UserError, one_line, run
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import argparse
 
     from base.base_dataset import BaseDataset
+    from dataloader.build import LoaderConfig
     from dataloader.tools.doctor import Examined, Finding
-    from utils.schema import Component
+    from utils.errors import Problem
 
 RULES = ("median_freq", "enet", "sqrt_inv")
 DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
@@ -29,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="prepare.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {
-        "check": "read every file and say what is wrong, and which line of a config mends it (status 3 if anything is)",
+        "check": "read every file and say what is wrong, and which line of a config fixes it (status 3 if anything is)",
         "stats": "mean and std of the images, shares of the classes, class weights",
         "pack": "put splits into a few large tar files; their folder can then stand as data_dir in a config",
     }.items():
@@ -101,10 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return check(splits, broken) if args.command == "check" else stats(splits)
 
 
-def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
-    """The loaders of a config, examined."""
-    from dataloader.build import options_of
-    from dataloader.transforms.chain import ChainOptions
+def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]:
+    """Read all files of the loaders of a config."""
     from engine.check import check_config
     from engine.config import training_sections
 
@@ -114,21 +113,21 @@ def from_config(args: argparse.Namespace, raw: dict) -> list[Examined]:
     for where, section in sections.items():
         if section is None:
             continue
-        chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+        chain = section.chain
         plain = chain.augment and chain.base_size is None and chain.resize is None
         training = not examined
         found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
         found.crop = chain.crop if plain else None
-        found.batch_size = section.args["batch_size"] if len(sections) == 2 else None
+        found.batch_size = section.batches.batch_size if len(sections) == 2 else None
         if where != "val_loader" and len(sections) > 2:
-            found.parts |= {"train_loader"}  # what stands in two training sets is meant to count twice
+            found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)
     examined[0].joined = [each for each in examined[1:] if each.split != "val_loader"]
     return examined
 
 
-def packable(raw: dict) -> list[BaseDataset]:
-    """The datasets of a config's loaders, each split once.
+def packable(raw: dict[str, Any]) -> list[BaseDataset]:
+    """Build the datasets of a config's loaders, each split once.
 
     Raises:
         UserError: Two have a split of the same name and of other files, so that one would take the other's place.
@@ -150,8 +149,8 @@ def packable(raw: dict) -> list[BaseDataset]:
     return [dataset for _, dataset in datasets.values()]
 
 
-def dataset_of(section: Component, where: str) -> BaseDataset:
-    """The dataset that a loader section names.
+def dataset_of(section: LoaderConfig, where: str) -> BaseDataset:
+    """Build the dataset that a loader section names.
 
     Raises:
         UserError: It is not there, or its arguments are wrong.
@@ -161,15 +160,15 @@ def dataset_of(section: Component, where: str) -> BaseDataset:
     return build_dataset(section, where=where, seed=0)
 
 
-def examine_split(args: argparse.Namespace, section: Component, split: str) -> Examined:
+def examine_split(args: argparse.Namespace, section: LoaderConfig, split: str) -> Examined:
     """Read all files of a split that was named without a config: nobody said that it is trained or validated on."""
     found = examine(args, section, split, training=split.startswith(("train", "all")))
-    found.parts = found.dataset.parts
+    found.sources = found.dataset.sources
     return found
 
 
 def distinct(splits: Sequence[Examined]) -> list[Examined]:
-    """`splits` less those that only put others together."""
+    """Return `splits` less those that only put others together."""
     from dataloader.tools.doctor import without_unions
 
     kept = without_unions(splits)
@@ -180,9 +179,9 @@ def distinct(splits: Sequence[Examined]) -> list[Examined]:
 
 
 def from_dataset(
-    args: argparse.Namespace, make: Callable[[Component, str], T], broken: list[Finding] | None = None
+    args: argparse.Namespace, make: Callable[[LoaderConfig, str], T], broken: list[Finding] | None = None
 ) -> list[T]:
-    """What `make` makes of the splits of a dataset; those that are not there are passed over, unless asked for.
+    """Call `make` for the splits of a dataset; those that are not there are passed over, unless asked for.
 
     Args:
         args: The command line.
@@ -191,6 +190,44 @@ def from_dataset(
     """
     from dataloader.build import check_loader, dataset_class
     from dataloader.tools.doctor import unusable_split
+
+    given = dataset_arguments(args)
+    dataset = dataset_class(args.dataset)
+    found: list[T] = []
+    unusable: list[DataError] = []
+    absent: list[tuple[str, UserError]] = []
+    for split in args.split or dataset.splits:
+        flat = {**given, "data_dir": str(args.data_dir), "split": split, "batch_size": 1}
+        problems: list[str] = []
+        section = check_loader({"type": args.dataset, "args": flat}, where="--dataset", problems=problems)
+        try:
+            if section is None:
+                raise UserError(*problems)
+            found.append(make(section, split))
+        except UserError as error:
+            if args.split:
+                raise
+            if isinstance(error, MissingData) or not isinstance(error, DataError):
+                absent.append((split, error))
+                continue
+            if broken is None:
+                raise
+            unusable.append(error)
+            said = error.details[: len(error.details) - 1 or 1]  # the last one follows: that nothing is left
+            broken += [unusable_split(split, problem, dataset) for problem in said]
+    if not found:
+        raise unusable[0] if unusable else absent[0][1]
+    for split, reason in absent:
+        print(f"{split}: passed over ({reason.problems[0].rstrip('.')})")
+    return found
+
+
+def dataset_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Read the arguments of the dataset that is named on the command line.
+
+    Raises:
+        UserError: There is no such dataset, or they are no JSON object.
+    """
     from utils.config import parse_json
     from utils.registry import DATASETS
     from utils.schema import did_you_mean
@@ -203,36 +240,17 @@ def from_dataset(
             raise ValueError("no object in braces")
     except ValueError as error:
         raise UserError(f'--args: no JSON ({error}). Write it like --args \'{{"mode": "coarse"}}\'.') from None
-    found: list[T] = []
-    unusable: list[UserError] = []
-    absent: list[tuple[str, UserError]] = []
-    for split in args.split or dataset_class(args.dataset).splits:
-        flat = {**given, "data_dir": str(args.data_dir), "split": split, "batch_size": 1}
-        problems: list[str] = []
-        section = check_loader({"type": args.dataset, "args": flat}, where="--dataset", problems=problems)
-        try:
-            if problems:
-                raise UserError(*problems)
-            found.append(make(section, split))
-        except UserError as error:
-            there = isinstance(error, DataError) and not isinstance(error, MissingData)
-            if args.split or (there and broken is None):
-                raise
-            if there and broken is not None:
-                unusable.append(error)
-                said = error.problems[: len(error.problems) - 1 or 1]  # the last one follows: that nothing is left
-                broken += [unusable_split(split, line, dataset_class(args.dataset)) for line in said]
-            else:
-                absent.append((split, error))
-    if not found:
-        raise unusable[0] if unusable else absent[0][1]
-    for split, reason in absent:
-        print(f"{split}: passed over ({reason.problems[0].rstrip('.')})")
-    return found
+    return given
 
 
 def examine(
-    args: argparse.Namespace, section: Component, where: str, *, training: bool, seed: int = 0, ignore_index: int = 255
+    args: argparse.Namespace,
+    section: LoaderConfig,
+    where: str,
+    *,
+    training: bool,
+    seed: int = 0,
+    ignore_index: int = 255,
 ) -> Examined:
     """Read all files of a split.
 
@@ -241,16 +259,15 @@ def examine(
     """
     from dataloader import scan
     from dataloader.build import build_dataset
-    from dataloader.datasets.files import forgiving
     from dataloader.tools import doctor
 
-    with forgiving() as unpaired:
-        try:
-            dataset = build_dataset(section, where=where, seed=seed, ignore_index=ignore_index)
-        except DataError as error:
-            if not unpaired:
-                raise
-            raise DataError(*unpaired, *error.problems) from None
+    unpaired: list[Problem] = []
+    try:
+        dataset = build_dataset(section, where=where, seed=seed, ignore_index=ignore_index, problems=unpaired)
+    except DataError as error:
+        if not unpaired:
+            raise
+        raise DataError(*unpaired, *error.details) from None
     cache = None if args.no_cache else scan.default_cache()
     options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
     records = scan.examine(dataset, name=where, cache=cache, **options)
@@ -258,7 +275,7 @@ def examine(
 
 
 def summary(splits: Sequence[Examined]) -> str:
-    """How many images of which sizes there are, and how often the classes occur."""
+    """Say how many images of which sizes there are, and how often the classes occur."""
     from dataloader.tools.doctor import shares
 
     lines = []
@@ -274,7 +291,7 @@ def _size(size: Sequence[int]) -> str:
 
 
 def check(splits: Sequence[Examined], broken: Sequence[Finding] = ()) -> int:
-    """Print what is wrong: with splits that could not be looked into, and with the others."""
+    """Print what is wrong: with splits that could not be read, and with the others."""
     from dataloader.tools.doctor import diagnose
 
     print(summary(splits))
@@ -311,13 +328,13 @@ def stats(splits: Sequence[Examined]) -> int:
 
 def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
     """Write packed splits, and say which line of a config takes them."""
-    from dataloader.tools.packed import check_place
+    from dataloader.tools.packed import check_target
     from dataloader.tools.packed import pack as pack_split
 
     if args.size < 1:
         raise UserError(f"--size {args.size}: no size of a file. Give a number of MiB, such as 256.")
     for dataset in datasets:
-        check_place(dataset, args.output / dataset.split, args.force)
+        check_target(dataset, args.output / dataset.split, args.force)
     for dataset in datasets:
         print(one_line(pack_split(dataset, args.output, force=args.force, size=args.size)))
     print(f'"data_dir": {json.dumps(str(args.output))}')
@@ -325,7 +342,7 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
 
 
 def init(args: argparse.Namespace) -> int:
-    """Write a config for images and masks of one's own."""
+    """Write a config for a folder of images and one of masks."""
     if args.output.exists() and not args.force:
         raise UserError(f"--output {args.output}: is there already. Name another file, or add --force.")
 

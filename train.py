@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from utils.config import list_presets, load_config
+from utils.config import list_presets, load_config, override
 from utils.devices import choose_device, gpus_to_use, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
 
@@ -48,49 +48,110 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     restrict_gpus(args.device)
-    overrides = [*args.set]
-    overrides += [f"optimizer.args.lr={args.lr}"] if args.lr is not None else []
     if args.list or args.describe is not None:
         return explain(args)
-    from_checkpoint = args.resume not in (None, "auto") and args.config is None
-    raw = {} if from_checkpoint else load_config(args.config or Path("config.json"), overrides)
+    raw = read_config(args)
 
-    from engine import preflight
-    from engine.check import check_config, division_problems
-    from utils import checkpoint, distributed, plugins
-    from utils.config import override
+    from utils import distributed, plugins
     from utils.log import log_to
 
-    place = distributed.announced_process()
-    log_to(rank=place.rank)
+    log_to(rank=distributed.announced_process().rank)
     modules = plugins.import_modules(args.modules)
-    state = None
-    if args.resume not in (None, "auto"):
-        state = checkpoint.load_run(Path(args.resume))
-        plugins.require_modules(state, modules, Path(args.resume))
-        raw = override(state["config"], overrides) if from_checkpoint else raw
+    state = read_checkpoint(args, modules)
+    config = resolve_config(args, raw, state)
+    if args.check or args.check_data or args.draw_schedule:
+        return describe(args, config)
+    return train(args, sys.argv[1:] if argv is None else argv, config, modules, state)
+
+
+def names_checkpoint(args: argparse.Namespace) -> bool:
+    """Whether a checkpoint to go on from is named; with "auto", one may be found."""
+    return args.resume not in (None, "auto")
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """What ``--set`` and ``--lr`` change in the config."""
+    return [*args.set, *([f"optimizer.args.lr={args.lr}"] if args.lr is not None else [])]
+
+
+def read_config(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The config file, with what the command line changes; None to take the one in the checkpoint."""
+    if args.config is None and names_checkpoint(args):
+        return None
+    return load_config(args.config or Path("config.json"), overrides_of(args))
+
+
+def read_checkpoint(args: argparse.Namespace, modules: Sequence[str]) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if one is named.
+
+    Raises:
+        CheckpointError: It cannot be used, or needs modules that were not imported.
+    """
+    if not names_checkpoint(args):
+        return None
+
+    from utils import checkpoint, plugins
+
+    path = Path(args.resume)
+    state = checkpoint.load_run(path)
+    plugins.require_modules(state, modules, path)
+    return state
+
+
+def resolve_config(args: argparse.Namespace, raw: dict[str, Any] | None, state: dict[str, Any] | None) -> RunConfig:
+    """The config to train, checked and complete.
+
+    Raises:
+        ConfigError: With every problem there is.
+    """
+    from engine.check import check_config
+
+    if raw is None:
+        assert state is not None
+        raw = override(state["config"], overrides_of(args))
     if args.bs is not None:
         first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
         raw = override(raw, [f"{first}.args.batch_size={args.bs}"])
-    config = check_config(raw)
+    return check_config(raw)
+
+
+def describe(args: argparse.Namespace, config: RunConfig) -> int:
+    """Answer ``--check``, ``--check-data`` and ``--draw-schedule``."""
+    from engine.describe_run import check_run, draw_schedule
+
     if args.check or args.check_data:
-        return check(config, args.check_data)
-    if args.draw_schedule:
-        return draw_schedule(config, args.draw_schedule)
-    gpus = gpus_to_use(args.device, config.n_gpu) if place.size == 1 else 1
-    processes = gpus if gpus > 1 and config.parallel == "ddp" else place.size
+        lines: Iterable[str] = check_run(config, everything=args.check_data)
+    else:
+        lines = draw_schedule(config, args.draw_schedule)
+    for line in lines:
+        print(line)
+    return 0
+
+
+def train(
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    config: RunConfig,
+    modules: Sequence[str],
+    state: dict[str, Any] | None,
+) -> int:
+    """Train in this process, or in as many as there are GPUs to use, each of which is given `argv` again."""
+    from engine import preflight, resume, session
+    from engine.check import division_problems
+    from utils import distributed
+
+    process = distributed.announced_process()
+    gpus = gpus_to_use(args.device, config.n_gpu) if process.size == 1 else 1
+    processes = gpus if gpus > 1 and config.parallel == "ddp" else process.size
     if problems := division_problems(config, processes):
         raise ConfigError(*problems)
-    if processes > place.size:
+    if processes > process.size:
         command = f"{__package__}.train" if __package__ else "train"  # in the wheel it lives in a package
-        return distributed.launch(command, sys.argv[1:] if argv is None else argv, processes)
-
-    from engine import resume, session
-
-    if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != place.local_size:
-        text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {place.local_size} processes here"
+        return distributed.launch(command, argv, processes)
+    if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != process.local_size:
+        text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {process.local_size} processes here"
         logging.getLogger("segwright").info(text)
-    device = choose_device(args.device, config.n_gpu if place.size == 1 else -1, place.local_rank)
+    device = choose_device(args.device, config.n_gpu if process.size == 1 else -1, process.local_rank)
     path = Path(args.resume) if state is not None else None
     with distributed.joined(device):
         if args.resume == "auto":
@@ -101,52 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(config: RunConfig, everything: bool = False) -> int:
-    """Validate and build everything without training, and say what training would need; read `everything`, or some."""
-    from dataloader import label_statistics
-    from dataloader.label_statistics import check_samples
-    from engine import assemble, dry_run, preflight
-
-    dry = dry_run.dry_run(config)
-    preflight.check_weights(config)
-    print(f"config      right; {config.arch.type}, {len(config.classes)} classes")
-    print(f"parameters  {dry.parameters / 1e6:.2f} M, {dry.trainable / 1e6:.2f} M of them trained")
-    print(f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}")
-    need = dry.activation_bytes + 16 * dry.parameters
-    print(f"memory      {gib(dry.activation_bytes)} of activations in each part of a step, {gib(need)} with weights")
-    for loader in assemble.build_loaders(config, cached=False):
-        if loader is not None:
-            kind = "training" if loader.training else "validation"
-            found = check_samples(loader.view, everything=True) if everything else label_statistics.look_at(loader.view)
-            print(f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}")
-    return 0
-
-
-def draw_schedule(config: RunConfig, path: Path) -> int:
-    """Draw the learning rate of every group of parameters over the steps of the run, and print its course."""
-    from engine import dry_run
-    from utils.images import write_picture
-    from utils.visualize import curves
-
-    rates = {name.removesuffix("/no_decay"): line for name, line in dry_run.learning_rates(config).items()}
-    lines = {", ".join(name for name in rates if rates[name] == line): line for line in rates.values()}
-    picture = curves(lines, x_label="optimiser steps", size=(480, 960), least=1e-12)
-    try:
-        write_picture(path, picture)
-    except OSError as error:
-        raise UserError(f"--draw-schedule {path}: cannot be written ({error.strerror}). Name another file.") from error
-    for name, line in lines.items():
-        highest, step = max((rate, -step) for step, rate in line)
-        print(f"{name}: {line[0][1]:.3g} at first, {highest:.3g} at step {-step}, {line[-1][1]:.3g} at {line[-1][0]}")
-    print(f"written to {path}")
-    return 0
-
-
-def gib(size: int) -> str:
-    """A number of bytes, for people."""
-    return f"{size / 2**30:.2f} GiB"
-
-
 def explain(args: argparse.Namespace) -> int:
     """Answer ``--list`` and ``--describe``."""
     if args.list == "presets":
@@ -155,7 +170,8 @@ def explain(args: argparse.Namespace) -> int:
 
     from engine.config import SHARED_OPTIONS
     from utils import plugins
-    from utils.describe import describe, list_names
+    from utils.describe import describe as describe_component
+    from utils.describe import list_names
 
     plugins.import_modules(args.modules)
     if args.list:
@@ -163,7 +179,7 @@ def explain(args: argparse.Namespace) -> int:
         if args.list == "all":
             print(f"\n{list_presets()}")
     if args.describe is not None:
-        text = describe(args.describe, SHARED_OPTIONS)
+        text = describe_component(args.describe, SHARED_OPTIONS)
         if text is None:
             raise UserError(f"--describe {args.describe}: no such name. `train.py --list` shows what there is.")
         print(text)

@@ -101,7 +101,7 @@ class Trainer(BaseTrainer):
         precision = PRECISIONS[choose_precision(config.precision, self.device)]
         self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-        self.matrix = Metrics(len(classes), classes.names, classes.left_out, config.metrics)
+        self.matrix = Metrics(len(classes), classes.names, classes.ignored_classes, config.metrics)
         self.start_epoch()
 
     # ---------------------------------------------------------------------------------------------- training
@@ -205,7 +205,7 @@ class Trainer(BaseTrainer):
         """Read the loss and the figures of the current batch, and show them. The only point that waits for a GPU."""
         loss = self.stop_if_not_finite()
         labels = batch.labels[-len(self.output) :]
-        sample = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
+        sample = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.ignored_classes)
         predicted = predicted_labels(self.output, (labels.shape[-2], labels.shape[-1]))
         sample.update(predicted, labels)
         sample.reduce()
@@ -316,7 +316,7 @@ class Trainer(BaseTrainer):
         # float64 where the device has it, so that a long epoch's mean is not rounded
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=dtype, device=self.device)
-        self.running = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.left_out)
+        self.running = ConfusionMatrix(len(self.classes), self.classes.names, self.classes.ignored_classes)
         self.left_out = 0
         self.recent: list[tuple[int, Tensor, int]] = []  # step, loss, position: what nobody has looked at yet
 

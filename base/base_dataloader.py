@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from base.base_dataset import DatasetView, Item
+from base.base_dataset import Examples, Item
 from base.batch_memory import PREFETCHED, BatchMemory, SharedBatch
 from base.workers import PATIENCE, WorkerLoader, first_line, memory_hint, start_worker
 from utils.classes import IGNORE
@@ -24,7 +24,7 @@ from utils.schema import AtLeast, Between
 
 logger = logging.getLogger("segwright")
 
-MOST_SKIPPED = 0.05  # of the images that may be left out; more of them are no accident
+MOST_SKIPPED = 0.05  # share of the images that may be skipped; more of them are no accident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,8 @@ class DevicePrefetcher:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        is_cuda = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Batch:
         """`batch` on the device; what is queued from now on sees it whole."""
@@ -144,10 +145,10 @@ def as_batch(images: Tensor, labels: Tensor, keys: tuple[str, ...], skipped: tup
     return Batch(images.permute(0, 3, 1, 2), labels, keys, skipped)
 
 
-class ErrorsAsItems(Dataset):
-    """A view whose bad samples are returned as errors: raised in a worker, they would arrive as a traceback."""
+class ErrorsAsItems(Dataset[Item | DataError]):
+    """Examples whose bad samples are returned as errors: raised in a worker, they would arrive as a traceback."""
 
-    def __init__(self, view: DatasetView) -> None:
+    def __init__(self, view: Examples) -> None:
         self.view = view
 
     def __getitem__(self, address: tuple[int, int]) -> Item | DataError:
@@ -184,9 +185,15 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.epoch = self.position = 0
+        self.length = length
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.position = 0
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the images of `epoch`, in the order in which they are used."""
@@ -205,7 +212,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Loader:
-    """Batches of a view, with or without worker processes.
+    """Batches of examples, with or without worker processes.
 
     Args:
         view: Where the items come from.
@@ -224,7 +231,7 @@ class Loader:
 
     def __init__(
         self,
-        view: DatasetView,
+        view: Examples,
         batch_size: int,
         *,
         num_workers: int = 0,
@@ -243,8 +250,10 @@ class Loader:
                 f"train_loader.args.batch_size: {batch_size}, but there are only {len(view)} images to train on. "
                 f"Use at most {len(view)}."
             )
-        self.view, self.batch_size, self.training = view, batch_size, training
-        self.skipped: set[str] = set()  # what was wrong with images that have been left out, a line each
+        self.view = view
+        self.batch_size = batch_size
+        self.training = training
+        self.skipped: set[str] = set()  # what was wrong with images that have been skipped, a line each
         self.sampler = BatchSampler(
             len(view),
             batch_size,
@@ -254,12 +263,13 @@ class Loader:
             rank=rank,
             world_size=world_size,
         )
-        bad: Literal["stop", "drop", "void"] = (
-            "stop" if view.on_bad_sample == "stop" else "void" if training else "drop"
-        )
+        bad: Literal["stop", "drop", "void"] = "stop"
+        if view.on_bad_sample == "skip":
+            bad = "void" if training else "drop"
         memory = None
         if num_workers and size and multiprocessing.get_start_method() == "fork":
-            memory = BatchMemory(num_workers, -(-batch_size // world_size) * size[0] * size[1] * (view.channels + 1))
+            share = -(-batch_size // world_size)  # images of a batch for this process, rounded up
+            memory = BatchMemory(num_workers, share * size[0] * size[1] * (view.channels + 1))
         self._loader = WorkerLoader(
             ErrorsAsItems(view),
             batch_sampler=self.sampler,
@@ -310,7 +320,7 @@ class Loader:
             raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
 
     def _skip(self, problems: Sequence[str]) -> None:
-        """Say what has been left out, once each.
+        """Say what has been skipped, once each.
 
         Raises:
             DataError: It is too much.

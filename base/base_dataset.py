@@ -8,19 +8,53 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from utils.classes import STRANGE, ClassTable, ranges
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.images import read_image, read_image_for, read_label
 from utils.reproducibility import stream
 from utils.schema import did_you_mean, show, to_json
 from utils.shards import find_packed
 
-Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+Size = tuple[int, int]  # height and width
+
+
+class Transform(Protocol):
+    """Changes an image and its label alike.
+
+    It may have a method ``size_after(size)``, which `size_after` asks; without it, the size of what it returns is
+    taken to be unknown.
+    """
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, /
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image (H, W, C) and label (H, W), changed; all randomness comes from `rng`."""
+
+
+def size_after(step: Transform, size: Size | None) -> Size | None:
+    """Return the size of every image that `step` makes of images of `size`.
+
+    Args:
+        step: A transform, with or without a method of this name that takes and returns what this function does.
+        size: Height and width of what goes in; None where they differ from image to image or are not known.
+
+    Returns:
+        Height and width of what comes out; None where they differ or the transform does not say.
+    """
+    rule = getattr(step, "size_after", None)
+    return None if rule is None else rule(size)
+
+
+class KeepsSize:
+    """A transform whose images stay as large as they were."""
+
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return `size`."""
+        return size
 
 
 class Sample(NamedTuple):
@@ -51,11 +85,14 @@ class BaseDataset(ABC):
         split: Which part of it; each dataset names its own.
         label_map: Raw label value to class name, class index or null for void, where files differ from the
             dataset's own numbers.
+        problems: Receives what is wrong with single examples, which are then passed over; None to raise it. Filled in
+            by the program, never by a config.
     """
 
     data_dir: Path
     split: str
     label_map: dict[str, int | str | None] | None = None
+    problems: list[Problem] | None = field(default=None, repr=False)
 
     splits: ClassVar[tuple[str, ...]]
     unlabelled: ClassVar[tuple[str, ...]] = ()  # splits whose labels are all void: a benchmark keeps the true ones
@@ -72,18 +109,25 @@ class BaseDataset(ABC):
         name = type(self).__name__
         if self.split not in self.splits:
             raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
-        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        self.classes = self.class_table(**options)
+        self.classes = self.class_table(**self.options())
         self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
         if not self.samples:
-            raise DataError(
-                f"{self.data_dir}: {name} found no '{self.split}' images there. Set data_dir to its folder."
-            )
+            what = f"{name} found no '{self.split}' images there"
+            raise DataError(Problem(Fault.OTHER, self.data_dir, what, "Set data_dir to its folder"))
+
+    def options(self) -> dict[str, Any]:
+        """Return what a config may say about the dataset, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "problems"}
 
     @classmethod
     @abstractmethod
     def base_classes(cls, **options: Any) -> ClassTable:
         """The classes, from the dataset's options alone; no file of the data folder may be needed."""
+
+    @classmethod
+    def image_channels(cls, **options: Any) -> int:
+        """Channels of the images that ``cls(**options)`` would have."""
+        return int(options.get("channels", cls.channels))
 
     @classmethod
     def class_table(cls, **options: Any) -> ClassTable:
@@ -93,16 +137,20 @@ class BaseDataset(ABC):
 
     @abstractmethod
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
-        """The examples of `split`, in any order."""
+        """Find the examples of `split`, in any order.
+
+        What is wrong with some of them goes to ``self.problems`` where that is a list, and else is raised; `pair` and
+        `all_present` of dataloader/datasets/files.py do so.
+        """
 
     def listing_options(self) -> dict[str, Any]:
-        """The options, as plain JSON, that decide which files the dataset consists of."""
+        """Return the options, as plain JSON, that decide which files the dataset consists of."""
         others = {"data_dir", "split", *self.reading_options}
-        return {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.init and f.name not in others}
+        return {name: to_json(value) for name, value in self.options().items() if name not in others}
 
     @property
-    def parts(self) -> frozenset[str]:
-        """What the split is made of: splits with a part in common have its images in common, which is no mistake."""
+    def sources(self) -> frozenset[str]:
+        """What the split is put together from; splits with a source in common may share its images by design."""
         return frozenset({self.split})
 
     @property
@@ -124,10 +172,8 @@ class BaseDataset(ABC):
             theirs = {**packed.about, **packed.about["options"]}
             mine |= mine["options"]  # type: ignore[arg-type]
             key = next(key for key in mine if key != "options" and theirs.get(key) != mine[key])
-            raise DataError(
-                f"{packed.folder}: was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}. "
-                f"Pack the dataset anew, into another folder."
-            )
+            what = f"was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}"
+            raise DataError(Problem(Fault.OTHER, packed.folder, what, "Pack the dataset anew, into another folder"))
         return [Sample(*row) for row in packed.rows]
 
     def __len__(self) -> int:
@@ -162,12 +208,10 @@ class BaseDataset(ABC):
         ids = self.classes.marked_ids(raw)
         if (ids == STRANGE).any() and (value := self.classes.unknown(raw)) is not None:
             row, column = np.argwhere(raw == value)[0]
-            known = ranges(v for values in self.classes.raw_ids for v in values)
-            raise DataError(
-                f"{path}: label value {value} at row {row}, column {column} is neither a class "
-                f"({known}) nor void ({ranges(self.classes.void_ids)}). "
-                f'Say what it means with "label_map" in the loader\'s args.'
-            )
+            known, void = ranges(frozenset().union(*self.classes.raw_ids)), ranges(self.classes.void_ids)
+            what = f"label value {value} at row {row}, column {column} is neither a class ({known}) nor void ({void})"
+            fix = 'Say what it means with "label_map" in the loader\'s args'
+            raise DataError(Problem(Fault.OTHER, path, what, fix))
         return ids
 
     def read_raw(self, path: Path) -> np.ndarray:
@@ -179,8 +223,68 @@ class BaseDataset(ABC):
         return 0
 
 
-class DatasetView(Dataset):
-    """Some examples of a dataset, augmented; what a loader's workers read from.
+class Examples(Protocol):
+    """Numbered examples, of one dataset or of several: what a loader reads and what labels are counted over.
+
+    Attributes:
+        seed: With the epoch and the index it decides all randomness of an item, whichever worker loads it.
+        on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
+        classes: Those of all labels.
+        channels: Of all images.
+    """
+
+    seed: int
+    on_bad_sample: Literal["stop", "skip"]
+    classes: ClassTable
+    channels: int
+
+    @property
+    def views(self) -> Sequence[DatasetView]:
+        """The views that these examples consist of, each of one dataset."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Name of the image at `index`."""
+        ...
+
+    def original(self, index: int) -> Item:
+        """The example at `index` as it is on disk.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        ...
+
+    def label(self, index: int) -> np.ndarray:
+        """Its label alone, (H, W) uint8.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        ...
+
+    def labels(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+        """Labels as they are on disk, at `indices` or all; where bad samples are skipped, without those.
+
+        Raises:
+            DataError: One cannot be used.
+        """
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                yield self.label(index)
+            except DataError:
+                if self.on_bad_sample == "stop":
+                    raise
+
+
+class DatasetView(Examples):
+    """Some examples of a dataset, augmented.
 
     Args:
         dataset: Where the examples come from.
@@ -203,54 +307,33 @@ class DatasetView(Dataset):
         read: Callable[[int], Item] | None = None,
         first: int = 0,
     ) -> None:
-        self.read, self.first = read or dataset.read, first
-        self.dataset, self.transform, self.seed, self.on_bad_sample = dataset, transform, seed, on_bad_sample
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
         self.indices = range(len(dataset)) if indices is None else indices
-        self.classes, self.channels = dataset.classes, dataset.channels
+        self.on_bad_sample = on_bad_sample
+        self.read = read or dataset.read
+        self.first = first
+        self.classes = dataset.classes
+        self.channels = dataset.channels
 
     @property
     def views(self) -> Sequence[DatasetView]:
-        """The views that this one is joined of, each of one dataset."""
         return (self,)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def key(self, index: int) -> str:
-        """Name of the image at `index`."""
-        return self.dataset.samples[self.indices[index]].key
+        return str(self.dataset.samples[self.indices[index]].key)
 
     def original(self, index: int) -> Item:
-        """The example at `index` as it is on disk.
-
-        Raises:
-            DataError: It cannot be used.
-        """
         return self.dataset.read(int(self.indices[index]))
 
     def label(self, index: int) -> np.ndarray:
-        """Its label alone, (H, W) uint8.
-
-        Raises:
-            DataError: It cannot be used.
-        """
         return self.dataset.read_label(int(self.indices[index]))
 
-    def labels(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
-        """Labels as they are on disk, at `indices` or all; where bad samples are skipped, without those.
-
-        Raises:
-            DataError: One cannot be used.
-        """
-        for index in range(len(self)) if indices is None else indices:
-            try:
-                yield self.label(index)
-            except DataError:
-                if self.on_bad_sample == "stop":
-                    raise
-
     def __getitem__(self, address: tuple[int, int]) -> Item:
-        """The item at `address`, which is (epoch, index): workers that live on cannot be told of a new epoch."""
         epoch, index = address
         source = self.indices[index]
         image, label, key = self.read(source)
@@ -260,10 +343,11 @@ class DatasetView(Dataset):
                 image, label = self.transform(image, label, rng)
             except DataError as error:
                 raise DataError(*(f"{key}: {problem}" for problem in error.problems)) from None
+        # A cache gives arrays that may be read only, and torch shares memory with what it is given.
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
 
 
-class JoinedDatasetView(DatasetView):
+class JoinedDatasetView(Examples):
     """The examples of several views, one view's after the other's.
 
     Args:
@@ -271,20 +355,19 @@ class JoinedDatasetView(DatasetView):
     """
 
     def __init__(self, views: Sequence[DatasetView]) -> None:
-        self._views, self.starts = views, list(itertools.accumulate(map(len, views), initial=0))
-        self.seed, self.on_bad_sample = views[0].seed, views[0].on_bad_sample
-        self.classes, self.channels = views[0].classes, views[0].channels
+        self._views = views
+        self._starts = list(itertools.accumulate(map(len, views), initial=0))
+        self.seed = views[0].seed
+        self.on_bad_sample = views[0].on_bad_sample
+        self.classes = views[0].classes
+        self.channels = views[0].channels
 
     @property
     def views(self) -> Sequence[DatasetView]:
         return self._views
 
-    def _find(self, index: int) -> tuple[DatasetView, int]:
-        number = bisect.bisect_right(self.starts, index) - 1
-        return self._views[number], index - self.starts[number]
-
     def __len__(self) -> int:
-        return self.starts[-1]
+        return self._starts[-1]
 
     def key(self, index: int) -> str:
         view, index = self._find(index)
@@ -301,3 +384,8 @@ class JoinedDatasetView(DatasetView):
     def __getitem__(self, address: tuple[int, int]) -> Item:
         view, index = self._find(address[1])
         return view[address[0], index]
+
+    def _find(self, index: int) -> tuple[DatasetView, int]:
+        """The view that holds example `index`, and its number there."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self._views[number], index - self._starts[number]

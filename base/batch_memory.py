@@ -37,10 +37,12 @@ class BatchMemory:
     """
 
     def __init__(self, workers: int, size: int) -> None:
-        self.each, self.size = PREFETCHED + HELD, -(-size // PAGE) * PAGE
+        self.each = PREFETCHED + HELD  # slots of a worker
+        self.size = -(-size // PAGE) * PAGE  # bytes of a slot
         count = workers * self.each
-        # Pages that are never touched take no memory.
-        self.slots, self.taken, self.owner = mmap.mmap(-1, count * self.size), mmap.mmap(-1, count), os.getpid()
+        self.slots = mmap.mmap(-1, count * self.size)  # pages that are never touched take no memory
+        self.taken = mmap.mmap(-1, count)  # 1 for a slot that is in use
+        self.owner = os.getpid()
         self.number = next(_numbers)
         _memories[self.number] = self
 
@@ -51,7 +53,8 @@ class BatchMemory:
         """Stack each of `parts`, arrays of one shape and 8 bits, into a free slot of this worker.
 
         Returns:
-            What `take` needs in the process that owns the memory; None if there is no free slot or it is too small.
+            The address, which `take` needs in the process that owns the memory; None if no slot is free or it is too
+            small.
         """
         info = get_worker_info()
         if info is None or sum(len(part) * part[0].nbytes for part in parts) > self.size:
@@ -80,27 +83,30 @@ class SharedBatch:
     """What a worker sends for a batch: unpickled, it is what `make` makes of the tensors and of what else was given.
 
     Args:
-        place: From `BatchMemory.put`.
+        address: From `BatchMemory.put`.
         make: A function of a module, called with a tensor for each of the parts, and `others`.
         others: Further arguments.
     """
 
-    def __init__(self, place: tuple[Any, ...], make: Callable[..., Any], *others: Any) -> None:
-        self.place, self.make, self.others = place, make, others
+    def __init__(self, address: tuple[Any, ...], make: Callable[..., Any], *others: Any) -> None:
+        self.address = address
+        self.make = make
+        self.others = others
 
     def __reduce__(self) -> Any:
-        return _received, (self.place, self.make, self.others)
+        return _received, (self.address, self.make, self.others)
 
 
-def _received(place: tuple[Any, ...], make: Callable[..., Any], others: tuple[Any, ...]) -> Any:
-    return make(*take(*place), *others)
+def _received(address: tuple[Any, ...], make: Callable[..., Any], others: tuple[Any, ...]) -> Any:
+    return make(*take(*address), *others)
 
 
 def take(number: int, slot: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    """The tensors in a slot, uint8; it is given back when none of them, nor a view of one, is left."""
+    """Return the tensors in a slot, uint8; it is given back when none of them, nor a view of one, is left."""
     memory = _memories[number]
     sizes = [int(np.prod(shape)) for shape in shapes]
     array = np.frombuffer(memory.slots, np.uint8, sum(sizes), slot * memory.size)
     weakref.finalize(array, memory.give_back, slot).atexit = False
     # All parts are views of one tensor, whose storage is the only one to refer to the array.
-    return [part.view(shape) for part, shape in zip(torch.from_numpy(array).split(sizes), shapes, strict=True)]
+    parts = torch.split(torch.from_numpy(array), sizes)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -8,13 +8,14 @@ import functools
 import os
 import signal
 import weakref
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import Stopped
 
@@ -22,8 +23,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 PATIENCE = 600.0  # seconds that a data worker may take for a batch
 
+T = TypeVar("T")
 
-class WorkerLoader(DataLoader):
+
+class WorkerLoader(DataLoader[Any]):
     """A DataLoader whose workers end with this process, also where an error's traceback still refers to them.
 
     Else multiprocessing would send them a SIGTERM at the end, which they take for one to all of us (see
@@ -40,7 +43,59 @@ class WorkerLoader(DataLoader):
         return iterator
 
 
-def end_workers(reference: weakref.ref, owner: int) -> None:
+class Results(Dataset[T], Generic[T]):
+    """What a function returns for each of some numbers; computed by workers.
+
+    Args:
+        function: Called with a number.
+        numbers: What to call it with, in order.
+    """
+
+    def __init__(self, function: Callable[[int], T], numbers: Sequence[int]) -> None:
+        self.function = function
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> T:
+        return self.function(self.numbers[index])
+
+
+@contextmanager
+def in_workers(
+    function: Callable[[int], T], numbers: Sequence[int], *, num_workers: int, title: str, advice: str
+) -> Iterator[Iterable[T]]:
+    """Within it, what a function returns for each of `numbers`, in order, with a progress bar.
+
+    Args:
+        function: Called in a worker; of a module, or a `functools.partial` of such a one.
+        numbers: What to call it with.
+        num_workers: Processes; 0 calls it in this one.
+        title: Stands beside the bar.
+        advice: What to do if a process dies.
+
+    Raises:
+        Stopped: A process died, wherever in the block torch said so.
+    """
+    from tqdm import tqdm
+
+    loader = WorkerLoader(
+        Results(function, numbers),
+        batch_size=None,
+        num_workers=min(num_workers, len(numbers)),
+        worker_init_fn=start_worker if num_workers else None,
+        generator=torch.Generator(),  # its own: an iterator draws from it
+    )
+    try:
+        yield tqdm(loader, title, unit="image", leave=False, disable=None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch has no type of its own for it
+            raise
+        raise Stopped(f"a process that reads died ({first_line(error)}). {advice}") from error
+
+
+def end_workers(reference: weakref.ref[Any], owner: int) -> None:
     """End the workers of a DataLoader's iterator, if it is still there, in the process that started them."""
     iterator = reference()
     if iterator is not None and owner == os.getpid():
@@ -98,7 +153,7 @@ def free_shared_memory() -> int | None:
 
 
 def memory_hint() -> str:
-    """How much memory there is for workers, and what to turn."""
+    """How much memory there is for workers, and what to change."""
     free = free_shared_memory()
     shared = "" if free is None else f" /dev/shm has {free >> 20} MiB free."
     return f"Memory may have run out.{shared} Lower train_loader.args.num_workers"

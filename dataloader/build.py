@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from base.base_dataloader import Loader, LoaderOptions
@@ -14,35 +15,107 @@ from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
 from utils import distributed
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
+from utils.json_schema import object_schema
 from utils.registry import DATASETS
 from utils.reproducibility import stream
-from utils.schema import (
-    Component,
-    check_arguments,
-    did_you_mean,
-    fill_defaults,
-    join,
-    object_schema,
-    parameters_of,
-    to_json,
-)
+from utils.schema import Component, check_arguments, did_you_mean, fill_defaults, join, parameters_of, to_json
 
 
-def build_dataset(loader: Component, *, where: str, seed: int, ignore_index: int = IGNORE) -> BaseDataset:
-    """The dataset that a loader section names.
+@dataclass(frozen=True)
+class LoaderConfig:
+    """A loader section, taken apart by whom its flat `args` are for; what `check_loader` makes of JSON.
+
+    Args:
+        dataset: Name of the dataset, and the arguments of its own.
+        batches: How batches are made.
+        chain: How images are resized and augmented.
+    """
+
+    dataset: Component
+    batches: LoaderOptions
+    chain: ChainOptions
+
+    @property
+    def type(self) -> str:
+        """Name of the dataset."""
+        return self.dataset.type
+
+    @property
+    def split(self) -> str | None:
+        """Part of the dataset, where it has some."""
+        split = self.dataset.args.get("split")
+        return None if split is None else str(split)
+
+    @functools.cached_property
+    def classes(self) -> ClassTable:
+        """Classes of the dataset; needs no data folder.
+
+        Raises:
+            ConfigError: The arguments describe none.
+        """
+        return dataset_class(self.type).class_table(**self._options)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return dataset_class(self.type).image_channels(**self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        fixed = getattr(DATASETS[self.type], "keywords", {})  # by the name that it is registered under
+        return {**fixed, **self.dataset.args}
+
+    def for_validation(self) -> LoaderConfig:
+        """The same without augmentation, for the part that `val_split` holds out."""
+        return replace(self, chain=self.chain.for_validation())
+
+    def without_cache(self) -> LoaderConfig:
+        """The same, reading its files whenever they are wanted."""
+        return replace(self, batches=replace(self.batches, cache=None))
+
+    def to_json(self) -> dict[str, Any]:
+        """The section as a config says it, with flat `args`."""
+        args = {**to_json(self.batches), **to_json(self.chain), **to_json(self.dataset.args)}
+        return {"type": self.type, "args": args}
+
+
+def dataset_class(name: str) -> type[BaseDataset]:
+    """The class that the dataset `name` is registered for."""
+    target = DATASETS[name]
+    return getattr(target, "func", target)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------- building
+
+
+def build_dataset(
+    loader: LoaderConfig,
+    *,
+    where: str,
+    seed: int,
+    ignore_index: int = IGNORE,
+    problems: list[Problem] | None = None,
+) -> BaseDataset:
+    """Build the dataset that a loader section names.
+
+    Args:
+        loader: The section.
+        where: Path of the section in the config, for errors.
+        seed: Seed of the run.
+        ignore_index: Class whose pixels become void.
+        problems: Receives what is wrong with single examples, which are then passed over; None to raise it.
 
     Raises:
         DataError: Its files are not there or do not fit together.
     """
-    args = split_loader_args(loader.type, loader.args)["dataset"]
-    dataset = DATASETS.build(Component(loader.type, args), where=where, seed=seed)
+    dataset: BaseDataset = DATASETS.build(loader.dataset, where=where, seed=seed, problems=problems)
     dataset.classes = dataset.classes.ignoring(ignore_index)
     return dataset
 
 
 def build_view(
-    loader: Component,
+    loader: LoaderConfig,
     dataset: BaseDataset,
     *,
     seed: int,
@@ -50,26 +123,34 @@ def build_view(
     where: str = "train_loader",
     first: int = 0,
 ) -> DatasetView:
-    """`dataset`, augmented as a loader section says, and decoded beforehand if it says so.
+    """Build a view of `dataset`, augmented as a loader section says, and decoded beforehand if it says so.
+
+    Args:
+        loader: The section.
+        dataset: What it names.
+        seed: Decides the augmentation.
+        indices: Examples of `dataset` to use; None for all.
+        where: Path of the section in the config, for errors.
+        first: Number of the dataset's first example among those of all that are joined.
 
     Raises:
         UserError: There is no room for decoded images.
     """
-    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
-    options: LoaderOptions = options_of(LoaderOptions, loader.type, loader.args, "loader")
-    fill, read = tuple(255 * mean for mean in dataset.mean), None
+    batches = loader.batches
+    fill: tuple[float, ...] = tuple(255 * mean for mean in dataset.mean)
     if len(fill) != dataset.channels:  # its mean is not known here
         fill = (0,)
-    if options.cache:
-        place, workers = default_cache() / "samples", options.num_workers
-        cache = build_cache(dataset, options.cache, folder=place, name=where, indices=indices, num_workers=workers)
+    read = None
+    if batches.cache:
+        folder, workers = default_cache() / "samples", batches.num_workers
+        cache = build_cache(dataset, batches.cache, folder=folder, name=where, indices=indices, num_workers=workers)
         read = cache.read
     return DatasetView(
         dataset,
-        build_chain(chain, fill, where="args"),
+        build_chain(loader.chain, fill, where="args"),
         seed=seed,
         indices=indices,
-        on_bad_sample=options.on_bad_sample,
+        on_bad_sample=batches.on_bad_sample,
         read=read,
         first=first,
     )
@@ -93,152 +174,167 @@ def hold_out(length: int, val_split: float, seed: int) -> tuple[list[int], list[
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
 
 
-def without_cache(section: Component) -> Component:
-    """A loader section that reads its files whenever they are wanted."""
-    return Component(section.type, {**section.args, "cache": None})
-
-
 def build_val_loader(
-    section: Component,
+    loader: LoaderConfig,
     dataset: BaseDataset,
     *,
     seed: int,
     indices: Sequence[int] | None = None,
     pin_memory: bool = False,
 ) -> Loader:
-    """A loader to evaluate with: native images one by one, crops in batches."""
-    options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
-    chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+    """Build a loader to evaluate with: native images one by one, crops in batches."""
+    size = loader.chain.crop
     return Loader(
-        build_view(section, dataset, seed=seed, indices=indices, where="val_loader"),
-        max(options.batch_size if chain.crop else 1, distributed.world_size()),  # each process at least one image
-        num_workers=options.num_workers,
+        build_view(loader, dataset, seed=seed, indices=indices, where="val_loader"),
+        max(loader.batches.batch_size if size else 1, distributed.world_size()),  # each process at least one image
+        num_workers=loader.batches.num_workers,
         training=False,
         shuffle=False,
         seed=seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=pin_memory,
-        size=chain.crop,
+        size=size,
     )
 
 
+# ------------------------------------------------------------------------------------------------------- checking
+
+
 def owners_of(dataset: str) -> dict[str, Any]:
-    """Who owns which of a loader's flat `args`: the loader, the augmentation chain, the dataset."""
-    return {"loader": LoaderOptions, "chain": ChainOptions, "dataset": DATASETS[dataset]}
+    """Who owns which of a loader's flat `args`: the fields of `LoaderConfig`."""
+    return {"dataset": DATASETS[dataset], "batches": LoaderOptions, "chain": ChainOptions}
 
 
-def split_loader_args(dataset: str, args: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Take flat loader `args` apart by owner; names that nobody owns are left out."""
-    return {
-        owner: {name: args[name] for name in parameters_of(target) if name in args}
-        for owner, target in owners_of(dataset).items()
-    }
+def check_loader(value: Any, *, where: str, problems: list[str]) -> LoaderConfig | None:
+    """Parse a loader section, with every default filled in.
 
-
-def check_loader(value: Any, *, where: str, problems: list[str]) -> Component:
-    """A loader section with every default filled in; what is wrong with it goes to `problems`."""
+    Args:
+        value: Its JSON, with the arguments of all three owners in one object.
+        where: Its path in the config.
+        problems: Receives one line for everything that is wrong; then the result is None.
+    """
     component = DATASETS.parse(value, where=where, problems=problems)
     if component is None:
-        return Component("")
-    name, place = component.type, join(where, "args")
-    owners, given = owners_of(name), split_loader_args(name, component.args)
-    known = [key for target in owners.values() for key in parameters_of(target) if key not in DATASETS.reserved(name)]
+        return None
+    name, path, found = component.type, join(where, "args"), len(problems)
+    reserved, owners = DATASETS.reserved(name), owners_of(name)
+    known = {owner: parameters_of(target).keys() - reserved for owner, target in owners.items()}
+    everything = frozenset().union(*known.values())
     for key in component.args:
-        if key not in known:
-            problems.append(f"{join(place, key)}: unknown key. {did_you_mean(key, known)}")
-    before, resolved = len(problems), {}
-    for owner, target in owners.items():
-        reserved = DATASETS.reserved(name) if owner == "dataset" else ()
-        # A reserved key has been reported above, as unknown.
-        mine = {key: each for key, each in given[owner].items() if key not in reserved}
-        arguments = check_arguments(target, mine, where=place, reserved=reserved, problems=problems)
-        resolved.update(fill_defaults(target, arguments, reserved=reserved))
-    splits = dataset_class(name).splits
-    if len(problems) == before and resolved.get("split", splits[0]) not in splits:
-        problems.append(
-            f"{place}.split: {name} has no '{resolved['split']}'. {did_you_mean(resolved['split'], splits)}"
-        )
-    if len(problems) == before:
-        chain = ChainOptions(**{key: resolved[key] for key in parameters_of(ChainOptions)})
-        problems += chain_problems(chain, place)
-        try:
-            classes_of(Component(name, resolved))
-        except ConfigError as error:  # its lines begin with an argument's name, or with that of a file of classes
-            problems += [join(place, p) if re.split(r"\W", p)[0] in resolved else p for p in error.problems]
-    return Component(name, resolved)
+        if key not in everything:
+            problems.append(f"{join(path, key)}: unknown key. {did_you_mean(key, everything)}")
+    checked = {}
+    for owner in ("batches", "chain", "dataset"):
+        given = {key: each for key, each in component.args.items() if key in known[owner]}
+        left = reserved if owner == "dataset" else ()
+        checked[owner] = check_arguments(owners[owner], given, where=path, reserved=left, problems=problems)
+    if len(problems) > found:
+        return None
+    own = fill_defaults(owners["dataset"], checked["dataset"], reserved=reserved)
+    loader = LoaderConfig(
+        Component(name, own, checked=DATASETS.kind),
+        LoaderOptions(**checked["batches"]),
+        ChainOptions(**checked["chain"]),
+    )
+    problems += loader_problems(loader, path)
+    return loader if len(problems) == found else None
 
 
-@dataclass(frozen=True)
-class TrainLoader(Component):
-    """The first of several training sets, which says how batches are made, and the others."""
-
-    others: tuple[Component, ...] = ()
+def loader_problems(loader: LoaderConfig, where: str) -> list[str]:
+    """What is wrong between the arguments of a loader, which are each right and stand at `where`."""
+    splits = dataset_class(loader.type).splits
+    if loader.split is not None and loader.split not in splits:
+        return [f"{where}.split: {loader.type} has no '{loader.split}'. {did_you_mean(loader.split, splits)}"]
+    problems = chain_problems(loader.chain, where)
+    try:
+        loader.classes  # noqa: B018  for its errors
+    except ConfigError as error:
+        arguments = loader.to_json()["args"]
+        for problem in error.problems:  # they begin with an argument's name, or with that of a file of classes
+            is_argument = re.split(r"\W", problem)[0] in arguments
+            problems.append(join(where, problem) if is_argument else problem)
+    return problems
 
 
 # What the first of several training sets says for all.
-OF_ALL = [name for name in parameters_of(LoaderOptions) if name != "cache"]
+SHARED = [name for name in parameters_of(LoaderOptions) if name != "cache"]
 
 
-def check_train_loader(value: Any, *, where: str, problems: list[str]) -> Component:
-    """`check_loader` of one section, or of a list of them whose images are drawn from as if they were one dataset."""
+def check_train_loader(value: Any, *, where: str, problems: list[str]) -> list[LoaderConfig]:
+    """Parse the training sets: one section, or a list whose images are drawn from as if they were one dataset.
+
+    The first says for all how batches are made. What is wrong goes to `problems`; then the list is not complete.
+    """
     if not isinstance(value, list):
-        return check_loader(value, where=where, problems=problems)
+        single = check_loader(value, where=where, problems=problems)
+        return [single] if single else []
     if not value:
         problems.append(f"{where}: an empty list. Give a dataset.")
-        return Component("")
-    before = len(problems)
-    first, *others = (f"{where}[{number}]" for number in range(len(value)))
-    lead = check_loader(value[0], where=first, problems=problems)
-    if len(problems) > before:
-        return lead
-    shared, found = {name: lead.args[name] for name in OF_ALL}, []
-    if len(value) > 1 and lead.args["val_split"]:
-        problems.append(f"{first}.args.val_split: does not work with several training sets. Give a val_loader.")
-    for place, raw in zip(others, value[1:], strict=True):
-        given = raw.get("args", {}) if isinstance(raw, Mapping) else {}
-        if isinstance(given, Mapping):
-            problems += [
-                f"{place}.args.{name}: differs from that of {first}, which is for all. Remove it."
-                for name in OF_ALL
-                if name in given and given[name] != shared[name]
-            ]
-            raw = {**raw, "args": {**shared, **given}} if isinstance(raw, Mapping) else {"type": raw, "args": shared}
-        count = len(problems)
-        section = check_loader(raw, where=place, problems=problems)
-        if len(problems) == count:
-            problems += misfits(lead, section, place, first)
-        found.append(section)
-    return TrainLoader(lead.type, lead.args, tuple(found)) if found else lead
+        return []
+    first = check_loader(value[0], where=f"{where}[0]", problems=problems)
+    if first is None:
+        return []
+    if len(value) > 1 and first.batches.val_split:
+        problems.append(f"{where}[0].args.val_split: does not work with several training sets. Give a val_loader.")
+    loaders = [first]
+    for number, raw in enumerate(value[1:], start=1):
+        other = check_other(raw, first, where=f"{where}[{number}]", first_where=f"{where}[0]", problems=problems)
+        if other is not None:
+            loaders.append(other)
+    return loaders
 
 
-def misfits(first: Component, other: Component, place: str, of: str) -> list[str]:
+def check_other(
+    value: Any, first: LoaderConfig, *, where: str, first_where: str, problems: list[str]
+) -> LoaderConfig | None:
+    """Parse the section of a further training set, whose batches are made as the `first` one says."""
+    shared = {name: option for name, option in to_json(first.batches).items() if name in SHARED}
+    if isinstance(value, str):
+        value = {"type": value}
+    if isinstance(value, Mapping) and isinstance(value.get("args", {}), Mapping):
+        given = value.get("args", {})
+        for name in SHARED:
+            if name in given and given[name] != shared[name]:
+                problems.append(
+                    f"{where}.args.{name}: differs from that of {first_where}, which is for all. Remove it."
+                )
+        value = {**value, "args": {**shared, **given}}
+    other = check_loader(value, where=where, problems=problems)
+    if other is not None:
+        problems += misfits(first, other, where, first_where)
+    return other
+
+
+def misfits(first: LoaderConfig, other: LoaderConfig, where: str, first_where: str) -> list[str]:
     """Why the images of two training sets could not stand in one batch."""
     problems = []
-    if classes_of(other).names != classes_of(first).names:
-        problems.append(f"{place}: its classes differ from those of {of}. Say with label_map which are which.")
-    if channels_of(other) != channels_of(first):
-        problems.append(f"{place}: its images have {channels_of(other)} channels, not {channels_of(first)}.")
-    if size_of(other) != size_of(first):
-        problems.append(f"{place}.args: its images are not as large as those of {of}. Use one crop_size.")
+    if other.classes.names != first.classes.names:
+        problems.append(f"{where}: its classes differ from those of {first_where}. Say with label_map which are which.")
+    if other.channels != first.channels:
+        problems.append(f"{where}: its images have {other.channels} channels, not {first.channels}.")
+    if other.chain.crop != first.chain.crop:
+        problems.append(f"{where}.args: its images are not as large as those of {first_where}. Use one crop_size.")
     return problems
+
+
+def preprocessing_of(chain: ChainOptions) -> str:
+    """What validation looks at, in a word: whole images only where nothing else was asked for."""
+    if chain.transforms is not None:
+        return "transforms"
+    if chain.augment:
+        return "augmented"
+    if chain.crop_size is None:
+        return "single"
+    return "center_crop" if chain.val else "random_crop"
 
 
 def loader_json_schema() -> dict[str, Any]:
     """JSON Schema of a loader section: the arguments of all three owners, for each dataset."""
-
-    def arguments(name: str) -> dict[str, Any]:
-        schemas = [object_schema(t, reserved=DATASETS.reserved(name)) for t in owners_of(name).values()]
-        merged = dict(schemas[0])
-        for schema in schemas[1:]:
-            merged["properties"] = {**merged["properties"], **schema["properties"]}
-        merged.pop("required", None)  # a file that extends another holds only the differences
-        return merged
-
     rules = [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
-            "then": {"properties": {"args": arguments(name)}},
+            "then": {"properties": {"args": _arguments_schema(name)}},
         }
         for name in sorted(DATASETS)
     ]
@@ -251,52 +347,9 @@ def loader_json_schema() -> dict[str, Any]:
     }
 
 
-def channels_of(loader: Component) -> int:
-    """How many channels the images of a loader section have."""
-    return loader.args.get("channels", dataset_class(loader.type).channels)
-
-
-def classes_of(loader: Component) -> ClassTable:
-    """Classes of the dataset that a loader section names, from its arguments alone."""
-    target = DATASETS[loader.type]
-    options = typed(target, split_loader_args(loader.type, loader.args)["dataset"])
-    return dataset_class(loader.type).class_table(**getattr(target, "keywords", {}), **options)
-
-
-def dataset_class(name: str) -> type[BaseDataset]:
-    """The class that the dataset `name` is registered for."""
-    target = DATASETS[name]
-    return getattr(target, "func", target)  # type: ignore[arg-type]
-
-
-def typed(target: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked JSON `values` as the keyword arguments that `target` takes."""
-    return check_arguments(target, values, where="", problems=[])
-
-
-def options_of(kind: type, dataset: str, args: Mapping[str, Any], owner: str) -> Any:
-    """What the flat `args` of a loader say to one of their owners, as the dataclass `kind`."""
-    return kind(**typed(kind, split_loader_args(dataset, args)[owner]))
-
-
-def size_of(loader: Component) -> tuple[int, int] | None:
-    """Height and width of all images that a loader section delivers; None where each has its own."""
-    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
-    return chain.crop
-
-
-def validation_of(loader: Component) -> Component:
-    """The section for the part that `val_split` holds out: the same, without augmentation."""
-    chain: ChainOptions = options_of(ChainOptions, loader.type, loader.args, "chain")
-    return Component(loader.type, {**loader.args, **to_json(chain.for_validation())})
-
-
-def preprocessing_of(chain: ChainOptions) -> str:
-    """What validation looks at, in a word: whole images only where nothing else was asked for."""
-    if chain.transforms is not None:
-        return "transforms"
-    if chain.augment:
-        return "augmented"
-    if chain.crop_size is None:
-        return "single"
-    return "center_crop" if chain.val else "random_crop"
+def _arguments_schema(dataset: str) -> dict[str, Any]:
+    """JSON Schema of the flat `args`; a file that extends another holds only the differences, so none is required."""
+    properties: dict[str, Any] = {}
+    for target in (LoaderOptions, ChainOptions, DATASETS[dataset]):
+        properties |= object_schema(target, reserved=DATASETS.reserved(dataset))["properties"]
+    return {"type": "object", "properties": properties, "additionalProperties": False}

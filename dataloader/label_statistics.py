@@ -1,88 +1,39 @@
-"""A quick look at the data before training; the thorough one is a command of its own.
+"""What labels hold: the pixels of each class, and how well a guess that never sees an image would do.
 
-It reads a few hundred labels, so that what would stop a run after hours stops it after seconds, and finds out what
-a guess that never looks at the image would score: a figure that any network must beat.
+A few hundred labels are read before training, so that what would stop a run after hours stops it after seconds; the
+thorough scan is `prepare.py check`, and what it found is used. The guess gives a figure that any network must beat.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
-from base.base_dataset import DatasetView
-from dataloader.scan import count_labels, default_cache, examine, has_files, remembered
-from utils.classes import IGNORE
+from base.base_dataset import DatasetView, Examples
+from dataloader.scan import class_pixels_of, default_cache, examine, has_files, is_usable, remembered, sum_values
+from utils.classes import IGNORE, count_values
 from utils.errors import DataError
+from utils.metrics import ConfusionMatrix
 from utils.reproducibility import stream
 
-
-def count_classes(view: DatasetView) -> DataCheck | None:
-    """Pixels of each class in all labels of `view`, as `prepare.py check` counted them; None unless it did.
-
-    Raises:
-        DataError: It found an example that cannot be used, and that is still so.
-    """
-    counts = [_count_classes(part) for part in view.views]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts):
-        return None
-    return DataCheck(*(sum(numbers) for numbers in zip(*map(astuple, known), strict=True)))  # type: ignore[arg-type]
-
-
-def _count_classes(view: DatasetView) -> DataCheck | None:
-    records = remembered(view.dataset, [int(index) for index in view.indices], default_cache())
-    if records is None:
-        return None
-    pixels, void, unusable = count_labels(view.dataset, records)
-    if view.on_bad_sample == "stop" and unusable:
-        view.dataset.read(unusable[0])
-        return None  # nothing is wrong with it any more
-    return DataCheck(len(records) - len(unusable), pixels, void)
-
-
-def look_at(view: DatasetView) -> DataCheck:
-    """What is known of all labels of `view` or, where nothing is, what some of them say.
-
-    Raises:
-        DataError: One cannot be used.
-    """
-    return count_classes(view) or check_samples(view)
-
-
-def class_pixels(view: DatasetView, num_workers: int = 0) -> list[int]:
-    """Labelled pixels of each class, counted over all labels of `view`; of files, they are remembered.
-
-    Raises:
-        DataError: One cannot be used.
-    """
-    for part in view.views:
-        if has_files(part.dataset) and count_classes(part) is None:
-            examine(part.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
-    if (known := count_classes(view)) is not None:
-        return known.pixels.tolist()
-    counts = np.zeros(256, np.int64)
-    for label in view.labels():
-        counts += np.bincount(label.ravel(), minlength=256)
-    return counts[: len(view.classes)].tolist()
-
-
 SAMPLES = 200  # labels to read
-
-GRID = (90, 120)  # resolution of the location prior
+IMAGES = 8  # of them, those whose image is read too
+GRID = (90, 120)  # resolution of the location prior, height and width
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a look at some labels found.
+    """What is known of labels.
 
     Args:
         labels: Number of labels read.
-        pixels: Pixels of each class in them, (C,).
+        pixels: Pixels of each class in them, (C,) int64.
         void: Pixels of void in them.
     """
 
@@ -90,74 +41,131 @@ class DataCheck:
     pixels: np.ndarray
     void: int
 
+    def __add__(self, other: DataCheck) -> DataCheck:
+        return DataCheck(self.labels + other.labels, self.pixels + other.pixels, self.void + other.void)
+
     def describe(self, names: Sequence[str]) -> str:
-        """In a sentence, with the classes that did not occur."""
+        """Say it in a sentence, with the classes that did not occur."""
         total = max(int(self.pixels.sum()) + self.void, 1)
         absent = [name for name, count in zip(names, self.pixels, strict=True) if not count]
         text = f"{self.labels} labels read, {self.void / total:.1%} void"
         return f"{text}, never seen: {', '.join(absent)}" if absent else text
 
 
+def count_labels(labels: Iterable[np.ndarray], num_classes: int) -> DataCheck:
+    """Count the pixels of each class in labels (H, W) uint8 of training ids."""
+    counts, read = np.zeros(256, np.int64), 0
+    for label in labels:
+        counts += count_values(label)
+        read += 1
+    return DataCheck(read, counts[:num_classes], int(counts[IGNORE]))
+
+
+def count_classes(view: Examples) -> DataCheck | None:
+    """Return the pixels of each class in all labels of `view`, as `prepare.py check` counted them; None unless it did.
+
+    Raises:
+        DataError: It found an example that cannot be used, and that is still so.
+    """
+    total: DataCheck | None = None
+    counts = [_count_classes(each) for each in view.views]
+    for count in counts:
+        if count is None:
+            return None
+        total = count if total is None else total + count
+    return total
+
+
+def _count_classes(view: DatasetView) -> DataCheck | None:
+    dataset = view.dataset
+    records = remembered(dataset, [int(index) for index in view.indices], default_cache())
+    if records is None:
+        return None
+    usable = [record for record in records.values() if is_usable(dataset, record)]
+    if view.on_bad_sample == "stop" and len(usable) < len(records):
+        dataset.read(next(index for index, record in records.items() if not is_usable(dataset, record)))
+        return None  # nothing is wrong with it any more
+    return DataCheck(len(usable), *class_pixels_of(dataset, sum_values(usable)))
+
+
+def look_at(view: Examples) -> DataCheck:
+    """Return what is known of all labels of `view` or, where nothing is, what some of them say.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    return count_classes(view) or check_samples(view)
+
+
+def class_pixels(view: Examples, num_workers: int = 0) -> list[int]:
+    """Count the labelled pixels of each class over all labels of `view`; of files, they are remembered.
+
+    Raises:
+        DataError: One cannot be used.
+    """
+    for each in view.views:
+        if has_files(each.dataset) and count_classes(each) is None:
+            examine(each.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
+    counted = count_classes(view) or count_labels(view.labels(), len(view.classes))
+    return [int(count) for count in counted.pixels]
+
+
 def some_indices(length: int, seed: int) -> np.ndarray:
-    """Up to `SAMPLES` indices, drawn without regard to how often this is done."""
-    return np.sort(stream(seed, "split", 1).permutation(length)[:SAMPLES])
+    """Draw up to `SAMPLES` indices, ascending; the same ones however often this is done."""
+    chosen: np.ndarray = stream(seed, "split", 1).permutation(length)[:SAMPLES]
+    return np.sort(chosen)
 
 
-def check_samples(view: DatasetView, *, everything: bool = False) -> DataCheck:
+def check_samples(view: Examples, *, everything: bool = False) -> DataCheck:
     """Read some labels of `view` and the image of a few, or `everything`.
 
     Raises:
         DataError: One cannot be used; it names the file and what would help.
     """
-    num_classes, counts, read = len(view.classes), np.zeros(256, np.int64), 0
+    return count_labels(_labels_to_check(view, everything), len(view.classes))
+
+
+def _labels_to_check(view: Examples, everything: bool) -> Iterator[np.ndarray]:
     chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed)
     for number, index in enumerate(chosen):
         try:
-            label = view.original(index).label if everything or number < 8 else view.label(index)
+            yield view.original(index).label if everything or number < IMAGES else view.label(index)
         except DataError:
             if everything or view.on_bad_sample == "stop":
                 raise
-            continue
-        counts += np.bincount(label.ravel(), minlength=256)
-        read += 1
-    return DataCheck(read, counts[:num_classes], int(counts[IGNORE]))
 
 
-def largest_image(view: DatasetView) -> tuple[int, int]:
-    """Height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
+def largest_image(view: Examples) -> tuple[int, int]:
+    """Return height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
     largest = (0, 0)
-    for part in view.views:
-        for index in part.indices:
+    for each in view.views:
+        for index in each.indices:
             try:
-                with Image.open(part.dataset.samples[index].image) as image:
+                with Image.open(each.dataset.samples[index].image) as image:
                     largest = max(largest, (image.height, image.width), key=math.prod)
             except (OSError, ValueError, Image.DecompressionBombError):  # not a file, or none of Pillow's kinds
-                height, width = part.dataset.read(index).label.shape
+                height, width = each.dataset.read(index).label.shape
                 largest = max(largest, (height, width), key=math.prod)
                 break
     return largest
 
 
-def location_prior(train: DatasetView, val: DatasetView) -> float:
-    """Mean IoU on `val` of always guessing the class that was most frequent at that place in `train`.
+def location_prior(train: Examples, val: Examples) -> float:
+    """Measure the mean IoU on `val` of always guessing the class that was most frequent at that pixel in `train`.
 
-    Measured on up to `SAMPLES` labels of each, resized to `GRID`; both only as far as labels are annotated.
+    Up to `SAMPLES` labels of each are read and resized to `GRID`; both count only as far as they are annotated.
     """
-    num_classes = len(train.classes)
+    names, num_classes = train.classes.names, len(train.classes)
     votes = np.zeros((num_classes, *GRID), np.int64)
     for label in _small_labels(train):
         votes += label == np.arange(num_classes)[:, None, None]
-    prior = votes.argmax(axis=0)
-    matrix = np.zeros((num_classes, num_classes), np.int64)
+    guess = torch.from_numpy(votes.argmax(axis=0).astype(np.uint8))[None]
+    matrix = ConfusionMatrix(num_classes, names, train.classes.ignored_classes)
     for label in _small_labels(val):
-        labelled = label < num_classes
-        pairs = label[labelled].astype(np.int64) * num_classes + prior[labelled]
-        matrix += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-    hits = matrix.diagonal()
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
-    return float((hits[union > 0] / union[union > 0]).mean()) if union.any() else 0.0
+        matrix.update(guess, torch.from_numpy(label)[None])
+    return matrix.results().get("Mean_IoU", 0.0)
 
 
-def _small_labels(view: DatasetView):  # type: ignore[no-untyped-def]
+def _small_labels(view: Examples) -> Iterator[np.ndarray]:
     for label in view.labels(some_indices(len(view), view.seed).tolist()):
         yield cv2.resize(label, GRID[::-1], interpolation=cv2.INTER_NEAREST)

@@ -1,12 +1,13 @@
 """Decoded examples, kept in memory or in one file, so that no image is decoded twice.
 
 What is kept is what `BaseDataset.read` gives, before any augmentation, so that batches are the same with and without.
-Workers share one copy of it. A file is written beside its place and gets its name only when all of it is on the disk;
-its name says of which files, with which sizes and times, it was made.
+Workers share one copy of it. A file gets its name only when all of it is on the disk; its name says of which files,
+with which sizes and times, it was made.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import multiprocessing
@@ -15,20 +16,19 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from base.base_dataset import BaseDataset, Item
-from base.workers import WorkerLoader, first_line, start_worker
-from utils.checkpoint import sync_folder
+from base.workers import in_workers
+from dataloader.scan import has_files
 from utils.config import fingerprint
 from utils.errors import ConfigError, DataError, Stopped
-from utils.locks import lock
+from utils.files import atomic_write, lock, sync_folder, writer_of
 from utils.schema import to_json
 from utils.shards import stamp
 
@@ -77,14 +77,17 @@ class Memory:
 
     def __init__(self, *, shared: bool) -> None:
         self.blocks: list[torch.Tensor] = []
-        self.used, self.shared = BLOCK, shared  # bytes of the last block
+        self.used = BLOCK  # bytes of the last block
+        self.shared = shared
 
     def append(self, item: Item) -> Row:
         parts = [_flat(item.image), _flat(item.label)]
         size = sum(map(len, parts))
         if not self.blocks or self.used + size > len(self.blocks[-1]):
             block = torch.empty(max(BLOCK, size), dtype=torch.uint8)
-            self.blocks.append(block.share_memory_() if self.shared else block)
+            if self.shared:
+                block.share_memory_()  # type: ignore[no-untyped-call]
+            self.blocks.append(block)
             self.used = 0
         # Numbers of blocks stand above the 48 bits that an offset in one of them may have.
         row = Row((len(self.blocks) - 1 << 48) + self.used, _shape(item), item.image.dtype.str)
@@ -114,12 +117,15 @@ class File:
         return self._map[row.offset : row.offset + row.size]
 
 
-class Unfinished:
-    """A file that is being written; it has a name of its own until `commit`."""
+class OpenFile:
+    """A file that examples are written to.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.place = path, path.with_name(f"{path.name}.tmp{os.getpid()}")
-        self.file = self.place.open("wb")
+    Args:
+        file: Open for writing, empty.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
 
     def append(self, item: Item) -> Row:
         self.file.write(bytes(-self.file.tell() % ALIGNED))
@@ -128,20 +134,10 @@ class Unfinished:
             self.file.write(_flat(part).data)
         return row
 
-    def commit(self, rows: dict[int, Row]) -> None:
-        """Write where everything lies, wait for the disk, and take the place."""
+    def finish(self, rows: dict[int, Row]) -> None:
+        """Write where everything lies."""
         index = json.dumps(rows).encode()
         self.file.write(index + len(index).to_bytes(8, "little") + zlib.crc32(index).to_bytes(4, "little") + MAGIC)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.place, self.path)
-        sync_folder(self.path.parent)
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        self.file.close()
-        self.place.unlink(missing_ok=True)
 
 
 @dataclass(eq=False)
@@ -174,21 +170,13 @@ class SampleCache:
         return Item(image, label, self.dataset.samples[index].key)
 
 
-class Reads(Dataset):
-    """Examples of a dataset, or what is wrong with them; read from by workers."""
-
-    def __init__(self, dataset: BaseDataset, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Item | DataError:
-        try:
-            image, label, key = self.dataset.read(self.indices[index])
-        except DataError as error:
-            return error
-        return Item(torch.from_numpy(image), torch.from_numpy(label), key)  # type: ignore[arg-type]  # to be shared
+def _read(dataset: BaseDataset, index: int) -> Item | DataError:
+    """Read an example in a worker, as tensors, which are shared; or return what is wrong with it."""
+    try:
+        image, label, key = dataset.read(index)
+    except DataError as error:
+        return error
+    return Item(torch.from_numpy(image), torch.from_numpy(label), key)  # type: ignore[arg-type]
 
 
 def build_cache(
@@ -219,8 +207,7 @@ def build_cache(
         memory = Memory(shared=num_workers > 0 and multiprocessing.get_start_method() != "fork")
         free = shutil.disk_usage("/dev/shm").free if memory.shared and os.path.isdir("/dev/shm") else available_memory()
         return SampleCache(dataset, memory, fill(dataset, chosen, memory, num_workers, free, name))
-    first = dataset.samples[chosen[0]].image
-    if not first.name or stamp(first) == (-1, -1):  # drawn, not read
+    if not has_files(dataset):
         raise ConfigError(
             f'{name}.args.cache: {type(dataset).__name__} has no files to tell an old cache by. Use "ram".'
         )
@@ -233,12 +220,7 @@ def build_cache(
             with in_turn(folder, family):
                 rows = stored_rows(path)
                 if rows is None:
-                    with writing(path) as file:
-                        rows = fill(dataset, chosen, file, num_workers, shutil.disk_usage(folder).free, name)
-                        file.commit(rows)
-                    for old in folder.glob(f"{family}-*.bin"):
-                        if old != path:  # whoever reads it still has it
-                            old.unlink(missing_ok=True)
+                    rows = _fill_file(dataset, chosen, path, num_workers, name)
     except OSError as error:
         reason = error.strerror or error
         raise Stopped(f'{path}: cannot be written ({reason}). Free some space, or set "cache" to null') from error
@@ -256,22 +238,32 @@ def in_turn(folder: Path, family: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[Unfinished]:
-    """A file that is removed unless it has been committed; what killed processes left is removed first."""
-    for left in path.parent.glob(f"{path.name.partition('-')[0]}-*.tmp*"):
-        with suppress(ValueError, OSError):
-            if not is_running(int(left.name.rpartition(".tmp")[2])):
+def _fill_file(dataset: BaseDataset, indices: Sequence[int], path: Path, num_workers: int, name: str) -> dict[int, Row]:
+    """Write examples to `path`, and remove what it replaces: files of the same family, and what killed processes left.
+
+    Raises:
+        OSError: The disk is full.
+        ConfigError, Stopped: As for `fill`.
+    """
+    family = path.name.partition("-")[0]
+    for left in path.parent.glob(f"{family}-*.tmp*"):
+        writer = writer_of(left)
+        if writer is not None and not is_running(writer):
+            with suppress(OSError):
                 left.unlink()
-    file = Unfinished(path)
-    try:
-        yield file
-    finally:
-        file.discard()
+    with atomic_write(path) as file:
+        store = OpenFile(file)
+        rows = fill(dataset, indices, store, num_workers, shutil.disk_usage(path.parent).free, name)
+        store.finish(rows)
+    sync_folder(path.parent)
+    for old in path.parent.glob(f"{family}-*.bin"):
+        if old != path:  # whoever reads it still has it
+            old.unlink(missing_ok=True)
+    return rows
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process with this number."""
+    """Say whether there is a process with this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -298,22 +290,14 @@ def fill(
         ConfigError: They will not fit.
         Stopped: A process died.
     """
-    from tqdm import tqdm
-
-    loader = WorkerLoader(
-        Reads(dataset, indices),
-        batch_size=None,
-        num_workers=min(num_workers, len(indices)),
-        worker_init_fn=start_worker if num_workers else None,
-        generator=torch.Generator(),
-    )
     rows: dict[int, Row] = {}
     used = 0
-    try:
-        for index, item in zip(indices, tqdm(loader, "cache", unit="image", leave=False, disable=None), strict=True):
+    read = functools.partial(_read, dataset)
+    with in_workers(read, indices, num_workers=num_workers, title="cache", advice="Lower num_workers") as items:
+        for index, item in zip(indices, items, strict=True):
             if isinstance(item, DataError):
                 continue
-            rows[index] = store.append(Item(item.image.numpy(), item.label.numpy(), item.key))
+            rows[index] = store.append(Item(np.asarray(item.image), np.asarray(item.label), item.key))
             used += rows[index].size
             expected = used * len(indices) // len(rows)
             if len(rows) in (JUDGED, len(indices)) and expected > SPARE * free:
@@ -322,15 +306,11 @@ def fill(
                     f"{name}.args.cache: {len(indices):,} decoded images take about {expected >> 20:,} MiB, and "
                     f"{free >> 20:,} MiB are free. Use {other}, or null."
                 )
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise Stopped(f"a process that reads died ({first_line(error)}). Lower num_workers") from error
     return rows
 
 
 def stored_rows(path: Path) -> dict[int, Row] | None:
-    """Where examples lie in the file `path`; None if it is not there or not whole."""
+    """Read where examples lie in the file `path`; None if it is not there or not whole."""
     try:
         with path.open("rb") as file:
             file.seek(-TAIL, os.SEEK_END)
@@ -349,16 +329,19 @@ def stored_rows(path: Path) -> dict[int, Row] | None:
 
 
 def cache_name(dataset: BaseDataset, indices: Sequence[int], name: str) -> tuple[str, str]:
-    """Two names: of the split in this use, and of all that its examples depend on, down to files' sizes and times."""
-    options = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.init and f.name != "classes"}
-    kind = [1, type(dataset).__name__, to_json(options | {"data_dir": str(Path(options["data_dir"]).absolute())})]
-    samples = [dataset.samples[index] for index in indices]
-    files = [[index, s.key, *stamp(s.image), *stamp(s.label)] for index, s in zip(indices, samples, strict=True)]
-    return fingerprint([*kind, name]), fingerprint([to_json(asdict(dataset.classes)), files])
+    """Make two names: of the split in this use, and of all that examples depend on, down to files' sizes and times."""
+    options = {option: value for option, value in dataset.options().items() if option != "classes"}
+    options["data_dir"] = str(Path(options["data_dir"]).absolute())
+    files = []
+    for index in indices:
+        sample = dataset.samples[index]
+        files.append([index, sample.key, *stamp(sample.image), *stamp(sample.label)])
+    family = fingerprint([1, type(dataset).__name__, to_json(options), name])
+    return family, fingerprint([to_json(dataset.classes.identity()), files])
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had, here and in this container; very many where the system does not say."""
+    """Return the bytes of memory that can be had, here and in this container; very many where the system is silent."""
     found = [1 << 60]
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()

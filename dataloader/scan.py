@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from base.base_dataset import BaseDataset, Sample
-from base.workers import WorkerLoader, first_line, start_worker
-from utils.classes import IGNORE
+from base.workers import in_workers
+from utils.classes import IGNORE, count_values
 from utils.config import fingerprint
-from utils.errors import ConfigError, DataError, Stopped
+from utils.errors import ConfigError, DataError, Fault, Problem
+from utils.files import atomic_write
 from utils.schema import to_json
 from utils.shards import stamp
 
@@ -43,7 +44,7 @@ class Record:
     """
 
     stamp: list[int]
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     size: list[int] | None = None
     values: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
@@ -61,69 +62,59 @@ class Record:
 
 
 def stamp_of(sample: Sample) -> list[int]:
-    """Size and time of change of image and label; -1 for what is not there."""
+    """Return size and time of change of image and label; -1 for what is not there."""
     return [*stamp(sample.image), *stamp(sample.label)]
 
 
 def name_of(sample: Sample) -> str:
-    """What records call an example: the paths of both files."""
+    """Return what records call an example: the paths of both files."""
     return f"{sample.image.absolute()} {sample.label.absolute()}"
 
 
-def look(dataset: BaseDataset, index: int, *, images: bool = True) -> Record:
+def scan_sample(dataset: BaseDataset, index: int, *, images: bool = True) -> Record:
     """Read example `index`, the label only unless `images`."""
-    sample = dataset.samples[index]
-    record = Record(stamp_of(sample))
-    shape: tuple[int, ...] | None = None
-    try:
-        if dataset.raw_labels:
-            label = dataset.read_raw(sample.label)
-        else:
-            label = dataset.read_label(index)
-            record.unknown = dataset.unknown_pixels(index)
-        shape = label.shape
-        record.size, record.label = list(shape), digest(label)
-        record.values = {str(value): count for value, count in enumerate(histogram(label)) if count}
-    except DataError as error:
-        record.problems += error.problems
+    record = Record(stamp_of(dataset.samples[index]))
+    _scan_label(dataset, index, record)
     if images:
-        try:
-            image = dataset.read_image(index, shape)
-            # OpenCV looks at up to four channels at a time.
-            fours = [cv2.meanStdDev(image[..., c : c + 4]) for c in range(0, image.shape[2], 4)]
-            mean, std = (np.concatenate(part).ravel() / 255 for part in zip(*fours, strict=True))
-            record.mean, record.square = mean.tolist(), (std**2 + mean**2).tolist()
-            record.pixels, record.image = image.shape[0] * image.shape[1], digest(image)
-        except DataError as error:
-            record.problems += error.problems
+        _scan_image(dataset, index, record)
     return record
 
 
-def histogram(label: np.ndarray) -> list[int]:
-    """Pixels of each value of `label` (H, W) uint8."""
-    # OpenCV counts in float32, exactly up to 2^24 pixels.
-    strips = np.array_split(label, -(-label.size // 2**24) or 1)
-    counts = [cv2.calcHist([np.ascontiguousarray(strip)], [0], None, [256], [0, 256]) for strip in strips]
-    return np.sum(counts, axis=0, dtype=np.int64).ravel().tolist()
+def _scan_label(dataset: BaseDataset, index: int, record: Record) -> None:
+    try:
+        if dataset.raw_labels:
+            label = dataset.read_raw(dataset.samples[index].label)
+        else:
+            label = dataset.read_label(index)
+            record.unknown = dataset.unknown_pixels(index)
+    except DataError as error:
+        record.problems += error.details
+        return
+    counts = count_values(label)
+    record.size = list(label.shape)
+    record.label = digest(label)
+    record.values = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _scan_image(dataset: BaseDataset, index: int, record: Record) -> None:
+    try:
+        image = dataset.read_image(index, tuple(record.size) if record.size else None)
+    except DataError as error:
+        record.problems += error.details
+        return
+    # OpenCV looks at up to four channels at a time.
+    fours = [cv2.meanStdDev(image[..., c : c + 4]) for c in range(0, image.shape[2], 4)]
+    mean, std = (np.concatenate(part).ravel() / 255 for part in zip(*fours, strict=True))
+    record.mean = mean.tolist()
+    record.square = (std**2 + mean**2).tolist()
+    record.pixels = image.shape[0] * image.shape[1]
+    record.image = digest(image)
 
 
 def digest(array: np.ndarray) -> str:
-    """A text that only equal arrays have in common."""
+    """Return a text that only equal arrays have in common."""
     data = np.ascontiguousarray(array).data.cast("B")
     return hashlib.blake2b(data, digest_size=12, salt=str(array.shape).encode()[:16]).hexdigest()
-
-
-class Looks(Dataset):
-    """What `look` sees of some examples; read from by workers."""
-
-    def __init__(self, dataset: BaseDataset, indices: Sequence[int], images: bool) -> None:
-        self.dataset, self.indices, self.images = dataset, indices, images
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return look(self.dataset, self.indices[index], images=self.images)
 
 
 def examine(
@@ -142,9 +133,7 @@ def examine(
         ConfigError: The dataset has no files.
         Stopped: A process died.
     """
-    from tqdm import tqdm
-
-    if not all(isinstance(sample, Sample) and sample.image.name for sample in dataset.samples[:1]):
+    if not has_files(dataset):
         raise ConfigError(f"{type(dataset).__name__}: is generated and has no files to check. Name another dataset.")
     path = cache / f"{cache_key(dataset, images)}.json.gz" if cache else None
     known = recall(path)
@@ -155,100 +144,117 @@ def examine(
             records[sample.key] = before
         else:
             stale.append(index)
-    loader = WorkerLoader(
-        Looks(dataset, stale, images),
-        batch_size=None,
-        num_workers=min(num_workers, len(stale)),
-        worker_init_fn=start_worker if num_workers else None,
-        generator=torch.Generator(),
-    )
-    bar = tqdm(loader, total=len(stale), desc=name, unit="image", leave=False, disable=None)
-    try:
-        for index, record in zip(stale, bar, strict=True):
+    scan = functools.partial(scan_sample, dataset, images=images)
+    with in_workers(scan, stale, num_workers=num_workers, title=name, advice="Use fewer --workers") as seen:
+        for index, record in zip(stale, seen, strict=True):
             records[dataset.samples[index].key] = record
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise Stopped(f"a process that reads died ({first_line(error)}). Use fewer --workers") from error
     if path is not None and stale:
-        seen = {name_of(sample): records[sample.key] for sample in dataset.samples}
-        # What a package is missing for is no property of the file.
-        known |= {name: record for name, record in seen.items() if "pip install" not in " ".join(record.problems)}
-        remember(path, known)
+        remember(path, known | _lasting({name_of(sample): records[sample.key] for sample in dataset.samples}))
     return {sample.key: records[sample.key] for sample in dataset.samples}
+
+
+def _lasting(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Return the records that will still hold; others are of files that are read again the next time.
+
+    That a package is missing is no property of a file. Of a line without its kind, nobody knows what it is about.
+    """
+
+    def lasts(problem: Problem) -> bool:
+        return bool(problem.path) and problem.fault is not Fault.MISSING_PACKAGE
+
+    return {name: record for name, record in records.items() if all(map(lasts, record.problems))}
 
 
 # What was seen before ------------------------------------------------------------------------------------------------
 
 
 def default_cache() -> Path:
-    """The folder in which records are kept: ``SEGWRIGHT_CACHE``, or segwright/ in the user's cache."""
+    """Return the folder in which records are kept: ``SEGWRIGHT_CACHE``, or segwright/ in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SEGWRIGHT_CACHE") or Path(home) / "segwright")
 
 
 def remembered(dataset: BaseDataset, indices: Sequence[int], cache: Path) -> dict[int, Record] | None:
-    """What `examine` saw of examples, by their numbers; None unless it knows all of them as they are now."""
+    """Return what `examine` saw of examples, by their numbers; None unless it knows all of them as they are now."""
     if not has_files(dataset):
         return None
     for images in (True, False):
         known = recall(cache / f"{cache_key(dataset, images)}.json.gz")
-        found = {index: known.get(name_of(dataset.samples[index])) for index in indices}
-        if all(r is not None and r.stamp == stamp_of(dataset.samples[index]) for index, r in found.items()):
-            return found  # type: ignore[return-value]
+        found = {}
+        for index in indices:
+            record = known.get(name_of(dataset.samples[index]))
+            if record is None or record.stamp != stamp_of(dataset.samples[index]):
+                break
+            found[index] = record
+        else:
+            return found
     return None
 
 
-def count_labels(dataset: BaseDataset, records: Mapping[int, Record]) -> tuple[np.ndarray, int, list[int]]:
-    """What `records` say of training ids.
+def sum_values(records: Iterable[Record]) -> np.ndarray:
+    """Add up the pixels of each value that labels hold, (256,) int64."""
+    counts = np.zeros(256, np.int64)
+    for record in records:
+        for value, count in record.values.items():
+            counts[int(value)] += count
+    return counts
 
-    Returns:
-        pixels: Labelled pixels of each class, (C,), in examples that can be used.
-        void: Pixels of void in them.
-        unusable: Numbers of the other examples.
-    """
-    table, counts, unusable = dataset.classes, np.zeros(256, np.int64), []
-    known = {value for values in (*table.raw_ids, table.void_ids) for value in values}
-    lookup = table.lookup if dataset.raw_labels else np.arange(256)
-    for index, record in records.items():
-        values = {int(value): count for value, count in record.values.items()}
-        strict = dataset.raw_labels and not dataset.takes_unknown
-        if record.problems or (strict and not values.keys() <= known):
-            unusable.append(index)
-            continue
-        for value, count in values.items():
-            counts[lookup[value]] += count
-    return counts[: len(table)], int(counts[IGNORE]), unusable
+
+def class_pixels_of(dataset: BaseDataset, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Translate pixels of each value that records hold to labelled pixels of each class, (C,), and those of void."""
+    counts = np.zeros(256, np.int64)
+    np.add.at(counts, dataset.classes.lookup if dataset.raw_labels else np.arange(256), values)
+    return counts[: len(dataset.classes)], int(counts[IGNORE])
+
+
+def is_usable(dataset: BaseDataset, record: Record) -> bool:
+    """Say whether ``dataset.read`` would give the example that `record` is about."""
+    if record.problems:
+        return False
+    if not dataset.raw_labels or dataset.takes_unknown:
+        return True
+    return dataset.classes.known.issuperset(map(int, record.values))
 
 
 def has_files(dataset: BaseDataset) -> bool:
-    """Whether examples are read from files, not drawn."""
+    """Say whether examples are read from files, not generated; generated ones may have paths at which nothing is."""
     first = dataset.samples[0]
-    return isinstance(first, Sample) and bool(first.label.name) and stamp(first.label) != (-1, -1)
+    if not isinstance(first, Sample) or not (first.image.name and first.label.name):
+        return False
+    return stamp_of(first) != [-1, -1, -1, -1]
 
 
 def cache_key(dataset: BaseDataset, images: bool) -> str:
-    """A name for what records depend on besides the files: the dataset's options, but neither folder nor split."""
-    options = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.init}
-    options = {name: value for name, value in options.items() if name not in ("data_dir", "split", "classes")}
-    table = asdict(dataset.classes) if not dataset.raw_labels else None
+    """Make a name of what records depend on besides the files: the dataset's options, but neither folder nor split."""
+    options = {name: value for name, value in dataset.options().items() if name not in ("data_dir", "split", "classes")}
+    table = dataset.classes.identity() if not dataset.raw_labels else None
     return fingerprint([1, type(dataset).__name__, to_json(options), to_json(table), images])
 
 
 def recall(path: Path | None) -> dict[str, Record]:
-    """Records in the file `path`, by label; none if it is not there or damaged."""
+    """Read the records in the file `path`, by label; none if it is not there or damaged."""
     try:
         rows = json.loads(gzip.decompress(path.read_bytes())) if path else {}
-        return {key: Record(**row) for key, row in rows.items()}
+        return {key: _record(row) for key, row in rows.items() if _is_current(row)}
     except (OSError, EOFError, ValueError, TypeError, AttributeError):
         return {}
 
 
+def _is_current(row: dict[str, Any]) -> bool:
+    """Say whether a record's problems are of known kinds; once they were texts."""
+    return all(isinstance(problem, dict) for problem in row["problems"])
+
+
+def _record(row: dict[str, Any]) -> Record:
+    problems = [Problem(**{**problem, "fault": Fault(problem["fault"])}) for problem in row["problems"]]
+    return Record(**{**row, "problems": problems})
+
+
 def remember(path: Path, records: Mapping[str, Record]) -> None:
     """Write records so that the file is either the old or the new one; where that is impossible, do without."""
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    rows = {key: asdict(record) for key, record in records.items()}
+    text = json.dumps(rows, separators=(",", ":"), default=str)  # paths
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({key: asdict(record) for key, record in records.items()}, separators=(",", ":"))
-        unfinished.write_bytes(gzip.compress(text.encode(), compresslevel=1))
-        os.replace(unfinished, path)
+        with atomic_write(path) as file:
+            file.write(gzip.compress(text.encode(), compresslevel=1))

@@ -10,20 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from base.base_dataloader import Loader, LoaderOptions
+from base.base_dataloader import Loader
 from base.base_dataset import DatasetView, JoinedDatasetView
 from base.base_model import BaseModel
 from base.base_trainer import Monitor
-from dataloader.build import (
-    build_dataset,
-    build_val_loader,
-    build_view,
-    hold_out,
-    options_of,
-    size_of,
-    validation_of,
-    without_cache,
-)
+from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
 from engine.config import RunConfig, normalization_of, protocol_of, result_keys, training_sections
 from engine.preflight import check_last_batch, check_parts
@@ -39,7 +30,6 @@ from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
 from utils.predict import Predictor
 from utils.reproducibility import make_deterministic, stream
-from utils.schema import Component
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 
 logger = logging.getLogger("segwright")
@@ -58,19 +48,19 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     """
     seed, sections = config.seed, training_sections(config)
     if not cached:
-        sections = {where: without_cache(section) for where, section in sections.items()}
+        sections = {where: section.without_cache() for where, section in sections.items()}
     datasets = {
         where: build_dataset(section, where=where, seed=seed, ignore_index=config.ignore_index)
         for where, section in sections.items()
     }
     section, dataset = next(iter(sections.values())), next(iter(datasets.values()))
-    options: LoaderOptions = options_of(LoaderOptions, section.type, section.args, "loader")
+    options = section.batches
     kept, held_out, val_set, val_section = None, None, dataset, config.val_loader
     if val_section is not None and not cached:
-        val_section = without_cache(val_section)
+        val_section = val_section.without_cache()
     if options.val_split:
         kept, held_out = hold_out(len(dataset), options.val_split, seed)
-        val_section = validation_of(section)
+        val_section = section.for_validation()
     views: list[DatasetView] = []
     for where, each in datasets.items():
         first = sum(len(view.dataset) for view in views)
@@ -86,7 +76,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=pin_memory,
-        size=size_of(section),
+        size=section.chain.crop,
     )
     if not config.trainer.val or val_section is None:
         return train, None
@@ -95,10 +85,11 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
 
 
-def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
+def build_evaluation_loader(config: RunConfig, section: LoaderConfig) -> Loader:
     """The loader of an evaluation section: the images held out from training where it splits one off."""
     dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
-    held_out = hold_out(len(dataset), section.args["val_split"], config.seed)[1] if section.args["val_split"] else None
+    val_split = section.batches.val_split
+    held_out = hold_out(len(dataset), val_split, config.seed)[1] if val_split else None
     return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
 
 
@@ -160,7 +151,7 @@ def build_trainer(
     steps = len(train_loader)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
-        facts["class_pixels"] = class_pixels(train_loader.view, config.train_loader.args["num_workers"])
+        facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=device.type == "cuda")
     total = trainer.total_steps(steps)
@@ -195,16 +186,15 @@ def loss_of(config: RunConfig) -> Any:
 def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     resolved, classes = config.to_json(), config.classes
-    val_section = (config.val_loader or validation_of(config.train_loader)) if config.trainer.val else None
     return {
         "arch": resolved["arch"],
         "config": resolved,
         "meaning_hash": config.meaning,
         "classes": list(classes.names),
         "palette": [list(color) for color in classes.colors],
-        "left_out": list(classes.left_out),
+        "left_out": list(classes.ignored_classes),
         "normalization": normalization_of(config),
-        "protocol": protocol_of(val_section),
+        "protocol": protocol_of(config.validation),
         "environment": dict(environment),
     }
 
@@ -247,7 +237,7 @@ def load_predictor(
         tuple(about["classes"]),
         as_colors(about["palette"]),
         tuple((index,) for index in range(len(about["classes"]))),
-        left_out=tuple(about["left_out"]),
+        ignored_classes=tuple(about["left_out"]),
     )
     about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
     return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from base.base_trainer import Monitor
-from dataloader.build import channels_of, classes_of
 from engine.config import RunConfig, normalization_of, result_keys
 from utils.classes import IGNORE
 from utils.errors import ConfigError, UserError
@@ -24,11 +23,10 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
         ConfigError: With every problem there is, not only the first.
     """
     problems: list[str] = []
-    given = {**fill_defaults(RunConfig, {}), **raw}
-    arguments = check_arguments(RunConfig, given, where="", problems=problems)
+    arguments = check_arguments(RunConfig, raw, where="", problems=problems)
     if problems:
         raise ConfigError(*problems)
-    config = RunConfig(**arguments)
+    config = RunConfig(**fill_defaults(RunConfig, arguments))
     if problems := cross_check(config):
         raise ConfigError(*problems)
     return config
@@ -36,20 +34,45 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
 
 def cross_check(config: RunConfig) -> list[str]:
     """What is wrong between parts of a config that are each right."""
-    problems = [check_name(config.name)] if check_name(config.name) else []
-    trainer, train = config.trainer, config.train_loader.args
-    if trainer.epochs is None and trainer.max_steps is None:
-        problems.append("trainer.epochs: missing. Give a number of epochs, or trainer.max_steps.")
-    if train["val_split"] and config.val_loader is not None:
+    name_problem = check_name(config.name)
+    return [
+        *([name_problem] if name_problem else []),
+        *length_problems(config),
+        *validation_problems(config),
+        *division_problems(config),
+        *channel_problems(config),
+        *memory_problems(config),
+        *(plateau_problems(config) if config.lr_scheduler.type == "ReduceLROnPlateau" else []),
+        *result_problems(config),
+        *early_stop_problems(config),
+    ]
+
+
+def length_problems(config: RunConfig) -> list[str]:
+    """Whether it is said how long to train."""
+    if config.trainer.epochs is None and config.trainer.max_steps is None:
+        return ["trainer.epochs: missing. Give a number of epochs, or trainer.max_steps."]
+    return []
+
+
+def validation_problems(config: RunConfig) -> list[str]:
+    """What is wrong with what is validated on."""
+    val_split, val_loader = config.train.batches.val_split, config.val_loader
+    problems = []
+    if val_split and val_loader is not None:
         problems.append("train_loader.args.val_split: there is a val_loader too. Give one of the two.")
-    if trainer.val and config.val_loader is None and not train["val_split"]:
+    if config.trainer.val and val_loader is None and not val_split:
         problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
-    if config.val_loader is not None and config.val_loader.args["drop_last"]:
+    if val_loader is not None and val_loader.batches.drop_last:
         problems.append("val_loader.args.drop_last: validation takes every image. Remove it.")
-    if config.val_loader is not None and config.val_loader.args["val_split"]:
+    if val_loader is not None and val_loader.batches.val_split:
         problems.append("val_loader.args.val_split: validation takes every image. Remove it.")
-    problems += division_problems(config)
-    problems += channel_problems(config)
+    return problems
+
+
+def memory_problems(config: RunConfig) -> list[str]:
+    """What does not go together of what saves memory or time."""
+    trainer, problems = config.trainer, []
     for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):
         if value and config.parallel == "DataParallel":
             problems.append(
@@ -57,8 +80,12 @@ def cross_check(config: RunConfig) -> list[str]:
             )
     if trainer.compile and trainer.activation_checkpointing:
         problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
-    if config.lr_scheduler.type == "ReduceLROnPlateau":
-        problems += plateau_problems(config)
+    return problems
+
+
+def result_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the classes, and with the figures that are to be had of them."""
+    trainer, problems = config.trainer, []
     try:
         problems += class_problems(config)
         Monitor.parse(trainer.monitor, result_keys(config))
@@ -66,8 +93,12 @@ def cross_check(config: RunConfig) -> list[str]:
         problems += error.problems
     if trainer.metrics and not trainer.val:
         problems.append("trainer.metrics: has no effect with trainer.val false. Remove it, or validate.")
-    if trainer.early_stop and trainer.monitor.strip() == "off":
-        problems.append("trainer.early_stop: has no effect with monitor 'off'. Set it to 0, or give a monitor.")
+    return problems
+
+
+def early_stop_problems(config: RunConfig) -> list[str]:
+    """What is wrong with stopping early; what is only rash is logged."""
+    trainer = config.trainer
     if 0 < trainer.early_stop < trainer.val_per_epochs:
         logger.warning(
             "trainer.early_stop: %d epochs are fewer than the %d between validations: the first one without "
@@ -75,24 +106,25 @@ def cross_check(config: RunConfig) -> list[str]:
             trainer.early_stop,
             trainer.val_per_epochs,
         )
-    return problems
+    if trainer.early_stop and trainer.monitor.strip() == "off":
+        return ["trainer.early_stop: has no effect with monitor 'off'. Set it to 0, or give a monitor."]
+    return []
 
 
 def channel_problems(config: RunConfig) -> list[str]:
     """What does not fit the number of channels that the images have."""
-    channels, offered = config.arch.args.get("in_channels", 3), channels_of(config.train_loader)
+    channels, offered = config.arch.options.in_channels, config.train.channels
     problems = []
     if channels != offered:
         problems.append(
             f"arch.args.in_channels: {channels}, but the images have {offered} channels. Set it to {offered}."
         )
-    if config.val_loader is not None and (other := channels_of(config.val_loader)) != offered:
+    if config.val_loader is not None and (other := config.val_loader.channels) != offered:
         problems.append(f"val_loader: its images have {other} channels, the train_loader's {offered}. Use alike ones.")
-    lengths = {key: len(values) for key, values in normalization_of(config).items()}
-    for key, length in lengths.items():
-        if length not in (1, offered):
+    for key, values in normalization_of(config).items():
+        if len(values) not in (1, offered):
             problems.append(
-                f"normalization: {length} numbers of {key} for {offered} channels. "
+                f"normalization: {len(values)} numbers of {key} for {offered} channels. "
                 f'Give "mean" and "std" of each; `python prepare.py stats` measures them.'
             )
             break
@@ -101,9 +133,9 @@ def channel_problems(config: RunConfig) -> list[str]:
 
 def division_problems(config: RunConfig, processes: int = 1) -> list[str]:
     """What is wrong with dividing a step's images among processes, and those of each into parts."""
-    parts, batch = config.trainer.accumulate, config.train_loader.args["batch_size"]
+    parts, batch = config.trainer.accumulate, config.train.batches.batch_size
     shares = parts * processes
-    if processes > 1 and config.train_loader.args["drop_last"] is False:
+    if processes > 1 and config.train.batches.drop_last is False:
         return ["train_loader.args.drop_last: several processes cannot share an incomplete batch. Leave it true."]
     if batch % shares == 0:
         return []
@@ -129,7 +161,7 @@ def class_problems(config: RunConfig) -> list[str]:
             f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "
             f"Use a class, or 255 for void only."
         )
-    if config.val_loader is not None and classes_of(config.val_loader).names != classes.names:
+    if config.val_loader is not None and config.val_loader.classes.names != classes.names:
         problems.append(
             "val_loader: its classes differ from the train_loader's. Use the same dataset, or the same classes."
         )

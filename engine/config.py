@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,29 +17,27 @@ from base.base_dataloader import LoaderOptions
 from base.base_dataset import BaseDataset
 from base.base_trainer import TrainerConfig
 from dataloader.build import (
-    TrainLoader,
+    LoaderConfig,
     check_loader,
     check_train_loader,
-    classes_of,
     dataset_class,
     loader_json_schema,
-    options_of,
     preprocessing_of,
-    validation_of,
 )
 from dataloader.transforms.chain import ChainOptions
-from models.build import ModelOptions, arch_json_schema, check_model
+from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
 from utils.config import fingerprint
 from utils.errors import ConfigError
+from utils.json_schema import dump_schema, object_schema, share_repeated
 from utils.losses.criterion import LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
 from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
-from utils.schema import Between, Component, join, object_schema, to_json
+from utils.schema import Between, join, to_json
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,57 @@ class Section:
     """A part of the config that has rules of its own; stands in an annotation, as a registry may.
 
     Args:
-        check: Called with the JSON value, its place and a list for problems; gives the value resolved.
+        check: Called with the JSON value, its path and a list for problems; gives what the annotation says.
         json_schema: Gives the JSON Schema of what `check` accepts.
+        words: What it accepts, in words.
     """
 
     check: Callable[..., Any]
     json_schema: Callable[[], dict[str, Any]]
+    words: str = "a component"
 
-
-# --------------------------------------------------------------------------------------------------- loader args
 
 # What may be said of every component of a kind, besides its own arguments.
 SHARED_OPTIONS = {"datasets": (LoaderOptions, ChainOptions), "models": (ModelOptions,)}
 
+# What may differ between a checkpoint and the config that goes on from it; all else changes what a run means.
+MAY_CHANGE = frozenset(
+    {
+        "name",
+        "n_gpu",
+        "parallel",
+        "train_loader.args.data_dir",
+        "train_loader.args.num_workers",
+        "train_loader.args.return_id",
+        "train_loader.args.on_bad_sample",
+        "train_loader.args.cache",
+        "val_loader.args.data_dir",
+        "val_loader.args.num_workers",
+        "val_loader.args.return_id",
+        "val_loader.args.on_bad_sample",
+        "val_loader.args.cache",
+        "trainer.epochs",
+        "trainer.max_steps",
+        "trainer.max_time",
+        "trainer.save_dir",
+        "trainer.save_period",
+        "trainer.save_minutes",
+        "trainer.save_steps",
+        "trainer.keep_last",
+        "trainer.tensorboard",
+        "trainer.log_dir",
+        "trainer.writers",
+        "trainer.memory_drill",
+        "trainer.log_per_iter",  # of the figures, it changes those of training batches, which are samples
+        "trainer.metrics",
+    }
+)
 
-# ----------------------------------------------------------------------------------------------------- the config
+
+def may_change(path: str) -> bool:
+    """Whether a resumed run may differ in what stands at `path`, such as ``train_loader[0].args.num_workers``."""
+    names = re.sub(r"\[\d+\]", "", path).split(".")  # what holds for one of a list holds for all
+    return any(".".join(names[:length]) in MAY_CHANGE for length in range(1, len(names) + 1))
 
 
 def component_json_schema(registry: Registry, section: type) -> dict[str, Any]:
@@ -83,10 +118,12 @@ _LOADER = {"$ref": "#/$defs/loader"}
 LOADER = Section(check_loader, lambda: _LOADER)
 
 TRAIN_LOADER = Section(
-    check_train_loader, lambda: {"anyOf": [_LOADER, {"type": "array", "items": _LOADER, "minItems": 1}]}
+    check_train_loader,
+    lambda: {"anyOf": [_LOADER, {"type": "array", "items": _LOADER, "minItems": 1}]},
+    "a component or a list of components",
 )
 
-LOSS = Section(check_loss, loss_json_schema)
+LOSS = Section(check_loss, loss_json_schema, "a component or a list of components")
 
 OPTIMIZER = Section(check_optimizer, lambda: component_json_schema(OPTIMIZERS, OptimizerConfig))
 
@@ -119,7 +156,7 @@ class RunConfig:
         trainer: How long, how to save, what to monitor.
         loss: A loss's name, an object with its arguments, or a list of those, which are added up.
         aux_factor: Weight of the loss of auxiliary outputs.
-        ignore_index: 255 or -1: void pixels only are left out. The index of a class: that class too.
+        ignore_index: 255 or -1: only void pixels are ignored. The index of a class: that class too.
         lr_scheduler: Course of the learning rate.
         normalization: The dataset's mean and std, ImageNet's, or numbers.
         init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning; or the name of
@@ -132,15 +169,15 @@ class RunConfig:
     """
 
     name: str
-    arch: Annotated[Any, ARCH]
-    train_loader: Annotated[Any, TRAIN_LOADER]
-    optimizer: Annotated[Any, OPTIMIZER]
+    arch: Annotated[ArchConfig, ARCH]
+    train_loader: Annotated[list[LoaderConfig], TRAIN_LOADER]
+    optimizer: Annotated[OptimizerConfig, OPTIMIZER]
     trainer: TrainerConfig
-    val_loader: Annotated[Any, LOADER] | None = None
-    loss: Annotated[Any, LOSS] = "CrossEntropyLoss2d"
+    val_loader: Annotated[LoaderConfig, LOADER] | None = None
+    loss: Annotated[list[LossTerm], LOSS] = "CrossEntropyLoss2d"  # type: ignore[assignment]  # as a config says it
     aux_factor: Annotated[float, Between(0, 100)] = 0.4
     ignore_index: Annotated[int, Between(-1, IGNORE)] = IGNORE
-    lr_scheduler: Annotated[Any, SCHEDULER] = "Poly"
+    lr_scheduler: Annotated[SchedulerConfig, SCHEDULER] = "Poly"  # type: ignore[assignment]
     normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"
     init_from: Path | InitFrom | None = None
     n_gpu: Annotated[int, Between(0, 1024)] = 1
@@ -150,9 +187,22 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved config: loaded alone, it repeats the run."""
-        sections = list(training_sections(self).values())
-        joined = {"train_loader": [to_json(section) for section in sections]} if len(sections) > 1 else {}
-        return {**to_json(self), **joined}
+        resolved = {field.name: to_json(getattr(self, field.name)) for field in fields(self)}
+        if len(self.train_loader) == 1:
+            resolved["train_loader"] = to_json(self.train)
+        return resolved
+
+    @property
+    def train(self) -> LoaderConfig:
+        """The first training set, which says for all how batches are made."""
+        return self.train_loader[0]
+
+    @property
+    def validation(self) -> LoaderConfig | None:
+        """What training validates on: the validation set, or what is held out of the training set."""
+        if not self.trainer.val:
+            return None
+        return self.val_loader or self.train.for_validation()
 
     @property
     def start(self) -> InitFrom | None:
@@ -167,16 +217,14 @@ class RunConfig:
     @functools.cached_property
     def classes(self) -> ClassTable:
         """The training set's classes; needs no data folder."""
-        return classes_of(self.train_loader).ignoring(self.ignore_index)
+        return self.train.classes.ignoring(self.ignore_index)
 
 
-def training_sections(config: RunConfig) -> dict[str, Component]:
-    """The training sets, by their places in the config."""
-    first = config.train_loader
-    if not isinstance(first, TrainLoader):
-        return {"train_loader": first}
-    sections = (Component(first.type, first.args), *first.others)
-    return {f"train_loader[{number}]": section for number, section in enumerate(sections)}
+def training_sections(config: RunConfig) -> dict[str, LoaderConfig]:
+    """The training sets, by their paths in the config."""
+    if len(config.train_loader) == 1:
+        return {"train_loader": config.train}
+    return {f"train_loader[{number}]": loader for number, loader in enumerate(config.train_loader)}
 
 
 def result_keys(config: RunConfig) -> list[str]:
@@ -186,7 +234,7 @@ def result_keys(config: RunConfig) -> list[str]:
         return training
     classes, loss = config.classes, config.loss
     terms = [term_name(loss, index) for index in range(len(loss))] if len(loss) > 1 else []
-    figures = Metrics(len(classes), classes.names, classes.left_out, config.trainer.metrics).keys()
+    figures = Metrics(len(classes), classes.names, classes.ignored_classes, config.trainer.metrics).keys()
     return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 
@@ -198,13 +246,18 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
             return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
             return value
-        return {k: without(v, join(where, k)) for k, v in value.items() if join(where, k) not in MAY_CHANGE}
+        return {k: without(v, join(where, k)) for k, v in value.items() if not may_change(join(where, k))}
 
     return fingerprint(without(resolved, ""))
 
 
 def config_json_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors."""
+    """JSON Schema of a config file, for editors, in which what several components share is said once."""
+    return share_repeated(full_json_schema())
+
+
+def full_json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file; of each kind of component that others name, there is one definition."""
     schema = object_schema(RunConfig)
     schema["properties"]["extends"] = {
         "description": "Config files, relative to this one, over which this one is laid.",
@@ -221,7 +274,7 @@ def config_json_schema() -> dict[str, Any]:
 
 def evaluation_section(
     config: RunConfig, *, split: str | None = None, data_dir: Path | None = None, crop: bool = False
-) -> Component:
+) -> LoaderConfig:
     """The loader section to evaluate with.
 
     Args:
@@ -233,38 +286,39 @@ def evaluation_section(
     Raises:
         ConfigError: `crop` is asked for, and training had none.
     """
-    trained_on = config.val_loader or validation_of(config.train_loader)
-    args = {**trained_on.args, "cache": None}  # each image is read once
-    if crop and args["crop_size"] is None:
+    trained_on = config.val_loader or config.train.for_validation()
+    if crop and trained_on.chain.crop_size is None:
         raise ConfigError("--mode center_crop: training validated on whole images. Use --mode single.")
+    changes: dict[str, Any] = {"cache": None}  # each image is read once
     if not crop:
-        args |= to_json(ChainOptions(val=True))
+        changes |= to_json(ChainOptions(val=True))
     if split is not None:
-        args |= {"split": split, "val_split": None}
+        changes |= {"split": split, "val_split": None}
     if data_dir is not None:
-        args["data_dir"] = str(data_dir)
+        changes["data_dir"] = str(data_dir)
+    resolved = trained_on.to_json()
+    resolved["args"] |= changes
     problems: list[str] = []
-    section = check_loader({"type": trained_on.type, "args": args}, where="evaluation", problems=problems)
-    if problems:
+    section = check_loader(resolved, where="evaluation", problems=problems)
+    if section is None:
         raise ConfigError(*problems)
     return section
 
 
-def protocol_of(section: Component | None) -> dict[str, Any]:
+def protocol_of(section: LoaderConfig | None) -> dict[str, Any]:
     """How validation measures, for stamping on every figure."""
     if section is None:
         return {"mode": "none"}
-    chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
+    chain, val_split = section.chain, section.batches.val_split
     size: list[int] | str = list(chain.crop) if chain.crop else "native"
     if not chain.crop and (chain.resize or chain.transforms):
         size = "resized"
-    held_out = {"held_out": section.args["val_split"]} if section.args["val_split"] else {}
     return {
         "mode": preprocessing_of(chain),
         "size": size,
         "dataset": section.type,
-        "split": section.args.get("split"),
-        **held_out,
+        "split": section.split,
+        **({"held_out": val_split} if val_split else {}),
         "scales": [1.0],
         "flip": False,
         "precision": "fp32",
@@ -272,31 +326,13 @@ def protocol_of(section: Component | None) -> dict[str, Any]:
     }
 
 
-def normalization_of(config: RunConfig) -> dict[str, Any]:
-    """Mean and std that the model normalises with."""
+def normalization_of(config: RunConfig) -> dict[str, list[float]]:
+    """Mean and std that the model normalizes with."""
     if isinstance(config.normalization, Normalization):
-        return to_json(config.normalization)
-    source = BaseDataset if config.normalization == "imagenet" else dataset_class(config.train_loader.type)
+        return {"mean": config.normalization.mean, "std": config.normalization.std}
+    source = BaseDataset if config.normalization == "imagenet" else dataset_class(config.train.type)
     return {"mean": list(source.mean), "std": list(source.std)}
 
 
 if __name__ == "__main__":
-    from utils.config import dump_json
-
-    print(dump_json(config_json_schema()), end="")
-
-
-# What may differ between a checkpoint and the config that goes on from it; all else changes what a run means.
-MAY_CHANGE = (
-    *("name", "n_gpu", "parallel"),
-    *(
-        f"{loader}.args.{name}"
-        for loader in ("train_loader", "val_loader")
-        for name in ("data_dir", "num_workers", "return_id", "on_bad_sample", "cache")
-    ),
-    *("trainer.epochs", "trainer.max_steps", "trainer.save_dir", "trainer.save_period", "trainer.keep_last"),
-    *("trainer.save_minutes", "trainer.save_steps", "trainer.max_time", "trainer.tensorboard", "trainer.log_dir"),
-    *("trainer.writers", "trainer.memory_drill"),
-    *("trainer.log_per_iter",),  # of the figures, it changes those of training batches, which are samples
-    *("trainer.metrics",),
-)
+    print(dump_schema(config_json_schema()))

@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from base.base_model import BaseModel
-from dataloader.build import options_of
-from dataloader.transforms.chain import ChainOptions
 from engine.assemble import build_loaders, build_network, loss_of
 from engine.config import RunConfig
 from engine.preflight import check_parts
@@ -22,8 +20,6 @@ from utils.errors import ConfigError
 from utils.losses.criterion import build_criterion
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
-
-# ---------------------------------------------------------------------------------------------- the dry run
 
 
 @dataclass(frozen=True)
@@ -87,43 +83,56 @@ def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
     return rates
 
 
+class ActivationMeter:
+    """Counts what a forward pass keeps for the backward pass, also on the meta device.
+
+    Each storage counts once, however many operations keep it; parameters do not count.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, int] = {}  # bytes by storage
+        self._alive: list[torch.Tensor] = []  # a freed storage's number could be given to another
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count `tensor`; gives it back, as a hook of autograd has to."""
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            self._kept[storage._cdata] = storage.nbytes()
+        self._alive.append(tensor)
+        return tensor
+
+    def keep_inputs(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        """Count the inputs of `module`, tensors or lists of them."""
+        for each in inputs:
+            for tensor in each if isinstance(each, list | tuple) else [each]:
+                self.keep(tensor)
+
+    @property
+    def bytes(self) -> int:
+        """What is kept, in bytes."""
+        return sum(self._kept.values())
+
+
 def dry_run(config: RunConfig) -> DryRun:
     """Build the model on the meta device and run one training forward pass at the crop size.
 
     Raises:
         ConfigError: The bricks do not fit, or the batch is too small.
     """
-    train, args = config.train_loader, config.train_loader.args
-    chain: ChainOptions = options_of(ChainOptions, train.type, args, "chain")
-    size = chain.crop or (512, 512)
     with torch.device("meta"):
         model = build_network(config, load_weights=False)
     check_parts(config, model)
     check_training(config, model)
-    count = args["batch_size"] // (config.trainer.accumulate * distributed.world_size())
-    channels = config.arch.args.get("in_channels", 3)
-    images = torch.empty(count, channels, *size, dtype=torch.uint8, device="meta")
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # a freed storage's number could be given to another
-        return tensor
-
-    def keep_inputs(module: nn.Module, inputs: Sequence[Any]) -> None:
-        for each in inputs:
-            for tensor in each if isinstance(each, list | tuple) else [each]:
-                keep(tensor)
-
-    alive: list[torch.Tensor] = []
+    size = config.train.chain.crop or (512, 512)
+    count = config.train.batches.batch_size // (config.trainer.accumulate * distributed.world_size())
+    images = torch.empty(count, config.arch.options.in_channels, *size, dtype=torch.uint8, device="meta")
+    meter = ActivationMeter()
     if config.trainer.activation_checkpointing:  # torch keeps the inputs of blocks without telling the hooks below
         for block in blocks_of(model):
-            block.register_forward_pre_hook(keep_inputs)
+            block.register_forward_pre_hook(meter.keep_inputs)
         checkpoint_activations(model)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
             output = model.train()(images)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -132,12 +141,12 @@ def dry_run(config: RunConfig) -> DryRun:
         ) from None
     parameters = list(model.parameters())
     return DryRun(
-        sum(p.numel() for p in parameters),
-        sum(p.numel() for p in parameters if p.requires_grad),
-        tuple(output.logits.shape),
-        sum(kept.values()),
-        size,
-        has_unused(parameters, [output.logits, *output.aux]),
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        logits=tuple(output.logits.shape),
+        activation_bytes=meter.bytes,
+        image_size=size,
+        unused=has_unused(parameters, [output.logits, *output.aux]),
     )
 
 

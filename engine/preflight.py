@@ -14,29 +14,28 @@ from base.base_dataloader import Batch, Loader
 from base.base_model import BaseModel
 from base.workers import check_shared_memory
 from dataloader import label_statistics
-from dataloader.build import size_of, validation_of
 from dataloader.label_statistics import DataCheck, largest_image
 from engine.config import RunConfig
-from models.fine_tuning import public_name
+from models.fine_tuning import public_name, read_initial_weights
+from models.weights import read_state
 from trainer import Trainer
-from utils import checkpoint, distributed
+from utils import distributed
 from utils.errors import ConfigError, DataError, Stopped, failure_of_machine
 
 logger = logging.getLogger("segwright")
 
 
 def check_weights(config: RunConfig) -> None:
-    """See to it that the files of weights that a config names can be used; nothing is downloaded.
+    """Read the files of weights that a config names, as training will; nothing is downloaded.
 
     Raises:
-        UserError: They cannot.
+        UserError: One cannot be used.
     """
-    paths = [config.arch.args["pretrained"]]
+    pretrained = config.arch.options.pretrained
+    if isinstance(pretrained, Path):
+        read_state(pretrained, where="arch.args.pretrained")
     if config.start is not None and public_name(config.start.path, where="init_from") is None:
-        paths.append(config.start.path)
-    for path in paths:
-        if isinstance(path, Path):
-            checkpoint.weights_of(checkpoint.load(path), path)
+        read_initial_weights(config.start.path, where="init_from")
 
 
 def check_parts(config: RunConfig, model: BaseModel) -> None:
@@ -46,7 +45,7 @@ def check_parts(config: RunConfig, model: BaseModel) -> None:
         ConfigError: A part of a step has one image.
     """
     shares = config.trainer.accumulate * distributed.world_size()
-    size = config.train_loader.args["batch_size"] // shares
+    size = config.train.batches.batch_size // shares
     if model.needs_batch and size < 2:
         raise ConfigError(
             f"train_loader.args.batch_size: a part of a step has {size} image, and {config.arch.type} needs 2 in "
@@ -61,8 +60,8 @@ def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
     Raises:
         ConfigError: A part of it has one image.
     """
-    last, parts = images % config.train_loader.args["batch_size"], config.trainer.accumulate
-    kept = config.train_loader.args["drop_last"] is False
+    last, parts = images % config.train.batches.batch_size, config.trainer.accumulate
+    kept = config.train.batches.drop_last is False
     if kept and model.needs_batch and 0 < last < 2 * parts:
         raise ConfigError(
             f"train_loader.args.drop_last: the last batch of an epoch has {last} of {images} images, and "
@@ -80,14 +79,13 @@ def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
         Stopped: One does not; it names what to turn.
     """
     train_loader, val_loader = loaders
-    size = size_of(config.train_loader) or largest_image(train_loader.view)
+    size = config.train.chain.crop or largest_image(train_loader.view)
     share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.channels
     images = torch.randint(256, (share, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(len(config.classes), (share, *size), dtype=torch.uint8)
     what, image = f"a step on {share} images of {size[0]}x{size[1]}", None
-    if val_loader is not None:
-        section = config.val_loader or validation_of(config.train_loader)
-        high, wide = size_of(section) or largest_image(val_loader.view)
+    if val_loader is not None and config.validation is not None:
+        high, wide = config.validation.chain.crop or largest_image(val_loader.view)
         image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
         what += f", or validating one of {high}x{wide},"
     try:
@@ -114,16 +112,15 @@ def raise_file_limit() -> None:
 
 
 def check_workers(config: RunConfig) -> None:
-    """See to it that the batches of the data workers have a place to be handed over.
+    """Refuse data workers whose batches would not fit into shared memory.
 
     Raises:
-        Stopped: They have not.
+        Stopped: They would not.
     """
-    args, size = config.train_loader.args, size_of(config.train_loader)
-    if size and args["num_workers"]:
-        pixels = args["batch_size"] // distributed.world_size() * size[0] * size[1]
-        channels = config.arch.args.get("in_channels", 3)
-        check_shared_memory(args["num_workers"], pixels * (channels + 1))
+    batches, size = config.train.batches, config.train.chain.crop
+    if size and batches.num_workers:
+        pixels = batches.batch_size // distributed.world_size() * size[0] * size[1]
+        check_shared_memory(batches.num_workers, pixels * (config.arch.options.in_channels + 1))
 
 
 def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None:

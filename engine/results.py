@@ -38,7 +38,7 @@ RANDOM_START = 'backbone starts from random numbers; published figures need "pre
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     """What a reader of the figures should know."""
     found = []
-    if trainer.model.backbone_modules() and not config.arch.args["pretrained"] and config.init_from is None:
+    if trainer.model.backbone_modules() and not config.arch.options.pretrained and config.init_from is None:
         found.append(RANDOM_START)
     synchronised = (nn.SyncBatchNorm, SynchronizedBatchNorm)
     if config.use_synch_bn and not any(isinstance(module, synchronised) for module in trainer.model.modules()):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.config import MAY_CHANGE, RunConfig, meaning_of
+from engine.config import RunConfig, may_change, meaning_of
 from utils import checkpoint, distributed, run_folder
 from utils.config import differences
 from utils.errors import CheckpointError, UserError
@@ -25,7 +25,7 @@ def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
         UserError: It names each key that may not change.
     """
     changed = differences(state["config"], config.to_json())
-    refused = {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}
+    refused = {key: pair for key, pair in changed.items() if not may_change(key)}
     if refused:
         raise UserError(
             *(

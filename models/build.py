@@ -16,6 +16,7 @@ from models.blocks import Classifier, OutputStride
 from models.encoder_decoder import BrickSpec, compose
 from models.weights import load_pretrained
 from utils.errors import ConfigError
+from utils.json_schema import object_schema
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
 from utils.schema import (
     Between,
@@ -27,8 +28,8 @@ from utils.schema import (
     did_you_mean,
     fill_defaults,
     join,
-    object_schema,
     parameters_of,
+    to_json,
 )
 
 
@@ -56,8 +57,36 @@ class ModelOptions:
 OPTIONS = frozenset(field.name for field in fields(ModelOptions))
 
 
-def check_model(value: Any, *, where: str, problems: list[str]) -> Component:
-    """The JSON of `arch` as a component with every default filled in.
+@dataclass(frozen=True)
+class ArchConfig:
+    """The "arch" section, taken apart by whom its `args` are for; what `check_model` makes of JSON.
+
+    Args:
+        model: Name of the model, or names of bricks joined by `+`, with the arguments of its own.
+        options: What may be said of every model.
+    """
+
+    model: Component
+    options: ModelOptions = ModelOptions()
+
+    @property
+    def type(self) -> str:
+        """Name of the model, or names of bricks joined by `+`."""
+        return self.model.type
+
+    def to_json(self) -> dict[str, Any]:
+        """The section as a config says it, with flat `args`."""
+        return {"type": self.type, "args": {**to_json(self.model.args), **to_json(self.options)}}
+
+    @classmethod
+    def from_arguments(cls, kind: str, args: Mapping[str, Any], *, checked: str = "") -> ArchConfig:
+        """Take apart `args` that have been checked and are complete."""
+        own = {name: value for name, value in args.items() if name not in OPTIONS}
+        return cls(Component(kind, own, checked=checked), ModelOptions(**{name: args[name] for name in OPTIONS}))
+
+
+def check_model(value: Any, *, where: str, problems: list[str]) -> ArchConfig | None:
+    """Parse the JSON of `arch`, with every default filled in; None if something is wrong with it.
 
     Args:
         value: A name, a LEGO string such as ``"resnet101+aspp_plus+deeplabv3_plus_decoder"``, or an object of
@@ -69,17 +98,21 @@ def check_model(value: Any, *, where: str, problems: list[str]) -> Component:
         component = convert_component(value, where)
     except Mismatch as mismatch:
         problems += mismatch.problems
-        return Component("")
+        return None
     if "+" in component.type:
         return _check_lego(component, where=where, problems=problems)
     if MODELS.parse(value, where=where, problems=problems) is None:
-        return Component("")
+        return None
     arguments, reserved = arguments_of_model(component.type), MODELS.reserved(component.type) - OPTIONS
-    return Component(component.type, _check(arguments, component.args, reserved, where=where, problems=problems))
+    found = len(problems)
+    checked = _check(arguments, component.args, reserved, where=where, problems=problems)
+    if len(problems) > found:
+        return None
+    return ArchConfig.from_arguments(component.type, checked, checked=MODELS.kind)
 
 
 def build_model(
-    component: Any,
+    arch: Any,
     *,
     num_classes: int,
     where: str = "arch",
@@ -87,14 +120,14 @@ def build_model(
     std: Sequence[float] | None = None,
     load_weights: bool = True,
 ) -> BaseModel:
-    """The model that `component` describes, ready to be trained.
+    """The model that `arch` describes, ready to be trained.
 
     Under ``torch.device("meta")``, and with `load_weights` off, it takes no memory and milliseconds.
 
     Args:
-        component: `arch` of a config, checked or not.
+        arch: `arch` of a config, as JSON or as `check_model` gives it.
         num_classes: Channels of the logits.
-        where: Place of `component` in the config.
+        where: Place of `arch` in the config.
         mean: Mean of each channel of the images, as a share of their largest value; ImageNet's if None.
         std: Standard deviation of each channel, likewise.
         load_weights: Load pretrained weights if the options ask for them; off where a checkpoint follows.
@@ -103,11 +136,10 @@ def build_model(
         ConfigError: The arguments do not fit the model, its bricks each other, or the weights the backbone.
     """
     problems: list[str] = []
-    component = check_model(component, where=where, problems=problems)
-    if problems:
+    checked = arch if isinstance(arch, ArchConfig) else check_model(arch, where=where, problems=problems)
+    if checked is None:
         raise ConfigError(*problems)
-    options = ModelOptions(**{name: component.args[name] for name in OPTIONS})
-    own = Component(component.type, {name: v for name, v in component.args.items() if name not in OPTIONS})
+    own, options = checked.model, checked.options
     place = join(where, "args")
 
     if "+" in own.type:
@@ -205,14 +237,10 @@ def _check(
     arguments: Callable[..., None], given: Any, reserved: Collection[str], *, where: str, problems: list[str]
 ) -> dict[str, Any]:
     place = join(where, "args")
-    found = len(problems)
     for name in sorted(reserved & given.keys()):
         problems.append(f"{join(place, name)}: is filled in by the framework. Remove it.")
     given = {name: value for name, value in given.items() if name not in reserved}
-    checked = check_arguments(arguments, given, where=place, problems=problems)
-    filled = fill_defaults(arguments, checked)
-    # Once more, because a default may be a component whose own defaults are not filled in.
-    return filled if len(problems) > found else check_arguments(arguments, filled, where=place, problems=problems)
+    return fill_defaults(arguments, check_arguments(arguments, given, where=place, problems=problems))
 
 
 def _lego_bricks(kind: str) -> list[tuple[Registry, str]]:
@@ -220,7 +248,7 @@ def _lego_bricks(kind: str) -> list[tuple[Registry, str]]:
     return [(BACKBONES, first), *((NECKS, name) for name in middle), (HEADS, last)]
 
 
-def _check_lego(component: Component, *, where: str, problems: list[str]) -> Component:
+def _check_lego(component: Component, *, where: str, problems: list[str]) -> ArchConfig | None:
     """Check a name such as ``"resnet101+ASPP+FCNHead"``, whose arguments stand under the names of its bricks."""
     found = len(problems)
     place = join(where, "args")
@@ -238,7 +266,7 @@ def _check_lego(component: Component, *, where: str, problems: list[str]) -> Com
             f'told apart. Use {{"type": "EncoderDecoder"}}.'
         )
     if len(problems) > found:
-        return Component("")
+        return None
     own = {
         "output_stride": inspect.Parameter(
             "output_stride", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OutputStride | None
@@ -255,7 +283,7 @@ def _check_lego(component: Component, *, where: str, problems: list[str]) -> Com
         target, reserved = registry[name], registry.reserved(name)
         brick = check_arguments(target, value, where=join(place, name), reserved=reserved, problems=problems)
         checked[name] = fill_defaults(target, brick, reserved=reserved)
-    return Component(component.type, checked)
+    return ArchConfig.from_arguments(component.type, checked) if len(problems) == found else None
 
 
 def _build_registered(component: Component, num_classes: int, in_channels: int, *, where: str) -> BaseModel:
@@ -273,8 +301,8 @@ def _build_registered(component: Component, num_classes: int, in_channels: int, 
 
 def _build_lego(component: Component, num_classes: int, in_channels: int, *, where: str) -> BaseModel:
     placed = [
-        BrickSpec(join(join(where, "args"), name), Component(name, component.args[name]))
-        for _, name in _lego_bricks(component.type)
+        BrickSpec(join(join(where, "args"), name), Component(name, component.args[name], checked=registry.kind))
+        for registry, name in _lego_bricks(component.type)
     ]
     return compose(
         num_classes,

@@ -159,7 +159,10 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "reserved argument of a dataset": ({f"{LOADER}.seed": 1}, [f"{LOADER}.seed: unknown key."]),
     "negative n_gpu": ({"n_gpu": -1}, ["n_gpu: expected int of at least 0"]),
     "weights that are not": ({"init_from": "nowhere.pth"}, ["nowhere.pth: no such checkpoint."]),
-    "pretrained weights that are not": ({"arch.args.pretrained": "nowhere.pth"}, ["nowhere.pth: no such checkpoint."]),
+    "pretrained weights that are not": (
+        {"arch.args.pretrained": "nowhere.pth"},
+        ["arch.args.pretrained: nowhere.pth: no such checkpoint."],
+    ),
     "weights that do not fit": ({"init_from": "BEST", "arch": {"type": "UNet"}}, ["BEST: none of its 128 weights"]),
     "TensorBoard below a file": (
         {"trainer.tensorboard": True, "trainer.log_dir": "config.json/x"},

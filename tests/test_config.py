@@ -285,3 +285,17 @@ def test_a_config_may_come_through_a_pipe(tmp_path):
         assert read_json(type(tmp_path)(f"/dev/fd/{reader}")) == {"a": 1}
     finally:
         os.close(reader)
+
+
+def test_differences_name_what_differs_inside_of_lists_of_objects():
+    old = {"a": [{"x": 1, "y": [1, 2]}, {"x": 2}], "b": [1, 2], "c": [{}], "d": 1}
+    new = {"a": [{"x": 1, "y": [1, 3]}, {"x": 3}], "b": [2, 1], "c": [{}, {}], "e": 1}
+    assert differences(old, new) == {
+        "a[0].y": ([1, 2], [1, 3]),
+        "a[1].x": (2, 3),
+        "b": ([1, 2], [2, 1]),
+        "c": ([{}], [{}, {}]),
+        "d": (1, None),
+        "e": (None, 1),
+    }
+    assert differences(old, old) == {}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,7 @@ from dataloader.label_statistics import check_samples, location_prior
 from dataloader.transforms.chain import ChainOptions, build_chain
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
+from utils.metrics import ConfusionMatrix
 from utils.registry import DATASETS
 from utils.schema import EMPTY, parameters_of
 
@@ -128,6 +132,21 @@ def test_scenes_show_all_classes_and_cannot_be_guessed_from_the_place():
     hits = matrix.diagonal()
     assert (hits / (matrix.sum(0) + matrix.sum(1) - hits)).mean() < 0.35
     assert 0.005 < void < 0.1
+
+
+def test_the_location_prior_is_measured_as_a_network_is_over_the_classes_that_count():
+    train, val = Synthetic(split="train", length=1), Synthetic(split="val", length=20)
+    for dataset in (train, val):  # the sky
+        dataset.classes = dataset.classes.ignoring(0)
+    seen = cv2.resize(train.read_label(0), (120, 90), interpolation=cv2.INTER_NEAREST)
+    guess = np.where(seen == IGNORE, 0, seen)
+    assert (guess == 0).any()  # where nothing is labelled in training; this class is in no mean
+    matrix = ConfusionMatrix(11, train.classes.names, train.classes.ignored_classes)
+    for index in range(len(val)):
+        label = cv2.resize(val.read_label(index), (120, 90), interpolation=cv2.INTER_NEAREST)
+        matrix.update(torch.from_numpy(guess)[None], torch.from_numpy(label)[None])
+    assert matrix.counts[:, 0].any()
+    assert location_prior(DatasetView(train, None), DatasetView(val, None)) == matrix.results()["Mean_IoU"]
 
 
 def test_a_view_augments_by_epoch_and_index():
@@ -528,3 +547,10 @@ def test_the_look_before_training_passes_over_what_is_skipped(tmp_path):
     for look in (lambda: check_samples(stopping), lambda: location_prior(stopping, stopping)):
         assert "07.png" in problems(look)[0]
     assert "07.png" in problems(lambda: check_samples(skipping, everything=True))[0]
+
+
+def test_reading_datasets_takes_none_of_the_tools_around_them():
+    check = "import sys, dataloader; print([name for name in sys.modules if name.startswith('dataloader.tools')])"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[]"

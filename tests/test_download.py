@@ -23,7 +23,9 @@ from PIL import Image
 import prepare
 from dataloader.datasets.voc import VOC
 from dataloader.tools import download as module
-from dataloader.tools.download import Archive, augmented_split, build_augmented, download, fetch, unpack
+from dataloader.tools import voc_augmented
+from dataloader.tools.download import Archive, download, fetch, unpack
+from dataloader.tools.voc_augmented import augmented_split, build_augmented
 from tests.conftest import Answer, call, kill_9_at
 from utils.errors import DataError, Stopped
 
@@ -415,7 +417,7 @@ def test_the_aug_splits_are_made_from_sbd(tmp_path: Path, monkeypatch: pytest.Mo
         read.append(path.name)
         return np.full((5, 7), 9, np.uint8)
 
-    monkeypatch.setattr(module, "read_mat", read_mat)
+    monkeypatch.setattr(voc_augmented, "read_mat", read_mat)
     monkeypatch.setattr(module, "fetch", lambda url, path: pytest.fail(f"fetches {url}"))
     assert list(download("VOCAug", tmp_path)) == [  # what was fetched elsewhere, when it could be
         f"VOCtrainval_11-May-2012.tar: not needed, as {home}/SegmentationClass is there",

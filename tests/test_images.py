@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import struct
 import zlib
 from contextlib import suppress
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from utils import images
-from utils.errors import DataError
+from utils.errors import DataError, Fault
 from utils.images import (
     read_image,
     read_image_for,
@@ -282,6 +283,30 @@ def test_no_flipped_bit_of_a_png_goes_unseen(tmp_path, monkeypatch, color_type, 
         except DataError:
             continue
         np.testing.assert_array_equal(found, values if color_type else values[..., 0], err_msg=str(place))
+
+
+FAULTS = {
+    "empty": Fault.EMPTY_FILE,
+    "a web page": Fault.WEB_PAGE,
+    "an LFS pointer": Fault.LFS_POINTER,
+    "text": Fault.NO_IMAGE,
+    "a JPEG cut short": Fault.DAMAGED_FILE,
+    "a flipped bit": Fault.DAMAGED_FILE,
+    "a decompression bomb": Fault.HUGE_IMAGE,
+    "a larger bomb": Fault.HUGE_IMAGE,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_wrong_with_a_file_is_known_without_reading_the_text(tmp_path, name):
+    path = tmp_path / "bad.png"
+    path.write_bytes(NO_IMAGES[name][0])
+    with pytest.raises(DataError) as caught:
+        read_image(path)
+    error = pickle.loads(pickle.dumps(caught.value))  # as a data worker hands it over
+    (problem,) = error.details
+    assert (problem.fault, problem.path) == (FAULTS[name], path)
+    assert error.problems == (f"{path}: {problem.what}. {problem.fix}.",) == caught.value.problems
 
 
 def test_labels_below_0_are_refused(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from base.base_dataset import DatasetView, Examples
 from dataloader.label_statistics import class_pixels, look_at
 from engine.assemble import build_loaders
 from engine.check import check_config
@@ -38,7 +39,7 @@ def test_images_of_all_sets_are_drawn_each_with_its_own_augmentation(tmp_path):
     assert len(view) == 16
     assert [view.key(i) for i in (0, 10, 11, 15)] == ["square_0000", "square_0010", "square_1000", "square_1004"]
     alone = [
-        build_loaders(check_config({**raw, "train_loader": {"type": s.type, "args": s.args}}))[0].view
+        build_loaders(check_config({**raw, "train_loader": s.to_json()}))[0].view
         for s in training_sections(config).values()
     ]
     np.testing.assert_array_equal(view[3, 4].image, alone[0][3, 4].image)
@@ -165,3 +166,42 @@ def test_the_commands_for_data_take_all_training_sets(tmp_path, prepare_command)
     np.testing.assert_allclose(shown / shown[0], np.sqrt(pixels[0] / pixels), rtol=2e-3)
     found = prepare_command("check", "-c", path)
     assert "train_loader[0] and train_loader[1]" not in found.out  # a weight of two, if one likes
+
+
+def test_what_reads_a_joined_view_finds_all_that_one_view_promises(tmp_path):
+    view = build_loaders(check_config(joined(tmp_path, {"split": "val", "length": 5})))[0].view
+    promised = {name for name in {*vars(Examples), *Examples.__annotations__} if not name.startswith("_")}
+    assert promised == {
+        *("classes", "channels", "seed", "on_bad_sample", "views", "key", "original", "label", "labels")
+    }
+    assert [name for name in promised if not hasattr(view, name)] == []
+    assert not isinstance(view, DatasetView)  # it would lack the dataset, the transform and more
+    assert [len(each) for each in view.views] == [11, 5]
+    for number, label in zip((2, 12), view.labels([2, 12]), strict=True):
+        np.testing.assert_array_equal(label, view.label(number))
+
+
+def test_a_run_on_several_sets_may_change_when_resumed_what_a_run_on_one_may(tmp_path, train_command):
+    path = tmp_path / "config.json"
+    raw = joined(tmp_path / "saved", {"split": "val", "length": 5})
+    path.write_text(json.dumps(raw))
+    tiny = ("--import", "tests.tiny", "-d", "cpu")
+    assert train_command("-c", path, *tiny, "-s", "trainer.epochs=1").status == 0
+    (run,) = [p for p in (tmp_path / "saved" / "tiny").iterdir() if p.is_dir()]
+    raw["train_loader"][0]["args"] |= {"num_workers": 1}
+    for each in raw["train_loader"]:
+        each["args"]["data_dir"] = str(tmp_path)
+    path.write_text(json.dumps(raw))
+    again = train_command("-c", path, "-r", run / "last.pth", *tiny, "-s", "trainer.epochs=2")
+    assert again.status == 0, again.err
+    assert "train_loader[0].args.num_workers: 1 instead of 0" in again.out
+    assert "train_loader[1].args.data_dir: " in again.out
+    for each in raw["train_loader"]:
+        each["args"]["crop_size"] = 24
+    path.write_text(json.dumps(raw))
+    refused = train_command("-c", path, "-r", run / "last.pth", *tiny, "-s", "trainer.epochs=2")
+    assert refused.status == 2
+    assert [line.partition(":")[0] for line in refused.errors] == [
+        "train_loader[0].args.crop_size",
+        "train_loader[1].args.crop_size",
+    ]

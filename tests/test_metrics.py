@@ -14,12 +14,13 @@ from base.base_trainer import TrainerConfig
 from tests.conftest import call
 from tests.tiny import tiny_config
 from utils.classes import IGNORE
+from utils.json_schema import json_schema
 from utils.losses.strips import predicted_labels
 from utils.metrics import ConfusionMatrix, Metrics, boundary, confusion_matrix
 from utils.metrics.base import MatrixMetric, PixelMetric
 from utils.metrics.boundary import BoundaryIoU
 from utils.registry import METRICS
-from utils.schema import Mismatch, convert, json_schema
+from utils.schema import Mismatch, convert
 
 NAMES = ["road", "sky", "a tree", "car", "dog"]
 OF_MATRIX = ["Mean_Accuracy", "Mean_Precision", "Mean_Recall", "Mean_F1", "Frequency_Weighted_IoU"]

@@ -1,7 +1,8 @@
-"""The doctor finds what is wrong and says which line mends it; `init` turns a folder into a config that trains."""
+"""The doctor finds what is wrong and says which line fixes it; `init` turns a folder into a config that trains."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from engine import results
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
-from utils.errors import DataError, run
+from utils.errors import DataError, Fault, Problem, run
 
 SIZE = (65, 97)
 NAMES = ("road", "tree", "sky")
@@ -72,7 +73,7 @@ def check(command: Callable[..., Answer], root: Path, *more: str) -> Answer:
 
 def kinds(answer: Answer) -> set[tuple[str, str]]:
     """Where and what the findings of an answer are."""
-    found = re.findall(r"^(\w[\w ]*): ([\w ]+): .*\n    mend: .+", answer.out, re.MULTILINE)
+    found = re.findall(r"^(\w[\w ]*): ([\w ]+): .*\n    fix: .+", answer.out, re.MULTILINE)
     return {(where, kind) for where, kind in found}
 
 
@@ -171,7 +172,7 @@ def test_all_plants_are_found_at_once_by_several_processes(tmp_path: Path) -> No
     )
     assert answer.status == 3
     assert {kind for _, kind in kinds(answer)} == {*files, "colors", "different sizes"}
-    assert re.search(r'damaged file: 1 files; .*004\.png.*\n    mend: "on_bad_sample": "skip"', answer.out)
+    assert re.search(r'damaged file: 1 files; .*004\.png.*\n    fix: "on_bad_sample": "skip"', answer.out)
 
 
 def test_splits_that_are_others_put_together_are_no_finding_and_say_nothing_twice(
@@ -213,7 +214,7 @@ def test_a_split_that_is_there_and_cannot_be_used_is_a_finding(
     save(root / "images" / "train" / "000.bmp", scene(0)[0])
     answer = check(prepare_command, root)
     assert (answer.status, kinds(answer)) == (3, {("train", "unusable split")})
-    assert "has the same name as 000.bmp\n    mend: Remove one of them" in answer.out
+    assert "has the same name as 000.bmp\n    fix: Remove one of them" in answer.out
     (root / "images" / "train" / "000.bmp").unlink()
     for path in (root / "masks" / "train").iterdir():
         path.rename(path.with_stem(f"{path.stem}_mask"))
@@ -239,7 +240,7 @@ def test_labels_shifted_down_are_told_and_mended(tmp_path: Path, prepare_command
     answer = prepare_command(*command, json.dumps(options))
     assert kinds(answer) == {("train", "shifted labels"), ("val", "shifted labels")}
     line = '"label_map": {"0": 0, "1": 1, "2": 2, "255": null}'
-    assert f"mend: {line}" in answer.out
+    assert f"fix: {line}" in answer.out
     assert prepare_command(*command, json.dumps({**options, **parse_json("{" + line + "}")})).status == 0
 
 
@@ -261,14 +262,14 @@ def test_a_mending_line_mends(kind: str, line: str, tmp_path: Path, prepare_comm
     root = clean(tmp_path / "data")
     PLANTS[kind](root / "images" / "train", root / "masks" / "train")
     answer = check(prepare_command, root, "--split", "train")
-    assert f"mend: {line}" in answer.out
+    assert f"fix: {line}" in answer.out
     options = {"classes": NAMES, **parse_json("{" + line + "}")}
     if kind == "0 and 255":
         options["classes"] = NAMES[:2]
-    mended = prepare_command(
+    fixed = prepare_command(
         *("check", "--dataset", "Folder", "--data-dir", root, "--split", "train", "--args", json.dumps(options))
     )
-    assert mended.status == 0, mended.out
+    assert fixed.status == 0, fixed.out
 
 
 def test_splits_may_consist_of_others(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
@@ -396,8 +397,13 @@ def test_files_that_did_not_change_are_not_read_again(
 ) -> None:
     root = clean(tmp_path / "data")
     read: list[int] = []
-    real = scan.look
-    monkeypatch.setattr(scan, "look", lambda dataset, index, **more: read.append(index) or real(dataset, index, **more))
+    real = scan.scan_sample
+
+    def scan_sample(dataset: Folder, index: int, **more: bool) -> scan.Record:
+        read.append(index)
+        return real(dataset, index, **more)
+
+    monkeypatch.setattr(scan, "scan_sample", scan_sample)
 
     def examine() -> dict[str, scan.Record]:
         read.clear()
@@ -432,18 +438,62 @@ def test_a_file_that_took_another_s_place_is_read_though_size_and_time_are_the_s
     assert "(6,305 pixels): 000" in check(prepare_command, root).out
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(Fault.MISSING_PACKAGE, "a.mat", "needs scipy", "`pip install scipy`"),
+        "a.mat: needs scipy. `pip install scipy`.",  # of a dataset of somebody else
+    ],
+)
 def test_what_a_missing_package_kept_from_being_read_is_read_when_it_is_there(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, problem: str | Problem
 ) -> None:
     dataset = Folder(data_dir=clean(tmp_path / "data"), split="train", classes=NAMES)
 
     def fail(path: Path) -> np.ndarray:
-        raise DataError(f"{path}: needs scipy. `pip install scipy`.")
+        raise DataError(problem)
 
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "read_raw", fail)
         assert all(record.problems for record in scan.examine(dataset, cache=cache).values())
     assert not any(record.problems for record in scan.examine(dataset, cache=cache).values())
+
+
+def test_what_an_older_version_remembered_of_unusable_files_is_read_again(tmp_path: Path, cache: Path) -> None:
+    root = clean(tmp_path / "data")
+    (root / "images" / "train" / "003.png").write_bytes(b"")
+    dataset = Folder(data_dir=root, split="train", classes=NAMES)
+    first = scan.examine(dataset, cache=cache)
+    assert [problem.fault for problem in first["003"].problems] == [Fault.EMPTY_FILE]
+    (file,) = cache.iterdir()
+    rows = json.loads(gzip.decompress(file.read_bytes()))
+    for row in rows.values():
+        row["problems"] = ["003.png: is empty. Get the file again." for _ in row["problems"]]
+    file.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    assert sum(not record.problems for record in scan.recall(file).values()) == 7
+    assert str(scan.examine(dataset, cache=cache)["003"].problems[0]) == str(first["003"].problems[0])
+
+
+def test_a_dataset_of_somebody_else_may_complain_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Folder(data_dir=clean(tmp_path / "data"), split="train", classes=NAMES)
+
+    def fail(path: Path) -> np.ndarray:
+        raise DataError("The moon is in the wrong house.")
+
+    monkeypatch.setattr(dataset, "read_raw", fail)
+    examined = doctor.Examined("train", dataset, scan.examine(dataset), training=False)
+    (finding,) = doctor.diagnose([examined])
+    assert finding.lines()[0] == "train: unusable file: 8 files; The moon is in the wrong house"
+    assert '"on_bad_sample": "skip"' in finding.fix
+
+
+def test_what_receives_problems_is_no_key_of_a_config(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    more = json.dumps({"classes": NAMES, "problems": []})
+    answer = prepare_command("check", "--dataset", "Folder", "--data-dir", clean(tmp_path / "data"), "--args", more)
+    assert answer.status == 2
+    assert "--dataset.args.problems: unknown key" in answer.err
 
 
 def training_config(root: Path, tmp_path: Path, **more: object) -> Path:

@@ -240,3 +240,29 @@ def test_modules_of_a_package_are_found_by_themselves(tmp_path, monkeypatch):
 
     assert sys.found_by_test == "found_package.one"
     del sys.found_by_test
+
+
+def test_a_constant_fact_is_delivered_without_being_given(shapes):
+    @shapes.register("hollow")
+    def hollow(ignore_index: int, size: float = 1.0) -> tuple[int, float]:
+        """A shape that is not there.
+
+        Args:
+            ignore_index: Fact.
+            size: Of each side.
+        """
+        return ignore_index, size
+
+    assert shapes.build("hollow", where="shape") == (255, 1.0)
+
+
+def test_what_has_been_checked_is_not_checked_again(shapes, monkeypatch):
+    problems: list[str] = []
+    checked = shapes.check({"type": "square", "args": {"size": 3}}, where="shape", problems=problems)
+    assert problems == []
+    monkeypatch.setattr("utils.registry.check_arguments", None)
+    assert shapes.build(checked, where="shape").size == 3.0
+    assert shapes.check(checked, where="shape", problems=problems) is checked
+    changed = Component(checked.type, {**checked.args, "size": "large"})
+    monkeypatch.undo()
+    assert refusal(shapes, changed) == ['shape.args.size: expected a number, got "large".']

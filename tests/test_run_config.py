@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from engine.assemble import describe
+from engine.assemble import build_loaders, build_network, build_trainer, describe
 from engine.check import check_config
 from engine.config import RunConfig, evaluation_section, protocol_of, result_keys
+from engine.dry_run import dry_run
+from engine.preflight import check_weights
 from tests.tiny import tiny_config
 from utils.errors import ConfigError
+from utils.losses.cross_entropy import CrossEntropyLoss2d
+from utils.registry import LOSSES
+from utils.schema import check_arguments
 
 
 def checked(**changes: Any) -> RunConfig:
@@ -96,3 +105,94 @@ def test_parts_that_contradict_each_other_are_refused(changes: dict[str, Any], e
 
 def test_a_plateau_of_the_monitors_mode_is_right() -> None:
     checked(lr_scheduler={"type": "ReduceLROnPlateau", "args": {"mode": "max"}})
+
+
+# ------------------------------------------------------------------------------------------- parsed, not reread
+
+# Modules that hold `check_arguments` by name.
+ENTRANCES = ("utils.schema", "utils.registry", "dataloader.build", "models.build", "engine.check")
+
+
+def test_a_walk_from_the_config_to_a_trainer_reads_every_section_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: Counter[tuple[str, str]] = Counter()
+
+    def counting(target: Any, given: Any, *, where: str, **rest: Any) -> dict[str, Any]:
+        name = getattr(getattr(target, "func", target), "__name__", "")
+        entered[where, name] += 1
+        return check_arguments(target, given, where=where, **rest)
+
+    for module in ENTRANCES:
+        monkeypatch.setattr(importlib.import_module(module), "check_arguments", counting)
+    raw = tiny_config(tmp_path, loss=["DiceLoss", {"type": "FocalLoss"}], lr_scheduler="StepLR")
+    del raw["arch"]["args"]["output_stride"]  # else the model adds it to its backbone's arguments, which is checked
+    raw["lr_scheduler"] = {"type": "StepLR", "args": {"step_size": 3}}
+    steps = [{"type": "CenterCrop", "args": {"size": 32}}, {"type": "RandomHorizontalFlip"}]
+    further = {"type": "Squares", "args": {"length": 4, "transforms": steps}}
+    raw["train_loader"] = [raw["train_loader"], further]
+    config = check_config(raw)
+    dry_run(config)
+    loaders = build_loaders(config)
+    next(iter(loaders[0].batches()))
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    build_trainer(config, run_dir, torch.device("cpu"), loaders=loaders, environment={})
+    assert {where for where, _ in entered} >= {
+        *("", "arch.args", "arch.args.backbone.args", "arch.args.head.args", "train_loader[0].args"),
+        *("train_loader[1].args", "train_loader[1].args.transforms[0].args", "val_loader.args", "loss[0].args"),
+        *("optimizer.args", "lr_scheduler.args", "trainer"),
+    }
+    assert {place: times for place, times in entered.items() if times > 1} == {}
+    of_a_loader = {name for where, name in entered if where == "val_loader.args"}
+    assert of_a_loader == {"LoaderOptions", "ChainOptions", "Squares"}
+
+
+def test_nobody_above_the_data_and_the_models_reads_flat_arguments() -> None:
+    root = Path(__file__).parents[1]
+    found = []
+    for path in [*root.glob("*.py"), *root.glob("engine/*.py"), *root.glob("base/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        found += [f"{path.name}: {match[0]}" for match in re.finditer(r"\w+\.args(\[|\.get\()\"\w+\"", text)]
+    assert [line for line in found if not line.startswith("check.py: lr_scheduler.args.get")] == []
+
+
+# --------------------------------------------------------------------------------------------- what is delivered
+
+
+def test_a_loss_that_names_the_ignored_label_is_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    class NamesIgnored(CrossEntropyLoss2d):
+        """Cross entropy that wants to know which label is void."""
+
+        def __init__(self, ignore_index: int) -> None:
+            super().__init__()
+            given.append(ignore_index)
+
+    monkeypatch.setitem(LOSSES._entries, "NamesIgnored", NamesIgnored)
+    for ignore_index in (255, -1, 0):  # whatever a config calls void, labels arrive with 255
+        dry_run(checked(loss="NamesIgnored", ignore_index=ignore_index))
+    assert set(given) == {255}
+
+
+@pytest.mark.parametrize("wrapped", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])
+def test_the_check_before_training_takes_the_weights_that_training_takes(tmp_path: Path, wrapped: Any) -> None:
+    raw = tiny_config(tmp_path)
+    with torch.device("cpu"):
+        backbone = build_network(check_config(raw)).get_submodule("backbone")
+    file = tmp_path / "backbone.pth"
+    torch.save(wrapped({f"module.{key}": value for key, value in backbone.state_dict().items()}), file)
+    raw["arch"]["args"]["pretrained"] = str(file)
+    config = check_config(raw)
+    check_weights(config)
+    build_network(config)
+
+
+def test_the_check_before_training_refuses_what_holds_no_weights(tmp_path: Path) -> None:
+    file = tmp_path / "text.pth"
+    torch.save({"model": "resnet"}, file)
+    raw = tiny_config(tmp_path)
+    raw["arch"]["args"]["pretrained"] = str(file)
+    with pytest.raises(ConfigError, match=r"^arch\.args\.pretrained: "):
+        check_weights(check_config(raw))

@@ -17,12 +17,11 @@ from dataloader.datasets.ade20k import ADE20K
 from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.cocostuff import COCO, UNUSED_IDS
 from dataloader.datasets.deepscene import DeepScene
-from dataloader.datasets.files import forgiving
 from engine.check import check_config
 from tests.conftest import ROOT
 from utils.classes import IGNORE
 from utils.config import load_config
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.registry import DATASETS
 
 FACTS = ROOT.parent / "shared" / "facts"
@@ -134,11 +133,11 @@ def test_a_label_that_is_missing_in_one_city_moves_no_pair(tmp_path: Path) -> No
     (tmp_path / "gtFine" / "train" / "aachen" / "aachen_000000_000019_gtFine_labelIds.png").unlink()
     text = problem(lambda: CityScapes(data_dir=tmp_path, split="train"))
     assert "1 files (aachen_000000_000019_leftImg8bit.png) without label" in text
-    with forgiving() as lines:
-        data = CityScapes(data_dir=tmp_path, split="train")
+    problems: list[Problem] = []
+    data = CityScapes(data_dir=tmp_path, split="train", problems=problems)
     assert [sample.key for sample in data.samples] == ["aachen_000001_000019", "ulm_000002_000019"]
     assert all(sample.label.name.startswith(sample.key) for sample in data.samples)
-    assert len(lines) == 1
+    assert [problem.fault for problem in problems] == [Fault.IMAGE_ALONE]
 
 
 def test_lists_of_cityscapes_are_used_where_they_are(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from base.base_dataset import size_after
 from dataloader.transforms import chain as chain_module
 from dataloader.transforms import geometry
 from dataloader.transforms.chain import (
@@ -25,6 +27,9 @@ from dataloader.transforms.chain import (
 from dataloader.transforms.geometry import warp
 from dataloader.transforms.named import ResizeToRange
 from dataloader.transforms.torchvision import COLORS, MOVES
+from engine.check import check_config
+from engine.config import protocol_of
+from tests.tiny import tiny_config
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
 from utils.registry import TRANSFORMS
@@ -443,6 +448,31 @@ def test_named_transforms_replace_the_chain_and_pad_with_the_mean():
     assert (image[label == IGNORE][-1] == FILL).all()
     assert options(transforms=listed[::-1]).crop is None
     assert options(transforms=[*listed, "RandomHorizontalFlip"]).crop == (65, 97)
+
+
+def test_the_size_after_a_transform_that_does_not_say_it_is_unknown(monkeypatch):
+    class HalfSize:
+        """Of somebody else, who read no more than how transforms are called."""
+
+        def __call__(self, image, label, rng):
+            return image[::2, ::2].copy(), label[::2, ::2].copy()
+
+    monkeypatch.setitem(TRANSFORMS._entries, "HalfSize", HalfSize)
+    listed = [{"type": "CenterCrop", "args": {"size": [64, 96]}}, "HalfSize"]
+    assert options(transforms=listed).crop is None
+    loader = {"type": "Squares", "args": {"split": "val", "batch_size": 1, "transforms": listed}}
+    stamp = protocol_of(check_config(tiny_config(Path("saved"), val_loader=loader)).val_loader)
+    assert (stamp["mode"], stamp["size"]) == ("transforms", "resized")
+    assert options(transforms=[*listed, {"type": "CenterCrop", "args": {"size": 9}}]).crop == (9, 9)
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - {"RandomZoomOut"}))
+def test_every_transform_says_the_size_of_what_it_returns(name):
+    step = TRANSFORMS.build(Component(name, ARGUMENTS.get(name, {})), where="step")
+    image, label = scene()
+    sizes = {step(image, label, rng(seed))[1].shape for seed in range(3)}
+    assert size_after(step, label.shape) in (None, *sizes)
+    assert len(sizes) == 1 or size_after(step, label.shape) is None
 
 
 @pytest.mark.parametrize("name", [*COLORS, *MOVES])

@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError, Stopped, failure_of_machine
+from utils.files import atomic_write, unfinished_path
+from utils.files import remove_unfinished as remove_unfinished  # others call them by this module
+from utils.files import sync_folder as sync_folder
 from utils.schema import fits
 
 FORMAT = 1
@@ -53,7 +56,7 @@ def save(path: Path, state: Mapping[str, Any], *, previous: Path | None = None) 
         Stopped: The disk is full or cannot be written; the message names the path.
     """
     state = _on_cpu(dict(state))
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    unfinished = unfinished_path(path)
     try:
         with unfinished.open("wb") as file:
             torch.save(state, file)
@@ -85,7 +88,7 @@ def keep(path: Path, copy: Path) -> None:
     Raises:
         Stopped: It cannot be written.
     """
-    unfinished = copy.with_name(f"{copy.name}.tmp{os.getpid()}")
+    unfinished = unfinished_path(copy)
     with suppress(FileNotFoundError):
         unfinished.unlink()
     try:
@@ -106,27 +109,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         Stopped: The disk is full or cannot be written.
     """
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with atomic_write(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise Stopped(f"{path}: cannot be written ({error.strerror}). Free some space; {path} is as it was") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can (Windows cannot open folders)."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def damage(path: Path) -> str:
@@ -273,13 +260,6 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     if candidates:
         raise CheckpointError(*passed)
     return None
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left half written."""
-    for path in folder.glob("*.tmp[0-9]*"):
-        with suppress(OSError):
-            path.unlink()
 
 
 def _on_cpu(value: Any) -> Any:

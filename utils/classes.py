@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,19 @@ class ClassTable:
         colors: One (red, green, blue) per class, 0 to 255.
         raw_ids: Raw label values of each class, 0 to 255.
         void_ids: Raw label values that stand for void. All others are mistakes, see `unknown`.
-        left_out: Training ids whose pixels are void too, see `ignoring`.
+        ignored_classes: Training ids whose pixels are void too, see `ignoring`.
     """
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     raw_ids: tuple[tuple[int, ...], ...]
     void_ids: tuple[int, ...] = (IGNORE,)
-    left_out: tuple[int, ...] = ()
+    ignored_classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) > IGNORE:
             raise ConfigError(f"classes: {len(self.names)} of them. Labels are 8-bit and hold at most {IGNORE}.")
-        if len(set(self.names)) < len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ConfigError(f"classes: {', '.join(map(repr, twice))} named twice. Give each class its own name.")
 
     def __len__(self) -> int:
@@ -59,12 +58,18 @@ class ClassTable:
             void_ids=tuple(void_ids),
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Return all that files made with these classes depend on, by the keys that their names are made of."""
+        facts = asdict(self)
+        facts["left_out"] = facts.pop("ignored_classes")
+        return facts
+
     @cached_property
     def lookup(self) -> np.ndarray:
         """Training id of each raw value, (256,) uint8."""
         table = np.full(256, IGNORE, np.uint8)
         for train_id, values in enumerate(self.raw_ids):
-            if train_id not in self.left_out:
+            if train_id not in self.ignored_classes:
                 table[list(values)] = train_id
         return table
 
@@ -73,7 +78,7 @@ class ClassTable:
         return cv2.LUT(np.ascontiguousarray(raw), self.lookup).reshape(raw.shape)  # four times as fast as numpy
 
     def marked_ids(self, raw: np.ndarray) -> np.ndarray:
-        """`train_ids`, but 254 for values that stand for neither a class nor void, so that one look finds them.
+        """Translate as `train_ids` does, but to 254 where a value stands for neither a class nor void.
 
         Class 254, the last of 255, has this id too: then ask `unknown`.
         """
@@ -92,7 +97,7 @@ class ClassTable:
         return self._marked[np.arange(2**16, dtype=np.uint16).view(np.uint8)].view(np.uint16)
 
     def unknown(self, raw: np.ndarray) -> int | None:
-        """The smallest value in `raw` (H, W) uint8 that stands for neither a class nor void; None if there is none."""
+        """Find the smallest value in `raw` (H, W) uint8 that stands for neither a class nor void; None if none does."""
         found = cv2.LUT(np.ascontiguousarray(raw), self._strange)
         return int(raw[found.reshape(raw.shape) > 0].min()) if cv2.countNonZero(found) else None
 
@@ -100,8 +105,13 @@ class ClassTable:
     def _strange(self) -> np.ndarray:
         """1 for raw values that stand for nothing, else 0, (256,) uint8."""
         table = np.ones(256, np.uint8)
-        table[[value for values in (*self.raw_ids, self.void_ids) for value in values]] = 0
+        table[list(self.known)] = 0
         return table
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Raw values that stand for a class or for void."""
+        return frozenset(self.void_ids).union(*self.raw_ids)
 
     @cached_property
     def palette(self) -> np.ndarray:
@@ -112,21 +122,24 @@ class ClassTable:
         return table
 
     def ignoring(self, index: int) -> ClassTable:
-        """The same classes with class `index` left out: its pixels become void, the network keeps its output.
+        """Return the same classes with class `index` ignored: its pixels become void, the network keeps its output.
 
         255 and -1 stand for void only and change nothing.
         """
         if index in (IGNORE, -1):
             return self
-        return replace(self, left_out=(*self.left_out, index))
+        return replace(self, ignored_classes=(*self.ignored_classes, index))
 
     def mapped(self, label_map: Mapping[str, int | str | None], where: str) -> ClassTable:
-        """The same classes with other raw values.
+        """Return the same classes with other raw values.
 
         Args:
             label_map: Raw value (a number, as text, since JSON's keys are) to class name, class index or null for
                 void. Values that it does not name keep their meaning.
-            where: Place in the config, for errors.
+            where: Path in the config, for errors.
+
+        Raises:
+            ConfigError: A value or a class is none of ours.
         """
         raw_ids, void_ids = [set(values) for values in self.raw_ids], set(self.void_ids)
         for key, target in label_map.items():
@@ -138,7 +151,8 @@ class ClassTable:
             for values in (*raw_ids, void_ids):
                 values.discard(int(key))
             (void_ids if index is None else raw_ids[index]).add(int(key))
-        return replace(self, raw_ids=tuple(tuple(sorted(v)) for v in raw_ids), void_ids=tuple(sorted(void_ids)))
+        ordered = tuple(tuple(sorted(values)) for values in raw_ids)
+        return replace(self, raw_ids=ordered, void_ids=tuple(sorted(void_ids)))
 
 
 @dataclass(frozen=True)
@@ -167,13 +181,12 @@ def with_class_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     Labels are translated when they are read, so that 255 is all that is ignored, whatever the config's "ignore_index".
     """
-    facts = {"ignore_index": IGNORE, **facts}
     known = {each.name: facts[each.name] for each in fields(ClassFacts) if each.name in facts}
     return {**facts, "class_facts": ClassFacts(**known)}
 
 
 def ranges(values: Iterable[int]) -> str:
-    """`values`, ascending, for people: ``0..4, 255``, or none."""
+    """Write `values`, ascending, for people: ``0..4, 255``, or none."""
     parts: list[list[int]] = []
     for value in sorted(values):
         if parts and value == parts[-1][-1] + 1:
@@ -184,17 +197,24 @@ def ranges(values: Iterable[int]) -> str:
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """`count` colors, none black, far apart among the first few: the bit-shuffle of Pascal VOC's palette."""
+    """Return `count` colors, none black, far apart among the first few: the bit-shuffle of Pascal VOC's palette."""
     colors = []
     for index in range(1, count + 1):
         color = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        for bit in range(24):  # the lowest bits of the index become the highest of red, green and blue, in turn
+            color[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
         colors.append((color[0], color[1], color[2]))
     return colors
 
 
+def count_values(label: np.ndarray) -> np.ndarray:
+    """Count the pixels of each value in `label` (H, W) uint8; returns (256,) int64."""
+    # OpenCV counts in float32, exactly up to 2^24 pixels.
+    strips = np.array_split(label, -(-label.size // 2**24) or 1)
+    counts = [cv2.calcHist([np.ascontiguousarray(strip)], [0], None, [256], [0, 256]) for strip in strips]
+    return np.sum(counts, axis=0, dtype=np.int64).ravel()
+
+
 def as_colors(values: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
-    """Colors as a `ClassTable` keeps them, from rows of three numbers."""
+    """Convert rows of three numbers to colors as a `ClassTable` keeps them."""
     return tuple((int(r), int(g), int(b)) for r, g, b in values)

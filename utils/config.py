@@ -1,7 +1,7 @@
 """Config files: JSON with comments, put together from parents (`extends`) and overrides (`--set`).
 
-Only the text and the tree are dealt with here, so that a missing file or bad JSON is answered before torch is
-imported; what the keys mean is the engine's.
+Text and tree only, so that a missing file or bad JSON is answered before torch is imported; what the keys mean is
+said in `engine/config.py`.
 """
 
 from __future__ import annotations
@@ -100,15 +100,15 @@ def override(config: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
         names = key.strip().split(".")
         if not equals or not all(names):
             raise ConfigError(f"--set {text}: expected KEY=VALUE. Write it like --set trainer.epochs=20.")
-        place = changes
+        section = changes
         for name in names[:-1]:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
                 raise ConfigError(f"--set {text}: an earlier --set gave '{name}' a plain value. Give one of the two.")
         try:
-            place[names[-1]] = parse_json(value)
+            section[names[-1]] = parse_json(value)
         except json.JSONDecodeError:
-            place[names[-1]] = value
+            section[names[-1]] = value
         except RecursionError:
             raise ConfigError(f"--set {text[:40]}...: nested too deeply. Give a plain value.") from None
         except ValueError as error:
@@ -224,13 +224,24 @@ def dump_json(value: Any) -> str:
 
 
 def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """Where two configs differ: path to (old value, new value); a missing value counts as None."""
+    """Where two configs differ: path to (old value, new value); a missing value counts as None.
+
+    Lists of objects are compared one by one if they are equally long, as ``train_loader[0].args``; others as a whole.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: dict[str, tuple[Any, Any]] = {}
         for key in (*old, *(key for key in new if key not in old)):
             found |= differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-        return found
-    return {} if old == new else {where: (old, new)}
+    elif _are_objects(old) and _are_objects(new) and len(old) == len(new):
+        for number, (before, now) in enumerate(zip(old, new, strict=True)):
+            found |= differences(before, now, f"{where}[{number}]")
+    elif old != new:
+        found[where] = (old, new)
+    return found
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def _whole(value: Any) -> Any:

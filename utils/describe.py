@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from utils.registry import KINDS, Registry
 from utils.schema import EMPTY, describe_arguments, is_plain, parameters_of, show, spell
@@ -54,7 +55,7 @@ def describe(name: str, shared: Mapping[str, Sequence[type]] = MappingProxyType(
     return None
 
 
-def _arguments(target: Callable, documented: Callable, reserved: Collection[str]) -> list[str]:
+def _arguments(target: Callable[..., Any], documented: Callable[..., Any], reserved: Collection[str]) -> list[str]:
     """A line for each argument of `target`, with its type and default, and one of what it means."""
     texts, lines = describe_arguments(documented), []
     for key, parameter in parameters_of(target).items():

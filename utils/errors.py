@@ -13,6 +13,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -32,8 +35,63 @@ class ConfigError(UserError, ValueError):
     """A config that cannot be used."""
 
 
+class Fault(str, Enum):
+    """What is wrong with data, for code that acts on it; its value is the name that people read."""
+
+    OTHER = "other"
+    MISSING_PACKAGE = "missing package"  # of ours, not of the file
+    # Of a file
+    EMPTY_FILE = "empty file"
+    DAMAGED_FILE = "damaged file"
+    WEB_PAGE = "web page"
+    LFS_POINTER = "Git LFS pointer"
+    NO_IMAGE = "no image"
+    HUGE_IMAGE = "huge image"
+    FRACTIONS = "fractions"
+    COLORS = "colors"
+    LOSSY_LABEL = "lossy labels"
+    WIDE_LABEL = "wide labels"
+    TURNED_IMAGE = "turned image"
+    DIFFERENT_SIZES = "different sizes"
+    ALTERED_ARCHIVE = "altered archive"
+    UNKNOWN_COLOR = "unknown color"
+    # Of a split
+    IMAGE_ALONE = "image alone"
+    LABEL_ALONE = "label alone"
+    MISSING_FILES = "missing files"
+    LISTED_TWICE = "listed twice"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with data; as text, the line that people read.
+
+    Args:
+        fault: What kind of thing.
+        path: The file or the key that the line begins with; empty where `what` is all there is to say.
+        what: What is wrong, in a sentence without its full stop.
+        fix: What to do about it, likewise.
+    """
+
+    fault: Fault
+    path: Path | str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}. {self.fix}." if self.path else self.what
+
+
 class DataError(UserError, ValueError):
-    """Images or labels that cannot be used."""
+    """Images or labels that cannot be used.
+
+    Args:
+        problems: What was found; finished lines where nobody needs to know the kind of fault.
+    """
+
+    def __init__(self, *problems: str | Problem) -> None:
+        super().__init__(*map(str, problems))
+        self.details = tuple(p if isinstance(p, Problem) else Problem(Fault.OTHER, "", p, "") for p in problems)
 
 
 class MissingData(DataError):

@@ -12,7 +12,7 @@ from utils.images import IMAGE_SUFFIXES
 
 
 def find_images(images: str, extensions: str = "any") -> list[Path]:
-    """Files that `images` means, sorted.
+    """Find the files that `images` means, sorted.
 
     Args:
         images: A file, a folder (its files, not those of folders in it) or a pattern such as ``"a/**/*.png"``.
@@ -21,10 +21,9 @@ def find_images(images: str, extensions: str = "any") -> list[Path]:
     Raises:
         UserError: There are none.
     """
-    allowed = (
-        IMAGE_SUFFIXES if extensions == "any" else tuple(f".{e.strip().lstrip('.')}" for e in extensions.split(","))
-    )
-    allowed = tuple(suffix.lower() for suffix in allowed)
+    allowed: tuple[str, ...] = IMAGE_SUFFIXES
+    if extensions != "any":
+        allowed = tuple(f".{ending.strip().lstrip('.')}".lower() for ending in extensions.split(","))
     path = Path(images)
     if path.is_dir():
         found = [p for p in path.iterdir() if p.suffix.lower() in allowed and not p.name.startswith(".")]
@@ -40,15 +39,16 @@ def find_images(images: str, extensions: str = "any") -> list[Path]:
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path, without ending: its stem; where two share one, the ending and then a number tell them
-    apart."""
+    """Make a name for each path: its stem; where two share one, the ending and then a number tell them apart."""
     stems = Counter(path.stem for path in paths)
-    names, taken = [], set()
+    names: list[str] = []
+    taken: set[str] = set()
     for path in paths:
         name = path.stem if stems[path.stem] == 1 else f"{path.stem}_{path.suffix.lstrip('.')}"
-        number, unique = 2, name
+        unique, number = name, 2
         while unique in taken:
-            unique, number = f"{name}_{number}", number + 1
+            unique = f"{name}_{number}"
+            number += 1
         taken.add(unique)
         names.append(unique)
     return names

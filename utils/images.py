@@ -12,13 +12,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from utils.errors import DataError
+from utils.errors import DataError, Fault, Problem
 from utils.shards import is_packed, read_bytes
 
 try:
@@ -27,8 +27,6 @@ except ImportError:  # not built for this platform: OpenCV and Pillow read the s
     decode_image_png_u8 = None
 
 MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more is an attack or a mistake
-
-_DAMAGED = "is damaged or cut short. Get the file again or remove it."
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
@@ -39,7 +37,7 @@ _FAST_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1"})
 
 
 def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
-    """The image in `path` as (H, W, 3) uint8, RGB.
+    """Read the image in `path` as (H, W, 3) uint8, RGB.
 
     Gray, palette, CMYK and 16-bit images are converted, 16-bit and floating values to the full range; an alpha
     channel is dropped.
@@ -62,15 +60,15 @@ def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
         if image is None:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise DataError(f"{path}: {_DAMAGED}")
+        raise DataError(_damaged(path))
     try:
         return _turn(image, _orientation(header, data)) if upright else image
     except struct.error:  # what follows a PNG's pixels, which the decoder does not look at
-        raise DataError(f"{path}: {_DAMAGED}") from None
+        raise DataError(_damaged(path)) from None
 
 
 def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
-    """The upright image in `path`, (H, W, 3) uint8, which must be as large as its label.
+    """Read the upright image in `path`, (H, W, 3) uint8, which must be as large as its label.
 
     Whoever drew the label may have seen the image turned or not; only the sizes can tell.
 
@@ -87,15 +85,14 @@ def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
     stored = read_image(path, upright=False).shape
     sizes = f"the image is {_size(image.shape)} (width x height), its label {_size(label_shape)}"
     if stored[:2] == label_shape[:2]:
-        raise DataError(
-            f"{path}: {sizes}, which fits only if the image's EXIF orientation is not applied. "
-            f"Remove that tag from the image (`exiftool -Orientation= FILE`), or turn the label."
-        )
-    raise DataError(f"{path}: {sizes}. Give both the same size.")
+        what = f"{sizes}, which fits only if the image's EXIF orientation is not applied"
+        fix = "Remove that tag from the image (`exiftool -Orientation= FILE`), or turn the label"
+        raise DataError(Problem(Fault.TURNED_IMAGE, path, what, fix))
+    raise DataError(Problem(Fault.DIFFERENT_SIZES, path, sizes, "Give both the same size"))
 
 
 def read_bands(path: Path, channels: int) -> np.ndarray:
-    """The image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
+    """Read the image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
 
     From `.npy` files, TIFF files of any number of bands (those of more than one need the package tifffile), and other
     images whose channels are stored as they are. Integers of other types become float32.
@@ -118,22 +115,21 @@ def read_bands(path: Path, channels: int) -> np.ndarray:
     except DataError:
         raise
     except Exception:  # whatever a damaged file makes its reader stumble over
-        raise DataError(f"{path}: {_DAMAGED}") from None
+        raise DataError(_damaged(path)) from None
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] != channels:
-        raise DataError(
-            f"{path}: an array of shape {'x'.join(map(str, values.shape))}, expected height x width x {channels}. "
-            f'Say how many "channels" there are in the loader\'s args, or convert the file.'
-        )
+        what = f"an array of shape {'x'.join(map(str, values.shape))}, expected height x width x {channels}"
+        fix = 'Say how many "channels" there are in the loader\'s args, or convert the file'
+        raise DataError(Problem(Fault.OTHER, path, what, fix))
     if values.dtype not in (np.uint8, np.uint16, np.float32):
         if values.dtype.kind not in "biuf":
-            raise DataError(f"{path}: holds {values.dtype}, expected numbers. Convert it to uint8, uint16 or float32.")
+            what = f"holds {values.dtype}, expected numbers"
+            raise DataError(Problem(Fault.OTHER, path, what, "Convert it to uint8, uint16 or float32"))
         values = values.astype(np.uint8 if values.dtype == bool else np.float32)
     if values.dtype == np.float32 and not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0][:2]
-        raise DataError(
-            f"{path}: no number at row {row}, column {column}. Write one, such as 0, and make the label void there."
-        )
+        what = f"no number at row {row}, column {column}"
+        raise DataError(Problem(Fault.OTHER, path, what, "Write one, such as 0, and make the label void there"))
     return np.ascontiguousarray(values)
 
 
@@ -144,7 +140,8 @@ def _read_tiff(path: Path, data: bytes) -> np.ndarray:
         header = _open(path, data)
         if header.mode in ("L", "I", "F") or header.mode.startswith("I;"):
             return np.asarray(header)
-        raise DataError(f"{path}: TIFF files of several bands need tifffile. `pip install tifffile`.") from None
+        what = "TIFF files of several bands need tifffile"
+        raise DataError(Problem(Fault.MISSING_PACKAGE, path, what, "`pip install tifffile`")) from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = file.series[0]
         values = series.asarray()
@@ -157,12 +154,13 @@ def _read_plain(path: Path, data: bytes) -> np.ndarray:
     header = _open(path, data)
     deep = header.format == "PNG" and data[24] == 16 and data[25] != 0
     if deep or not (header.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or header.mode.startswith("I;")):
-        raise DataError(f"{path}: its channels cannot be read as they are. Convert it to .npy or TIFF.")
+        what = "its channels cannot be read as they are"
+        raise DataError(Problem(Fault.OTHER, path, what, "Convert it to .npy or TIFF"))
     return np.asarray(header)
 
 
 def read_label(path: Path) -> np.ndarray:
-    """The raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
+    """Read the raw label values in `path`, (H, W) uint8: indices of a palette image, values of a gray one.
 
     Raises:
         DataError: It cannot be read, holds colors or values below 0 or above 255, or is stored with loss.
@@ -170,18 +168,17 @@ def read_label(path: Path) -> np.ndarray:
     label = read_label_values(path)
     if label.dtype != np.uint8:
         row, column = np.argwhere((label < 0) | (label > 255))[0]
-        raise DataError(
-            f"{path}: label value {label[row, column]} at row {row}, column {column}. "
-            f"Labels are 8-bit here: convert the file to values from 0 to 255."
-        )
+        what = f"label value {label[row, column]} at row {row}, column {column}"
+        fix = "Labels are 8-bit here: convert the file to values from 0 to 255"
+        raise DataError(Problem(Fault.WIDE_LABEL, path, what, fix))
     return label
 
 
 def read_label_values(path: Path) -> np.ndarray:
-    """The raw values of a label, (H, W), exact: uint8 where all are from 0 to 255, else int64.
+    """Read the raw values of a label, (H, W), exact: uint8 where all are from 0 to 255, else int64.
 
     Raises:
-        DataError: It cannot be read, holds colors, or is stored with loss.
+        DataError: It cannot be read, holds colors (`Fault.COLORS`), or is stored with loss.
     """
     data = _read_file(path)
     if (values := _png_values(path, data)) is not None:
@@ -197,15 +194,15 @@ def read_label_values(path: Path) -> np.ndarray:
         wide = np.asarray(image).astype(np.int64)
         return wide.astype(np.uint8) if wide.min() >= 0 and wide.max() <= 255 else wide
     if image.mode == "F":
-        raise DataError(f"{path}: holds fractions, expected class indices. Convert the file to 8-bit values.")
-    raise DataError(
-        f"{path}: holds colors ({image.mode}), expected class indices. "
-        f'Use the dataset "Folder", whose class file can say what each color stands for, or convert the file.'
-    )
+        what = "holds fractions, expected class indices"
+        raise DataError(Problem(Fault.FRACTIONS, path, what, "Convert the file to 8-bit values"))
+    what = f"holds colors ({image.mode}), expected class indices"
+    fix = 'Use the dataset "Folder", whose class file can say what each color stands for, or convert the file'
+    raise DataError(Problem(Fault.COLORS, path, what, fix))
 
 
 def read_label_colors(path: Path) -> np.ndarray:
-    """The colors of a label drawn in colors, (H, W, 3) uint8, RGB, exact.
+    """Read the colors of a label drawn in colors, (H, W, 3) uint8, RGB, exact.
 
     Raises:
         DataError: It cannot be read or is stored with loss.
@@ -213,11 +210,11 @@ def read_label_colors(path: Path) -> np.ndarray:
     return np.asarray(_open_label(path, _read_file(path)).convert("RGB"))
 
 
-def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
+def write_label(path: Path | IO[bytes], label: np.ndarray, palette: np.ndarray) -> None:
     """Write `label` (H, W) uint8 as a PNG whose values are the labels and which shows as colors.
 
     Args:
-        path: File to write.
+        path: File to write, or one that is open for it.
         label: Values from 0 to 255.
         palette: Color of each value, (256, 3) uint8.
     """
@@ -239,51 +236,56 @@ def _read_file(path: Path) -> bytes:
     try:
         mode = (path.parent if is_packed(path) else path).stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            raise DataError(
-                f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}. Give an image file."
-            )
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise DataError(Problem(Fault.OTHER, path, f"is {kind}", "Give an image file"))
         data = read_bytes(path)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be read ({reason}). Check the path and its permissions.") from None
+        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise DataError(Problem(Fault.OTHER, path, what, "Check the path and its permissions")) from None
     if not data:
-        raise DataError(f"{path}: is empty. Get the file again or remove it.")
+        raise DataError(Problem(Fault.EMPTY_FILE, path, "is empty", "Get the file again or remove it"))
     return data
 
 
+def _damaged(path: Path) -> Problem:
+    return Problem(Fault.DAMAGED_FILE, path, "is damaged or cut short", "Get the file again or remove it")
+
+
 def _open(path: Path, data: bytes) -> Image.Image:
-    """The image with its header read and no pixel decoded."""
+    """Open an image: its header is read and no pixel decoded."""
     try:
         image = Image.open(io.BytesIO(data))
         width, height = image.size
     except Image.DecompressionBombError:
-        raise DataError(f"{path}: {_too_large('')}") from None
+        raise DataError(_too_large(path, "")) from None
     except Exception:  # Pillow's plugins raise whatever they stumble over: SyntaxError, struct.error, ...
-        raise DataError(f"{path}: {_what_it_is(data)}") from None
+        raise DataError(_what_it_is(path, data)) from None
     if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: {_too_large(f'{width}x{height} pixels, ')}")
+        raise DataError(_too_large(path, f"{width}x{height} pixels, "))
     return image
 
 
-def _too_large(size: str) -> str:
-    return f"is declared to have {size}more than {MAX_PIXELS:,} pixels. Cut it into tiles."
+def _too_large(path: Path, size: str) -> Problem:
+    what = f"is declared to have {size}more than {MAX_PIXELS:,} pixels"
+    return Problem(Fault.HUGE_IMAGE, path, what, "Cut it into tiles")
 
 
-def _what_it_is(data: bytes) -> str:
+def _what_it_is(path: Path, data: bytes) -> Problem:
+    """Say what a file is that Pillow cannot open."""
     start = data[:512].lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file itself. Run `git lfs pull`."
+        return Problem(Fault.LFS_POINTER, path, "is a pointer of Git LFS, not the file itself", "Run `git lfs pull`")
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
-        return "holds a web page, not an image. Download the file again."
+        return Problem(Fault.WEB_PAGE, path, "holds a web page, not an image", "Download the file again")
     if data.startswith((b"\xff\xd8", b"\x89PNG")):
-        return _DAMAGED
-    return "is no image that can be read. Convert it to PNG or JPEG, or remove it."
+        return _damaged(path)
+    return Problem(Fault.NO_IMAGE, path, "is no image that can be read", "Convert it to PNG or JPEG, or remove it")
 
 
 def _is_complete(kind: str | None, data: bytes) -> bool:
-    """Whether a file of this format ends as it should; decoders fill up with gray what is missing."""
+    """Say whether a file of this format ends as it should; decoders fill up with gray what is missing."""
     if kind in ("JPEG", "MPO"):
         # Cameras and editors append data of their own, and a thumbnail has an end of its own at the beginning.
         return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
@@ -291,7 +293,7 @@ def _is_complete(kind: str | None, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
+    """Read the EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
 
     Raises:
         struct.error: A PNG is cut short.
@@ -305,7 +307,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The upright `image`. Source: EXIF 2.32, tag 274: where row 0 and column 0 of what is stored belong."""
+    """Turn `image` upright. Source: EXIF 2.32, tag 274: where row 0 and column 0 of what is stored belong."""
     turned = {
         2: lambda x: x[:, ::-1],
         3: lambda x: x[::-1, ::-1],
@@ -329,20 +331,23 @@ def _convert(path: Path, image: Image.Image, upright: bool) -> np.ndarray:
     except DataError:
         raise
     except Exception:
-        raise DataError(f"{path}: {_DAMAGED}") from None
+        raise DataError(_damaged(path)) from None
 
 
 def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:
-    """Gray values (H, W) of 16 bits, or fractions from 0 to 1, scaled to 0..255; never clipped."""
+    """Scale gray values (H, W) of 16 bits, or fractions from 0 to 1, to 0..255; never clipped."""
     low, high = float(values.min()), float(values.max())
-    top = 1.0 if values.dtype.kind == "f" and high <= 1 else 255.0 if values.dtype.kind == "f" else 65535.0
+    top = 65535.0
+    if values.dtype.kind == "f":
+        top = 1.0 if high <= 1 else 255.0
     if not 0 <= low <= high <= top:  # false for NaN, too
-        raise DataError(f"{path}: values from {low:g} to {high:g}, expected 0 to {top:g}. Convert it to 8 bits.")
+        what = f"values from {low:g} to {high:g}, expected 0 to {top:g}"
+        raise DataError(Problem(Fault.OTHER, path, what, "Convert it to 8 bits"))
     return np.rint(values * (255 / top)).astype(np.uint8)
 
 
 def _png_values(path: Path, data: bytes) -> np.ndarray | None:
-    """Values of a PNG of 8 bits, gray or with a palette, (H, W) uint8; None for other files.
+    """Read the values of a PNG of 8 bits, gray or with a palette, (H, W) uint8; None for other files.
 
     OpenCV would give the palette's colors.
     """
@@ -363,24 +368,26 @@ def _decode_png(path: Path, data: bytes, mode: Literal["rgb", "mono"]) -> np.nda
     if decode_image_png_u8 is None or interlaced or width * height > MAX_PIXELS:
         return None
     try:
-        return decode_image_png_u8(data, (height, width), mode)
+        image: np.ndarray = decode_image_png_u8(data, (height, width), mode)
     except Exception:  # it has none of its own
-        raise DataError(f"{path}: {_DAMAGED}") from None
+        raise DataError(_damaged(path)) from None
+    return image
 
 
 def _open_label(path: Path, data: bytes) -> Image.Image:
-    """The label in the file's `data`, decoded."""
+    """Decode the label in the file's `data`."""
     image = _open(path, data)
     packing = str(image.info.get("compression", ""))  # of TIFF, where JPEG is one of several
     if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
         kind = f"{image.format} file" + (" compressed as JPEG" if "jpeg" in packing else "")
-        raise DataError(f"{path}: is a {kind}, which changes label values at every edge. Use PNG files for labels.")
+        what = f"is a {kind}, which changes label values at every edge"
+        raise DataError(Problem(Fault.LOSSY_LABEL, path, what, "Use PNG files for labels"))
     try:
         if image.format == "PNG":
             _check_png(data)
         image.load()
     except Exception:
-        raise DataError(f"{path}: {_DAMAGED}") from None
+        raise DataError(_damaged(path)) from None
     return image
 
 
@@ -397,7 +404,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and size of the content of each chunk of a PNG file.
+    """Find kind, start and size of the content of each chunk of a PNG file.
 
     Raises:
         struct.error: It is cut short.

@@ -353,19 +353,18 @@ def build_scheduler(
         ConfigError: The section is wrong, or torch refuses the arguments.
     """
     problems: list[str] = []
-    checked = check_scheduler(config, where=where, problems=problems)
+    is_checked = isinstance(config, SchedulerConfig)
+    checked = config if is_checked else check_scheduler(config, where=where, problems=problems)
     if problems:
         raise ConfigError(*problems)
-    component = {"type": checked.type, "args": checked.args}
     for group in optimizer.param_groups:
         group.setdefault("base_lr", group["lr"])
     if _is_ours(checked.type):
-        schedule: Schedule = SCHEDULERS.build(
-            component, where=where, total_steps=total_steps, steps_per_epoch=steps_per_epoch
-        )
+        facts = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+        schedule: Schedule = SCHEDULERS.make(checked.type, checked.args, where=where, **facts)
         return schedule
     try:
-        scheduler = SCHEDULERS.build(component, optimizer, where=where)
+        scheduler = SCHEDULERS.make(checked.type, checked.args, optimizer, where=where)
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError) as error:

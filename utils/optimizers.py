@@ -133,7 +133,8 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fu
         ConfigError: The section is wrong, torch refuses the arguments, or the model has no part of a given name.
     """
     problems: list[str] = []
-    checked = check_optimizer(config, where=where, problems=problems)
+    is_checked = isinstance(config, OptimizerConfig)
+    checked = config if is_checked else check_optimizer(config, where=where, problems=problems)
     if problems:
         raise ConfigError(*problems)
     lr = _argument(checked, "lr")
@@ -180,7 +181,7 @@ def part_of(group: Mapping[str, Any]) -> str:
 
 def _make(kind: str, args: Mapping[str, Any], parameters: list[Any], where: str) -> Optimizer:
     try:
-        optimizer: Optimizer = OPTIMIZERS.build({"type": kind, "args": args}, parameters, where=where)
+        optimizer: Optimizer = OPTIMIZERS.make(kind, args, parameters, where=where)
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:

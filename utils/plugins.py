@@ -25,7 +25,7 @@ def import_modules(names: Sequence[str]) -> list[str]:
             raise UserError(f"--import {name}: {error}. Name a module that Python finds from here.") from error
         except Exception as error:  # whatever the code of others raises
             what = f"{type(error).__name__}: {error}"
-            raise UserError(f"--import {name}: {what}. Mend the module; --debug shows where it fails.") from error
+            raise UserError(f"--import {name}: {what}. Fix the module; --debug shows where it fails.") from error
     return wanted
 
 

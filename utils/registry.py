@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
+from utils.classes import IGNORE
 from utils.errors import ConfigError
+from utils.json_schema import object_schema
 from utils.schema import (
     Component,
     Mismatch,
@@ -21,11 +23,11 @@ from utils.schema import (
     did_you_mean,
     fill_defaults,
     join,
-    object_schema,
     parameters_of,
 )
 
-T = TypeVar("T", bound=Callable)
+T = TypeVar("T", bound=Callable[..., Any])
+Factory = Callable[..., Any]
 
 # What only the running program knows. A registered callable asks for one by naming a parameter so, as pytest's
 # tests name fixtures; a config may not set it.
@@ -40,12 +42,13 @@ FACTS = frozenset(
         "total_steps",
         "steps_per_epoch",
         "seed",
-        "where",  # place in the config, for errors
+        "where",  # path in the config, for errors
     }
 )
+CONSTANT_FACTS = {"ignore_index": IGNORE}  # whatever a config calls void, its labels arrive with 255
 
 
-class Registry(Mapping[str, Callable]):
+class Registry(Mapping[str, Factory]):
     """Components of one kind, by name.
 
     Args:
@@ -56,15 +59,15 @@ class Registry(Mapping[str, Callable]):
     """
 
     def __init__(
-        self, kind: str, *, also: Callable[[], Mapping[str, Callable]] | None = None, reserved: Collection[str] = ()
+        self, kind: str, *, also: Callable[[], Mapping[str, Factory]] | None = None, reserved: Collection[str] = ()
     ) -> None:
         self.kind = kind
-        self._entries: dict[str, Callable] = {}
-        self._families: dict[str, tuple[Callable, str]] = {}
+        self._entries: dict[str, Factory] = {}
+        self._families: dict[str, tuple[Factory, str]] = {}
         self._find_also = also
         self._reserved = frozenset(reserved)
 
-    def look_also_in(self, find: Callable[[], Mapping[str, Callable]]) -> None:
+    def look_also_in(self, find: Callable[[], Mapping[str, Factory]]) -> None:
         """Let `find` give further names, as `also` does for those who make the registry."""
         self._find_also = find
 
@@ -145,9 +148,9 @@ class Registry(Mapping[str, Callable]):
             problems += mismatch.problems
             return None
         if component.type not in self:
-            place = where if isinstance(value, str) else join(where, "type")
+            path = where if isinstance(value, str) else join(where, "type")
             problems.append(
-                f"{place}: no {self.kind} is called '{component.type}'. {did_you_mean(component.type, self)}"
+                f"{path}: no {self.kind} is called '{component.type}'. {did_you_mean(component.type, self)}"
             )
             return None
         return component
@@ -155,19 +158,21 @@ class Registry(Mapping[str, Callable]):
     def check(self, value: Any, *, where: str, problems: list[str]) -> Component:
         """`value` as a component with every default filled in; what is wrong with it goes to `problems`."""
         component = self.parse(value, where=where, problems=problems)
-        if component is None:
-            return Component("")
+        if component is None or component.checked == self.kind:
+            return component or Component("")
         target, reserved = self[component.type], self.reserved(component.type)
         arguments = check_arguments(
             target, component.args, where=join(where, "args"), reserved=reserved, problems=problems
         )
-        return Component(component.type, fill_defaults(target, arguments, reserved=reserved))
+        filled = fill_defaults(target, arguments, reserved=reserved)
+        return Component(component.type, filled, checked=self.kind)
 
     def build(self, component: Any, *parts: Any, where: str, **facts: Any) -> Any:
         """Make the object that `component` describes.
 
         Args:
-            component: Name and arguments, as a `Component` or as in a config.
+            component: Name and arguments, as a `Component` or as in a config; one that `check` returned is not
+                checked again.
             parts: Finished objects that every component of this kind takes first, such as an optimiser's parameters.
             where: Path of `component` in the config, for errors.
             facts: What only the running program knows; a component receives those that it names, see `FACTS`.
@@ -176,16 +181,18 @@ class Registry(Mapping[str, Callable]):
             ConfigError: The name is not registered, or its arguments do not fit.
         """
         problems: list[str] = []
-        resolved = self.parse(component, where=where, problems=problems)
-        if resolved is None:
-            raise ConfigError(*problems)
-        target, reserved = self[resolved.type], self.reserved(resolved.type)
-        given = check_arguments(target, resolved.args, where=join(where, "args"), reserved=reserved, problems=problems)
+        checked = self.check(component, where=where, problems=problems)
         if problems:
             raise ConfigError(*problems)
-        if self._is_own(resolved.type):
-            facts["where"] = join(where, "args")
-            given |= {name: facts[name] for name in parameters_of(target) if name in facts}
+        return self.make(checked.type, checked.args, *parts, where=where, **facts)
+
+    def make(self, name: str, args: Mapping[str, Any], /, *parts: Any, where: str, **facts: Any) -> Any:
+        """Make the object called `name` of arguments that have been checked; see `build`."""
+        target = self[name]
+        given = dict(args)
+        if self._is_own(name):
+            known = {**CONSTANT_FACTS, **facts, "where": join(where, "args")}
+            given |= {fact: known[fact] for fact in parameters_of(target) if fact in known}
         return target(*parts, **given)
 
     def json_schema(self) -> dict[str, Any]:
@@ -216,7 +223,7 @@ class Registry(Mapping[str, Callable]):
         return {"$ref": f"#/$defs/{self.kind}"}
 
     @functools.cached_property
-    def _also(self) -> Mapping[str, Callable]:
+    def _also(self) -> Mapping[str, Factory]:
         return self._find_also() if self._find_also else {}
 
     def _family(self, name: object) -> str | None:
@@ -230,7 +237,7 @@ class Registry(Mapping[str, Callable]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._also or self._family(name) is not None
 
-    def __getitem__(self, name: str) -> Callable:
+    def __getitem__(self, name: str) -> Factory:
         if name not in self._entries and (prefix := self._family(name)):
             target, parameter = self._families[prefix]
             return functools.partial(target, **{parameter: name.removeprefix(prefix)})
@@ -255,7 +262,7 @@ def import_submodules(package: str) -> None:
         importlib.import_module(f"{package}.{found.name}")
 
 
-def torch_classes(module: ModuleType, base: type, excluded: Collection[str] = ()) -> dict[str, Callable]:
+def torch_classes(module: ModuleType, base: type, excluded: Collection[str] = ()) -> dict[str, Factory]:
     """Public classes of torch's `module` that are proper subclasses of `base`."""
     return {
         name: value
@@ -268,13 +275,13 @@ def torch_classes(module: ModuleType, base: type, excluded: Collection[str] = ()
     }
 
 
-def _torch_optimizers() -> dict[str, Callable]:
+def _torch_optimizers() -> dict[str, Factory]:
     import torch.optim
 
     return torch_classes(torch.optim, torch.optim.Optimizer, {"LBFGS", "SparseAdam", "Muon"})
 
 
-def _torch_schedulers() -> dict[str, Callable]:
+def _torch_schedulers() -> dict[str, Factory]:
     from torch.optim import lr_scheduler
 
     # These take functions or other schedulers, which JSON cannot say.
@@ -285,7 +292,8 @@ def _torch_schedulers() -> dict[str, Callable]:
 # The channels of the images are said once, in `arch.args`, whatever the model is; see models/build.py.
 MODELS, BACKBONES = Registry("model", reserved={"in_channels"}), Registry("backbone", reserved={"in_channels"})
 NECKS, HEADS = Registry("neck"), Registry("head")
-DATASETS, TRANSFORMS, LOSSES = Registry("dataset"), Registry("transform"), Registry("loss")
+DATASETS, TRANSFORMS = Registry("dataset", reserved={"problems"}), Registry("transform")
+LOSSES = Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 METRICS = Registry("metric")
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})

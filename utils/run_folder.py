@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, Stopped, UserError
-from utils.locks import lock
+from utils.files import lock
 from utils.schema import show
 
 LOCK = "run.lock"

@@ -13,7 +13,7 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import InitVar, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,10 +22,22 @@ EMPTY = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Component:
-    """A registered name and its arguments, as written in a config: ``{"type": ..., "args": {...}}`` or a name."""
+    """A registered name and its arguments, as written in a config: ``{"type": ..., "args": {...}}`` or a name.
+
+    Args:
+        type: The name.
+        args: Its arguments.
+        checked: Kind of the registry that has checked the arguments and filled in their defaults, if one has; it
+            does not do so again.
+    """
 
     type: str
     args: Mapping[str, Any] = field(default_factory=dict)
+    checked: str = field(default="", compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The component as a config says it."""
+        return {"type": self.type, "args": to_json(self.args)}
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,8 @@ class Preset(functools.partial[Any]):
 
 
 @functools.lru_cache(maxsize=1024)
-def parameters_of(target: Callable) -> dict[str, inspect.Parameter]:
-    """Parameters of `target` by name, with annotations evaluated where that is possible, else left out.
+def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters of `target` by name; their annotations are evaluated, or empty where that is not possible.
 
     `functools.partial` objects lose the parameters that they fix by keyword; a `Preset` keeps those that it gives
     other defaults.
@@ -115,18 +127,21 @@ def parameters_of(target: Callable) -> dict[str, inspect.Parameter]:
     }
 
 
-def annotations_of(target: Callable) -> dict[str, Any]:
+def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """Evaluated annotations of what `target` takes; a dataclass's fields are evaluated where each was written.
+
+    An ``InitVar`` of a dataclass is an argument like others.
 
     Raises:
         NameError: An annotation names what does not exist at run time.
     """
     function = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
-    return get_type_hints(function, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
+    return {name: hint.type if isinstance(hint, InitVar) else hint for name, hint in hints.items()}
 
 
 def check_arguments(
-    target: Callable,
+    target: Callable[..., Any],
     given: Any,
     *,
     where: str,
@@ -150,14 +165,14 @@ def check_arguments(
     open_names = [name for name in parameters if name not in reserved]
     arguments = {}
     for name, value in given.items():
-        place = join(where, name)
+        path = join(where, name)
         if name in reserved:
-            problems.append(f"{place}: is filled in by the framework. Remove it.")
+            problems.append(f"{path}: is filled in by the framework. Remove it.")
         elif name not in parameters:
-            problems.append(f"{place}: unknown key. {did_you_mean(name, open_names)}")
+            problems.append(f"{path}: unknown key. {did_you_mean(name, open_names)}")
         else:
             try:
-                arguments[name] = convert(value, parameters[name].annotation, place)
+                arguments[name] = convert(value, parameters[name].annotation, path)
             except Mismatch as mismatch:
                 problems += mismatch.problems
     for name in open_names:
@@ -167,8 +182,10 @@ def check_arguments(
     return arguments
 
 
-def fill_defaults(target: Callable, given: Mapping[str, Any], *, reserved: Collection[str] = ()) -> dict[str, Any]:
-    """`given` and, after it, the defaults of all other parameters of `target` that plain JSON can say."""
+def fill_defaults(
+    target: Callable[..., Any], given: Mapping[str, Any], *, reserved: Collection[str] = ()
+) -> dict[str, Any]:
+    """Add to `given` the defaults of all other parameters of `target` that plain JSON can say."""
     filled = {}
     for name, parameter in parameters_of(target).items():
         if name in reserved:
@@ -176,9 +193,10 @@ def fill_defaults(target: Callable, given: Mapping[str, Any], *, reserved: Colle
         if name in given:
             filled[name] = given[name]
         elif parameter.default is not EMPTY and is_plain(parameter.default):
-            # As the config would give it: torch's own defaults are not always of the type that they are said to be.
-            fitting = fits(parameter.default, parameter.annotation)
-            filled[name] = convert(parameter.default, parameter.annotation, name) if fitting else parameter.default
+            try:  # as if the config had given it
+                filled[name] = convert(parameter.default, parameter.annotation, name)
+            except Mismatch:  # torch's own defaults are not always of the type that they are said to be
+                filled[name] = parameter.default
     return filled
 
 
@@ -197,41 +215,67 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return _convert_annotated(value, options[0], options[1:], where)
     if origin in (Union, types.UnionType):
         return _convert_union(value, options, hint, where)
-    if origin is Literal:
-        for option in options:
-            if type(value) is type(option) and value == option:
-                return value
-    elif origin is tuple and isinstance(value, list | tuple):
-        if options[1:] == (...,):
-            return tuple(_convert_items(value, [options[0]] * len(value), where))
-        if len(value) == len(options):
-            return tuple(_convert_items(value, options, where))
-    elif origin in (list, Sequence) and isinstance(value, list | tuple):
-        return _convert_items(value, [options[0]] * len(value), where)
-    elif origin in (dict, Mapping) and isinstance(value, Mapping):
-        return dict(
-            zip(value, _convert_items(value.values(), [options[1]] * len(value), where, value.keys()), strict=True)
-        )
+    if hint is Component:
+        return convert_component(value, where)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _convert_dataclass(value, hint, where)
+    if origin in (list, tuple, Sequence):
+        return _convert_sequence(value, hint, where)
+    if origin in (dict, Mapping):
+        return _convert_mapping(value, hint, where)
+    return _convert_plain(value, hint, where)
+
+
+def _convert_plain(value: Any, hint: Any, where: str) -> Any:
+    """A value without parts: a number, text, path, null or one of a few."""
+    if get_origin(hint) is Literal:
+        if any(type(value) is type(option) and value == option for option in get_args(hint)):
+            return value
     elif hint is float and type(value) in (int, float):
         return float(value)
     elif hint is Path and isinstance(value, str | Path):
         if str(value).strip() and "\0" not in str(value):
             return Path(value)
-    elif hint is Component:
-        return convert_component(value, where)
-    elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
+    elif (hint in (bool, int, str) and type(value) is hint) or (hint in (None, type(None)) and value is None):
         return value
-    elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
-        problems: list[str] = []
-        arguments = check_arguments(hint, value, where=where, problems=problems)
-        if problems:
-            raise Mismatch(*problems)
-        return hint(**arguments)
-    elif hint in (bool, int, str) and type(value) is hint:
+    raise unfit(value, hint, where)
+
+
+def _convert_dataclass(value: Any, hint: type, where: str) -> Any:
+    if isinstance(value, hint):
         return value
-    elif hint in (None, type(None)) and value is None:
-        return None
-    raise Mismatch(f"{where}: expected {spell(hint)}, got {show(value)}.")
+    if not isinstance(value, Mapping):
+        raise unfit(value, hint, where)
+    problems: list[str] = []
+    arguments = check_arguments(hint, value, where=where, problems=problems)
+    if problems:
+        raise Mismatch(*problems)
+    return hint(**arguments)
+
+
+def _convert_sequence(value: Any, hint: Any, where: str) -> list[Any] | tuple[Any, ...]:
+    """A list, or a tuple of one type throughout or of a type for each item."""
+    origin, options = get_origin(hint), get_args(hint)
+    if not isinstance(value, list | tuple):
+        raise unfit(value, hint, where)
+    if origin is not tuple:
+        return _convert_items(value, [options[0]] * len(value), where)
+    hints = [options[0]] * len(value) if options[1:] == (...,) else list(options)
+    if len(hints) != len(value):
+        raise unfit(value, hint, where)
+    return tuple(_convert_items(value, hints, where))
+
+
+def _convert_mapping(value: Any, hint: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise unfit(value, hint, where)
+    hints = [get_args(hint)[1]] * len(value)
+    return dict(zip(value, _convert_items(value.values(), hints, where, value.keys()), strict=True))
+
+
+def unfit(value: Any, hint: Any, where: str) -> Mismatch:
+    """Say that `value`, at `where`, is not what `hint` asks for."""
+    return Mismatch(f"{where}: expected {spell(hint)}, got {show(value)}.")
 
 
 def convert_component(value: Any, where: str) -> Component:
@@ -241,7 +285,7 @@ def convert_component(value: Any, where: str) -> Component:
     if isinstance(value, str):
         return Component(value)
     if not isinstance(value, Mapping):
-        raise Mismatch(f"{where}: expected {spell(Component)}, got {show(value)}.")
+        raise unfit(value, Component, where)
     problems = [
         f"{join(where, k)}: unknown key. {did_you_mean(k, ('type', 'args'))}"
         for k in value
@@ -257,12 +301,13 @@ def convert_component(value: Any, where: str) -> Component:
     return Component(str(kind), dict(args))
 
 
-def _convert_annotated(value: Any, hint: Any, metadata: tuple, where: str) -> Any:
-    converted = convert(value, hint, where)
+def _convert_annotated(value: Any, hint: Any, metadata: tuple[Any, ...], where: str) -> Any:
+    is_section = any(hasattr(extra, "words") for extra in metadata)  # which converts by itself
+    converted = value if is_section else convert(value, hint, where)
     for extra in metadata:
         if isinstance(extra, Range) and isinstance(converted, int | float) and converted not in extra:
             raise Mismatch(f"{where}: expected {spell(hint)} {extra}, got {show(value)}.")
-        if hasattr(extra, "check"):  # a registry: the component must be one of its own
+        if hasattr(extra, "check"):  # a section, or a registry: the component must be one of its own
             problems: list[str] = []
             converted = extra.check(converted, where=where, problems=problems)
             if problems:
@@ -270,7 +315,7 @@ def _convert_annotated(value: Any, hint: Any, metadata: tuple, where: str) -> An
     return converted
 
 
-def _convert_union(value: Any, options: tuple, hint: Any, where: str) -> Any:
+def _convert_union(value: Any, options: tuple[Any, ...], hint: Any, where: str) -> Any:
     closest: list[Mismatch] = []
     for option in options:
         try:
@@ -282,10 +327,12 @@ def _convert_union(value: Any, options: tuple, hint: Any, where: str) -> Any:
                 closest.append(mismatch)
     if len(closest) == 1:
         raise closest[0]
-    raise Mismatch(f"{where}: expected {spell(hint)}, got {show(value)}.")
+    raise unfit(value, hint, where)
 
 
-def _convert_items(values: Iterable, hints: Sequence, where: str, names: Iterable | None = None) -> list:
+def _convert_items(
+    values: Iterable[Any], hints: Sequence[Any], where: str, names: Iterable[Any] | None = None
+) -> list[Any]:
     converted: list[Any] = []
     problems: list[str] = []
     for name, value, hint in zip(names or range(len(hints)), values, hints, strict=False):
@@ -331,6 +378,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "to_json"):  # it is written otherwise than its fields stand
+            return value.to_json()
         return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     raise TypeError(f"JSON has no way to say {value!r}")
 
@@ -339,6 +388,9 @@ def spell(hint: Any) -> str:
     """Say a type as a config author would: ``one of 8, 16, 32`` or ``a list of int``."""
     origin, options = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        words = [extra.words for extra in options[1:] if hasattr(extra, "words")]  # a section's own
+        if words:
+            return str(words[0])
         bounds = " ".join(str(extra) for extra in options[1:] if isinstance(extra, Range))
         return f"{spell(options[0])} {bounds}".strip()
     if origin is Literal:
@@ -355,7 +407,7 @@ def spell(hint: Any) -> str:
     if hint in (None, type(None)):
         return "null"
     names = {Path: "a path", Component: "a component", str: "a text", bool: "true or false", float: "a number"}
-    names |= {Any: "a value", EMPTY: "a value"}  # type: ignore[dict-item]
+    names |= {Any: "a value", EMPTY: "a value"}
     return names.get(hint, "an object" if is_dataclass(hint) else getattr(hint, "__name__", str(hint)))
 
 
@@ -383,87 +435,27 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"Did you mean '{lower[close[0]]}'?" if close else f"Choose from {', '.join(known) or 'nothing'}."
 
 
-def json_schema(hint: Any, default: Any = EMPTY) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of what `convert` accepts for `hint`."""
-    schema = _json_schema(hint)
-    if default is not EMPTY and is_plain(default):
-        schema = {**schema, "default": to_json(default)}
-    return schema
-
-
-def _json_schema(hint: Any) -> dict[str, Any]:
-    origin, options = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        schema = _json_schema(options[0])
-        for extra in options[1:]:
-            if hasattr(extra, "reference"):  # a registry: spelled out once, however often it is named
-                schema = extra.reference()
-            elif hasattr(extra, "json_schema"):
-                schema = {**schema, **extra.json_schema()}
-        return schema
-    if origin is Literal:
-        return {"enum": list(options)}
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [_json_schema(option) for option in options]}
-    if origin in (list, Sequence) or (origin is tuple and options[-1] is ...):
-        return {"type": "array", "items": _json_schema(options[0])}
-    if origin is tuple:
-        return {
-            "type": "array",
-            "prefixItems": list(map(_json_schema, options)),
-            "minItems": len(options),
-            "maxItems": len(options),
-        }
-    if origin in (dict, Mapping):
-        return {"type": "object", "additionalProperties": _json_schema(options[1])}
-    if hint is Component:
-        return {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "object",
-                    "properties": {"type": {"type": "string"}, "args": {"type": "object"}},
-                    "required": ["type"],
-                    "additionalProperties": False,
-                },
-            ]
-        }
-    if isinstance(hint, type) and is_dataclass(hint):
-        return object_schema(hint)
-    plain = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", type(None): "null"}
-    return {"type": plain[hint]} if hint in plain else {}
-
-
-def object_schema(target: Callable, *, reserved: Collection[str] = ()) -> dict[str, Any]:
-    """JSON Schema of the arguments that `check_arguments` accepts for `target`."""
-    parameters = {name: p for name, p in parameters_of(target).items() if name not in reserved}
-    described = describe_arguments(target)
-    properties = {}
-    for name, parameter in parameters.items():
-        properties[name] = json_schema(parameter.annotation, parameter.default)
-        if name in described:
-            properties[name] = {"description": described[name], **properties[name]}
-    schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-    if required := [name for name, p in parameters.items() if p.default is EMPTY]:
-        schema["required"] = required
-    return schema
-
-
-def describe_arguments(target: Callable) -> dict[str, str]:
+def describe_arguments(target: Callable[..., Any]) -> dict[str, str]:
     """Texts of the ``Args:`` section of a docstring, by argument; the bases of a class fill the gaps."""
     target = target.func if isinstance(target, functools.partial) else target
     texts: dict[str, str] = {}
     for owner in inspect.getmro(target) if inspect.isclass(target) else [target]:
-        name = None
-        lines = ((inspect.getdoc(owner) or "") if owner.__doc__ else "").partition("Args:\n")[2].splitlines()
-        own: dict[str, str] = {}
-        for line in lines:
-            if line.startswith("    ") and not line.startswith("     ") and ":" in line:
-                name, _, text = line.strip().partition(": ")
-                own[name] = text
-            elif name and line.startswith("     "):
-                own[name] += " " + line.strip()
-            elif line.strip():
-                break
+        own = _argument_texts(inspect.getdoc(owner) or "") if owner.__doc__ else {}
         texts = {**own, **texts}
+    return texts
+
+
+def _argument_texts(doc: str) -> dict[str, str]:
+    """Texts of the ``Args:`` section of one docstring."""
+    texts: dict[str, str] = {}
+    name = ""
+    for line in doc.partition("Args:\n")[2].splitlines():
+        deeper = line.startswith("     ")
+        if line.startswith("    ") and not deeper and ":" in line:
+            name, _, text = line.strip().partition(": ")
+            texts[name] = text
+        elif name and deeper:
+            texts[name] += " " + line.strip()
+        elif line.strip():
+            break
     return texts

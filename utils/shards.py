@@ -9,7 +9,6 @@ of it is on the disk.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config import fingerprint
-from utils.errors import DataError, MissingData
+from utils.errors import DataError, Fault, MissingData, Problem
+from utils.files import atomic_write
 
 INDEX = "shards.json"
+PACK_AGAIN = "Pack the dataset again with --force, or get a good copy"
 FORMAT = 1
 
 
@@ -53,10 +54,10 @@ _opened: dict[Path, Packed] = {}  # by folder, so that an index is read once in 
 
 
 def find_packed(data_dir: Path, split: str) -> Packed | None:
-    """The packed `split` in `data_dir`; None if that is no folder of packed splits.
+    """Find the packed `split` in `data_dir`; None if that is no folder of packed splits.
 
     Raises:
-        NotThere: Other splits are packed there.
+        MissingData: Other splits are packed there.
         DataError: An archive is not what it was.
     """
     folder = data_dir / split
@@ -64,21 +65,19 @@ def find_packed(data_dir: Path, split: str) -> Packed | None:
         return open_packed(folder)
     others = sorted(path.parent.name for path in data_dir.glob(f"[!.]*/{INDEX}"))  # hidden ones are unfinished
     if others:
-        raise MissingData(
-            f"{data_dir}: holds packed {', '.join(others)}, not '{split}'. Pack that too (`python prepare.py pack`), "
-            f"or set data_dir to the dataset itself."
-        )
+        what = f"holds packed {', '.join(others)}, not '{split}'"
+        fix = "Pack that too (`python prepare.py pack`), or set data_dir to the dataset itself"
+        raise MissingData(Problem(Fault.OTHER, data_dir, what, fix))
     return None
 
 
 def open_packed(folder: Path) -> Packed:
-    """Read the index in `folder`, and see whether all archives are there in full length.
+    """Read the index in `folder`, and check that all archives are there in full length.
 
     Raises:
         DataError: They are not.
     """
     path = folder / INDEX
-    again = "Pack the dataset again with --force, or get a good copy."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         checksum = content.pop("checksum")
@@ -93,13 +92,13 @@ def open_packed(folder: Path) -> Packed:
             members |= {(archive, image.name): image, (archive, label.name): label}
             rows.append((key, folder / archive / image.name, folder / archive / label.name))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: is damaged ({error}). {again}") from None
+        raise DataError(Problem(Fault.OTHER, path, f"is damaged ({error})", PACK_AGAIN)) from None
     for name, size in archives:
         archive_path = folder / name
         found = archive_path.stat().st_size if archive_path.is_file() else None
         if found != size:
             what = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}: it was cut or altered"
-            raise DataError(f"{archive_path}: {what}. {again}")
+            raise DataError(Problem(Fault.OTHER, archive_path, what, PACK_AGAIN))
     _opened[folder] = Packed(folder, content["about"], rows, members)
     return _opened[folder]
 
@@ -121,14 +120,12 @@ def write_index(
     """
     content = {"format": FORMAT, "about": dict(about), "archives": archives, "examples": examples}
     text = json.dumps({**content, "checksum": fingerprint(json.loads(json.dumps(content)))})
-    with (folder / INDEX).open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with atomic_write(folder / INDEX) as file:
+        file.write(text.encode())
 
 
 def read_bytes(path: Path) -> bytes:
-    """What is in the file `path`, which may lie inside of a packed archive.
+    """Read the file `path`, which may lie inside of a packed archive.
 
     Raises:
         OSError: There is no such file.
@@ -142,15 +139,13 @@ def read_bytes(path: Path) -> bytes:
         file.seek(member.offset)
         data = file.read(member.size)
     if len(data) != member.size or zlib.crc32(data) != member.checksum:
-        raise DataError(
-            f"{archive}: was cut or altered since it was packed, at '{member.name}'. "
-            f"Pack the dataset again with --force, or get a good copy."
-        )
+        what = f"was cut or altered since it was packed, at '{member.name}'"
+        raise DataError(Problem(Fault.ALTERED_ARCHIVE, archive, what, PACK_AGAIN))
     return data
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Two numbers that change when the file does: its size and times, or its size and checksum in an archive.
+    """Return two numbers that change when the file does: its size and times, or size and checksum in an archive.
 
     (-1, -1) if it is not there.
     """
@@ -166,12 +161,12 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `path` means a file inside of a packed archive."""
+    """Say whether `path` means a file inside of a packed archive."""
     return path.parent.suffix == ".tar" and (path.parent.parent / INDEX).is_file()
 
 
 def _member(path: Path) -> Member | None:
-    """Where `path` lies in an archive; None if it is a file of its own.
+    """Find where `path` lies in an archive; None if it is a file of its own.
 
     Raises:
         FileNotFoundError: There is no such file in the archive.

@@ -14,26 +14,27 @@ GAP = 8  # pixels between pictures
 
 
 def colorize(labels: np.ndarray, classes: ClassTable) -> np.ndarray:
-    """Labels (H, W) uint8 as a picture (H, W, 3) uint8; void in a color of its own."""
-    return png_palette(classes)[labels]
+    """Show labels (H, W) uint8 as a picture (H, W, 3) uint8; void in a color of its own."""
+    picture: np.ndarray = png_palette(classes)[labels]
+    return picture
 
 
 def png_palette(classes: ClassTable) -> np.ndarray:
-    """Colors (256, 3) uint8 for palette PNGs: the classes', and one of its own for void."""
+    """Return colors (256, 3) uint8 for palette PNGs: the classes', and one of its own for void."""
     palette = classes.palette.copy()
     palette[IGNORE] = VOID_COLOR
     return palette
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.5) -> np.ndarray:
-    """Colored labels over an image (H, W, C), shown as `as_picture` does; void pixels show the image alone."""
+    """Lay colored labels over an image (H, W, C), shown as `as_picture` does; void pixels show the image alone."""
     image = np.ascontiguousarray(as_picture(image))
     mixed = cv2.addWeighted(colorize(labels, classes), opacity, image, 1 - opacity, 0)
     return np.where((labels == IGNORE)[..., None], image, mixed)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, C) as one to look at, (H, W, 3) uint8.
+    """Turn an image (H, W, C) into a picture (H, W, 3) uint8.
 
     One channel is shown gray, of more than three the first three; values of other types than uint8 from the smallest
     to the largest.
@@ -46,7 +47,7 @@ def as_picture(image: np.ndarray) -> np.ndarray:
 
 
 def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTable, width: int = 1200) -> np.ndarray:
-    """An image and label maps of it, side by side.
+    """Put an image and label maps of it side by side.
 
     Args:
         image: (H, W, C), shown as `as_picture` does.
@@ -61,7 +62,7 @@ def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTa
 
 
 def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 of one size in a row: a photo, then pictures of plain colors.
+    """Put pictures (H, W, 3) uint8 of one size in a row: a photo, then pictures of plain colors.
 
     Returns:
         (h, width, 3) uint8, with a white gap after each part and below.
@@ -77,7 +78,7 @@ def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
 
 
 def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarray:
-    """Color and name of each class and of void, in as many rows as it takes; (h, width, 3) uint8."""
+    """Draw color and name of each class and of void, in as many rows as it takes; (h, width, 3) uint8."""
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, height / 56
     entries = [*zip(classes.names, classes.colors, strict=True), ("void", VOID_COLOR)]
     rows, x = [np.full((height, width, 3), 255, np.uint8)], 0

@@ -51,4 +51,4 @@ class ADE20K(BaseDataset):
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         home = first_folder(root / "ADEChallengeData2016" / "images", root / "images").parent
-        return pair(image_files(home / "images" / split), image_files(home / "annotations" / split))
+        return pair(image_files(home / "images" / split), image_files(home / "annotations" / split), self.problems)

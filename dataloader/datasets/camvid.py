@@ -34,4 +34,4 @@ class CamVid(BaseDataset):
         return ClassTable.read(Path(__file__).parent / "classes" / "camvid.csv", void_ids=(11, 255))
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
-        return pair(image_files(root / split), image_files(root / f"{split}annot"))
+        return pair(image_files(root / split), image_files(root / f"{split}annot"), self.problems)

@@ -14,7 +14,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, first_folder, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.images import read_label
 from utils.registry import DATASETS
 
@@ -60,31 +60,31 @@ class CityScapes(BaseDataset):
         present = [path for path in lists if path.is_file()]
         if self.mode == "fine" and present:
             if len(present) == 1:
-                raise DataError(f"{present[0]}: stands alone. Give {lists[0].name} and {lists[1].name}, or neither.")
+                fix = f"Give {lists[0].name} and {lists[1].name}, or neither"
+                raise DataError(Problem(Fault.OTHER, present[0], "stands alone", fix))
             return self._listed(root, *lists)
         kind, archive = ("gtFine", "gtFine_trainvaltest") if self.mode == "fine" else ("gtCoarse", "gtCoarse")
         zipped = "leftImg8bit_trainextra" if split == "train_extra" else "leftImg8bit_trainvaltest"
         images = first_folder(root / "leftImg8bit" / split, root / zipped / "leftImg8bit" / split)
         labels = first_folder(root / kind / split, root / archive / kind / split)
-        return pair(_by_city(images, IMAGE), _by_city(labels, f"_{kind}_labelIds"))
+        return pair(_by_city(images, IMAGE), _by_city(labels, f"_{kind}_labelIds"), self.problems)
 
     def _listed(self, root: Path, images: Path, labels: Path) -> list[Sample]:
-        found: list[dict[str, Path]] = []
-        for path in (images, labels):
-            files = [below(root, line, f"{path}, line {number}") for number, line in read_list(path)]
-            found.append({frame_of(file): file for file in files})
+        image_of, label_of = _by_frame(root, images), _by_frame(root, labels)
         # Lists of others name labelTrainIds, which only a script of Cityscapes makes; labelIds say the same.
-        found[1] = {key: _raw_label(file) for key, file in found[1].items()}
-        return all_present(pair(*found), labels)
+        label_of = {key: _raw_label(file) for key, file in label_of.items()}
+        return all_present(pair(image_of, label_of, self.problems), labels, self.problems)
 
     def read_raw(self, path: Path) -> np.ndarray:
-        """Raw ids in a label file, (H, W) uint8, also from one that holds training ids."""
+        """Read raw ids from a label file, (H, W) uint8, also from one that holds training ids."""
         values = read_label(path)
         if not path.stem.endswith("_labelTrainIds"):
             return values
         if (values[values != IGNORE] > 18).any():
-            raise DataError(f"{path}: holds more than training ids 0..18 and 255. Use the file of labelIds.")
-        return self._raw_of_train_id[values]
+            what = "holds more than training ids 0..18 and 255"
+            raise DataError(Problem(Fault.OTHER, path, what, "Use the file of labelIds"))
+        raw: np.ndarray = self._raw_of_train_id[values]
+        return raw
 
     @cached_property
     def _raw_of_train_id(self) -> np.ndarray:
@@ -94,17 +94,25 @@ class CityScapes(BaseDataset):
 
 
 def _by_city(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of all cities in `folder`, by name without `ending`."""
-    cities = sorted(path for path in folder.iterdir() if path.is_dir())
-    return {key: file for city in cities for key, file in image_files(city, remove=ending).items()}
+    """Find the files of all cities in `folder`, by name without `ending`."""
+    files: dict[str, Path] = {}
+    for city in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files |= image_files(city, remove=ending)
+    return files
+
+
+def _by_frame(root: Path, path: Path) -> dict[str, Path]:
+    """Read the files below `root` that the list `path` names, by their frame."""
+    files = [below(root, line, f"{path}, line {number}") for number, line in read_list(path)]
+    return {frame_of(file): file for file in files}
 
 
 def frame_of(file: Path) -> str:
-    """City, sequence and frame, which image and label have in common: ``aachen_000000_000019``."""
+    """Return city, sequence and frame, which image and label have in common: ``aachen_000000_000019``."""
     return re.split("_leftImg8bit|_gtFine|_gtCoarse", file.stem)[0]
 
 
 def _raw_label(file: Path) -> Path:
-    """The labelIds that lie beside a file of labelTrainIds, or the file itself."""
+    """Return the labelIds that lie beside a file of labelTrainIds, or the file itself."""
     other = file.with_name(file.name.replace("_labelTrainIds", "_labelIds"))
     return other if other.is_file() else file

@@ -13,7 +13,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, first_folder, image_files, pair, read_list
 from utils.classes import IGNORE, ClassTable
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.images import read_label_values
 from utils.registry import DATASETS
 from utils.shards import read_bytes
@@ -65,24 +65,24 @@ class COCO(BaseDataset):
         )
 
     @property
-    def parts(self) -> frozenset[str]:
+    def sources(self) -> frozenset[str]:
         """The split, or train and test of "all"."""
         return frozenset({"train", "test"} if self.split == "all" else {self.split})
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         if self.partition == "CocoStuff164k":
             labels = first_folder(root / "annotations" / split, root / "stuffthingmaps" / split)
-            return pair(image_files(root / "images" / split), image_files(labels))
+            return pair(image_files(root / "images" / split), image_files(labels), self.problems)
         path = first_folder(root / "imageLists") / f"{split}.txt"
         samples = []
         for number, name in read_list(path):
-            place = f"{path}, line {number}"
-            label = below(root, f"annotations/{name}.mat", place)
-            samples.append(Sample(name, below(root, f"images/{name}.jpg", place), label))
-        return all_present(samples, path)
+            where = f"{path}, line {number}"
+            image = below(root, f"images/{name}.jpg", where)
+            samples.append(Sample(name, image, below(root, f"annotations/{name}.mat", where)))
+        return all_present(samples, path, self.problems)
 
     def read_raw(self, path: Path) -> np.ndarray:
-        """COCO's ids less 1, and 255 for void, (H, W) uint8, whatever type a file stores them in."""
+        """Read COCO's ids less 1, and 255 for void, (H, W) uint8, whatever type a file stores them in."""
         if path.suffix == ".mat":
             values = read_mat(path, "S").astype(np.int64) - 1  # before unsigned 0 would become 255 or 65535
         else:
@@ -92,12 +92,13 @@ class COCO(BaseDataset):
         values = np.where((values == -1) | (values == 2**16 - 1), IGNORE, values)
         wrong = values[(values < 0) | (values > IGNORE)]
         if wrong.size:
-            raise DataError(f"{path}: holds {wrong[0]}, which is no id of COCO-Stuff. Get the file again.")
+            what = f"holds {wrong[0]}, which is no id of COCO-Stuff"
+            raise DataError(Problem(Fault.OTHER, path, what, "Get the file again"))
         return values.astype(np.uint8)
 
 
 def read_mat(path: Path, *names: str) -> np.ndarray:
-    """The matrix (H, W) in a MATLAB file that `names` lead to, through structures.
+    """Read the matrix (H, W) in a MATLAB file that `names` lead to, through structures.
 
     Raises:
         DataError: scipy is not installed, or the file has no such matrix.
@@ -105,12 +106,13 @@ def read_mat(path: Path, *names: str) -> np.ndarray:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise DataError(f"{path}: reading .mat files needs scipy. Install it: `pip install scipy`.") from None
+        what = "reading .mat files needs scipy"
+        raise DataError(Problem(Fault.MISSING_PACKAGE, path, what, "Install it: `pip install scipy`")) from None
     try:
         value = loadmat(io.BytesIO(read_bytes(path)), variable_names=names[:1])[names[0]]
         for name in names[1:]:
             value = value[name][0, 0]  # a structure is a matrix of structures
     except Exception as error:  # scipy raises whatever a damaged file makes it stumble over
-        what = ".".join(names)
-        raise DataError(f"{path}: no readable '{what}' in it ({type(error).__name__}). Get the file again.") from None
+        what = f"no readable '{'.'.join(names)}' in it ({type(error).__name__})"
+        raise DataError(Problem(Fault.OTHER, path, what, "Get the file again")) from None
     return np.asarray(value)

@@ -37,10 +37,9 @@ class DeepScene(BaseDataset):
         return ClassTable.read(Path(__file__).parent / "classes" / "deepscene.csv")
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
-        part = {"training": "train", "validation": "test"}[split]
-        home = first_folder(root / "freiburg_forest_annotated" / part, root / part)
-        images, labels = (image_files(home / folder) for folder in ("rgb", "GT_color"))
-        return pair({_key(name): file for name, file in images.items()}, {_key(n): f for n, f in labels.items()})
+        name = {"training": "train", "validation": "test"}[split]
+        home = first_folder(root / "freiburg_forest_annotated" / name, root / name)
+        return pair(_by_key(home / "rgb"), _by_key(home / "GT_color"), self.problems)
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of example `index`, (H, W) uint8: training ids, or 255 for void."""
@@ -51,6 +50,6 @@ class DeepScene(BaseDataset):
         return int(color_labels(self.samples[index].label, self.classes)[1].sum())
 
 
-def _key(name: str) -> str:
-    """What names of an image and of its mask have in common, in any of the dataset's editions."""
-    return name.removesuffix("_mask").removesuffix("_Clipped")
+def _by_key(folder: Path) -> dict[str, Path]:
+    """Find the images in `folder` by what names of an image and of its mask have in common, in any edition."""
+    return {name.removesuffix("_mask").removesuffix("_Clipped"): file for name, file in image_files(folder).items()}

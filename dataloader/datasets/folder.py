@@ -1,11 +1,11 @@
 """Your own images and masks, described in the config."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: Python 3.10 cannot evaluate an InitVar that stands in a text.
 import csv
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from utils.classes import IGNORE, ClassTable, distinct_colors
-from utils.errors import ConfigError, DataError, MissingData
+from utils.errors import ConfigError, DataError, Fault, MissingData, Problem
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
@@ -36,6 +36,9 @@ class ClassRow:
     name: str
     value: Value | tuple[Value, ...] | None = None
     color: Color | None = None
+
+
+ClassSource = Path | tuple[str | ClassRow, ...]
 
 
 @DATASETS.register()
@@ -66,7 +69,7 @@ class Folder(BaseDataset):
             said to the network too, as `arch.args.in_channels`, and "normalization" needs a number for each.
     """
 
-    classes: Path | tuple[str | ClassRow, ...]  # type: ignore[assignment]  # becomes a ClassTable
+    classes: InitVar[ClassSource]  # an argument; the attribute of this name is the ClassTable that it gives
     masks: Literal["index", "color"] = "index"
     void: tuple[Value | Color, ...] = (255,)
     unknown: Literal["refuse", "void"] = "refuse"
@@ -80,31 +83,30 @@ class Folder(BaseDataset):
     list_file: str | None = None
     channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
+    class_source: ClassSource = field(init=False, repr=False)
     reading_options: ClassVar[tuple[str, ...]] = ("label_map", "classes", "masks", "void", "unknown", "channels")
     splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, classes: ClassSource) -> None:
+        self.class_source = classes
         super().__post_init__()
         self.raw_labels = self.masks == "index"
 
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "classes": self.class_source}
+
     @classmethod
     def base_classes(cls, **options: Any) -> ClassTable:
-        rows = read_classes(options["classes"])
-        values = [(row.value,) if isinstance(row.value, int) else row.value for row in rows]
-        raw_ids = tuple((i,) if value is None else value for i, value in enumerate(values))
-        taken = [value for row in raw_ids for value in row]
-        if twice := sorted({value for value in taken if taken.count(value) > 1}):
-            raise ConfigError(f"classes: value {twice[0]} stands for two classes. Give each its own.")
+        rows, void = read_classes(options["classes"]), options.get("void", (IGNORE,))
+        raw_ids = tuple(_raw_values(row, index) for index, row in enumerate(rows))
+        taken = [value for values in raw_ids for value in values]
+        if twice := _repeated(taken):
+            raise ConfigError(f"classes: value {min(twice)} stands for two classes. Give each its own.")
         colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]
+        known: Sequence[Any] = taken
         if options.get("masks") == "color":
-            refuse_label_map(options)
-            plain = [row.name for row in rows if row.color is None]
-            if plain:
-                raise ConfigError(f'classes: no color for \'{plain[0]}\'. With "masks": "color" each class needs one.')
-            if twice_colored := [color for color in colors if colors.count(color) > 1]:
-                raise ConfigError(f"classes: color {list(twice_colored[0])} is two classes'. Give each its own.")
-        void = options.get("void", (IGNORE,))
-        known: Sequence[Any] = colors if options.get("masks") == "color" else taken
+            _check_colors(rows, options)
+            known = colors
         if both := [value for value in void if value in known and value != IGNORE]:
             raise ConfigError(f"void: {json.dumps(both[0])} is a class's too. Remove it here, or from the class.")
         return ClassTable(
@@ -115,7 +117,7 @@ class Folder(BaseDataset):
         )
 
     @property
-    def parts(self) -> frozenset[str]:
+    def sources(self) -> frozenset[str]:
         """The split; "all" where one list stands for every split; of "all" with `nested`, what folders may be below."""
         if self.list_file is not None:
             return frozenset({self.split if "{split}" in self.list_file else "all"})
@@ -128,7 +130,8 @@ class Folder(BaseDataset):
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
         if not root.is_dir():
-            raise DataError(f"data_dir: there is no folder {root}. Set data_dir to where images and masks are.")
+            fix = "Set data_dir to where images and masks are"
+            raise DataError(Problem(Fault.OTHER, "data_dir", f"there is no folder {root}", fix))
         if self.list_file is not None:
             return self._listed(root, split)
         images, masks = root / self.image_dir, root / self.mask_dir
@@ -138,30 +141,29 @@ class Folder(BaseDataset):
             else:
                 images, masks = images / split, masks / split
         before, after = self.image_prefix, self.image_suffix
-        files = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
-        if split == "all" and not files:
-            raise MissingData(
-                f'{images}: no image lies right in it. Name a "split", or set data_dir to another folder.'
-            )
-        before, after = self.mask_prefix, self.mask_suffix
-        return pair(files, image_files(masks, before=before, remove=after, nested=self.nested))
+        image_of = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
+        if split == "all" and not image_of:
+            fix = 'Name a "split", or set data_dir to another folder'
+            raise MissingData(Problem(Fault.OTHER, images, "no image lies right in it", fix))
+        mask_of = image_files(masks, before=self.mask_prefix, remove=self.mask_suffix, nested=self.nested)
+        return pair(image_of, mask_of, self.problems)
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")
         samples = {}
         for number, line in read_list(path):
             entries = line.split("\t") if "\t" in line else line.split()
-            place = f"{path}, line {number}"
+            where = f"{path}, line {number}"
             if len(entries) != 2:
-                raise DataError(
-                    f"{place}: {len(entries)} entries, expected an image and a mask. Use a tab between them."
-                )
-            image, mask = (below(root, entry.strip(), place) for entry in entries)
+                what = f"{len(entries)} entries, expected an image and a mask"
+                raise DataError(Problem(Fault.OTHER, where, what, "Use a tab between them"))
+            image, mask = (below(root, entry.strip(), where) for entry in entries)
             key = image.relative_to(root).with_suffix("").as_posix()
             if key in samples:
-                raise DataError(f"{place}: {image} is listed twice. Remove one of the lines.")
+                what = f"{image} is listed twice"
+                raise DataError(Problem(Fault.LISTED_TWICE, where, what, "Remove one of the lines"))
             samples[key] = Sample(key, image, mask)
-        return all_present(list(samples.values()), path)
+        return all_present(list(samples.values()), path, self.problems)
 
     def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The image of example `index`, (H, W, `channels`), as large as its label if that is known."""
@@ -172,43 +174,65 @@ class Folder(BaseDataset):
         if label_shape is not None and image.shape[:2] != label_shape[:2]:
             (height, width), (label_height, label_width) = image.shape[:2], label_shape[:2]
             sizes = f"the image is {width}x{height} (width x height), its label {label_width}x{label_height}"
-            raise DataError(f"{path}: {sizes}. Give both the same size.")
+            raise DataError(Problem(Fault.DIFFERENT_SIZES, path, sizes, "Give both the same size"))
         return image
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of example `index`, (H, W) uint8: training ids, or 255 for void."""
         path = self.samples[index].label
         if self.masks == "index":
-            table: ClassTable = self.classes  # type: ignore[assignment]
-            return super().read_label(index) if self.unknown == "refuse" else table.train_ids(read_label(path))
-        label, wrong = color_labels(path, self.classes, self._void_colors)  # type: ignore[arg-type]
+            return super().read_label(index) if self.unknown == "refuse" else self.classes.train_ids(read_label(path))
+        label, wrong = color_labels(path, self.classes, self._void_colors)
         if self.unknown == "refuse" and wrong.any():
             row, column = np.argwhere(wrong)[0]
-            color = read_label_colors(path)[row, column].tolist()
-            raise DataError(
-                f"{path}: {int(wrong.sum())} pixels of no class's color, first {color} at row {row}, column {column}. "
-                f'Add the color to the class file or to "void", or set "unknown": "void".'
-            )
+            color, count = read_label_colors(path)[row, column].tolist(), int(wrong.sum())
+            what = f"{count} pixels of no class's color, first {color} at row {row}, column {column}"
+            fix = 'Add the color to the class file or to "void", or set "unknown": "void"'
+            raise DataError(Problem(Fault.UNKNOWN_COLOR, path, what, fix))
         return label
 
     def unknown_pixels(self, index: int) -> int:
-        """Pixels of label `index` that are void only because they stand for nothing known."""
+        """Count the pixels of label `index` that are void only because they stand for nothing known."""
         if self.unknown == "refuse":
             return 0
         path = self.samples[index].label
         if self.masks == "color":
-            return int(color_labels(path, self.classes, self._void_colors)[1].sum())  # type: ignore[arg-type]
-        table: ClassTable = self.classes  # type: ignore[assignment]
-        known = [value for values in (*table.raw_ids, table.void_ids) for value in values]
-        return int((~np.isin(read_label(path), known)).sum())
+            return int(color_labels(path, self.classes, self._void_colors)[1].sum())
+        return int((~np.isin(read_label(path), list(self.classes.known))).sum())
 
     @property
     def _void_colors(self) -> list[Color]:
         return [color for color in self.void if not isinstance(color, int)]
 
 
+def _raw_values(row: ClassRow, index: int) -> tuple[int, ...]:
+    """Return the values that stand for a class in masks."""
+    if row.value is None:
+        return (index,)
+    return (row.value,) if isinstance(row.value, int) else row.value
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    """Return the values that occur more than once, in the order in which they first do."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _check_colors(rows: Sequence[ClassRow], options: Mapping[str, Any]) -> None:
+    """See to it that colors can tell the classes apart.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    refuse_label_map(options)
+    plain = [row.name for row in rows if row.color is None]
+    if plain:
+        raise ConfigError(f'classes: no color for \'{plain[0]}\'. With "masks": "color" each class needs one.')
+    if twice := _repeated(row.color for row in rows):
+        raise ConfigError(f"classes: color {list(twice[0])} is two classes'. Give each its own.")
+
+
 def read_classes(source: Any) -> list[ClassRow]:
-    """The classes that the option `classes` gives or names.
+    """Read the classes that the option `classes` gives or names.
 
     Raises:
         ConfigError: The file cannot be read or says something else.
@@ -219,10 +243,8 @@ def read_classes(source: Any) -> list[ClassRow]:
             is_table = path.suffix.lower() == ".csv"
             source = _read_csv(path) if is_table else json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeError, ValueError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"classes: {path} cannot be read ({reason}). Give a JSON or CSV file of classes."
-            ) from None
+            what = f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
+            raise ConfigError(f"classes: {what}. Give a JSON or CSV file of classes.") from None
         if isinstance(source, dict):
             source = source.get("classes")
     try:
@@ -235,7 +257,8 @@ def read_classes(source: Any) -> list[ClassRow]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    rows = []
+    """Read rows of name, value and color, as a JSON file would give them."""
+    rows: list[dict[str, Any]] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             if "name" not in row:

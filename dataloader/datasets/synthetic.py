@@ -1,4 +1,4 @@
-"""Generated street scenes: something to train on before any data is at hand, and to test with.
+"""Generated street scenes, all in this file: something to train on before any data is at hand, and to test with.
 
 The scenes have what makes real ones hard: perspective, classes of very different size, thin posts, occlusion, weather,
 and pixels that nobody labelled. They are drawn in metres through a pinhole camera, far things first.
@@ -35,6 +35,7 @@ _CLOTHES = [(200, 50, 60), (40, 60, 130), (230, 200, 60), (50, 50, 56), (240, 24
 _SKINS = [(236, 198, 172), (198, 148, 116), (128, 86, 62)]
 
 Color = tuple[float, float, float] | np.ndarray
+Thing = tuple[float, Callable[[], None]]  # its distance, and what draws it
 
 
 @DATASETS.register()
@@ -84,7 +85,7 @@ class Synthetic(BaseDataset):
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int], *, finish: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One street scene.
+    """Draw a street scene.
 
     Args:
         rng: Where all randomness comes from.
@@ -110,13 +111,18 @@ class _Scene:
     """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
+        # The order of the draws is part of what a seed means.
         height, width = size
-        self.rng, self.height, self.width = rng, height, width
-        self.image, self.label = np.empty((height, width, 3), np.uint8), np.full(size, SKY, np.uint8)
+        self.rng = rng
+        self.height = height
+        self.width = width
+        self.image = np.empty((height, width, 3), np.uint8)
+        self.label = np.full(size, SKY, np.uint8)
         self.focal = min(width, 1.4 * height) * rng.uniform(0.6, 1.05)
         self.eye = rng.uniform(1.3, 2.6)  # height of the camera
         self.vanishing = np.array([width * rng.uniform(0.12, 0.88), height * rng.uniform(0.25, 0.62)])
-        roll, middle = np.radians(rng.normal(0, 4)), np.array([width, height]) / 2
+        roll = np.radians(rng.normal(0, 4))
+        middle = np.array([width, height]) / 2
         self.roll = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
         self.center = (self.vanishing - middle) @ self.roll + middle  # where the street vanishes
         self.thin = max(width / 256, 0.5)  # what is 1 pixel wide at the default size
@@ -128,16 +134,15 @@ class _Scene:
         self.walks = {side: self.curbs[side] + side * rng.uniform(1.5, 5.0) for side in (-1, 1)}
         self.paving = np.array([168, 158, 146]) + rng.uniform(-22, 22) + rng.normal(0, 5, 3)
 
-    # Drawing
-
     def project(self, points: Any) -> np.ndarray:
-        """Points (..., 3) in metres as pixels (..., 2): column, row."""
+        """Project points (..., 3) in metres to pixels (..., 2): column, row."""
         points = np.asarray(points, np.float64)
         flat = (points[..., :2] * (1, -1) + (0, self.eye)) * (self.focal / points[..., 2:])
-        return np.rint(flat @ self.roll + self.center).clip(-30_000, 30_000).astype(np.int32)
+        rounded: np.ndarray = np.rint(flat @ self.roll + self.center)
+        return rounded.clip(-30_000, 30_000).astype(np.int32)
 
     def pixels(self, length: float, z: float) -> float:
-        """How many pixels `length` metres are at the distance `z`."""
+        """Return how many pixels `length` metres are at the distance `z`."""
         return length * self.focal / z
 
     def fill(self, polygons: Iterable[np.ndarray], color: Color, name: int | None = None) -> None:
@@ -159,42 +164,58 @@ class _Scene:
         cv2.polylines(self.label, list(polygons), True, IGNORE, 3)
 
     def copies(self, corners: Any, xs: Iterable[float], ys: Iterable[float], zs: Iterable[float]) -> list[np.ndarray]:
-        """A polygon (K, 3) moved by every combination of shifts along the axes."""
+        """Move a polygon (K, 3) by every combination of shifts along the axes."""
         shifts = np.stack(np.meshgrid(list(xs), list(ys), list(zs)), axis=-1).reshape(-1, 1, 3)
         return list(self.project(np.asarray(corners) + shifts))
 
     def wall(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float) -> np.ndarray:
-        """Corners of an upright rectangle from (x0, z0) to (x1, z1)."""
+        """Return the corners of an upright rectangle from (x0, z0) to (x1, z1)."""
         return self.project([(x0, y0, z0), (x1, y0, z1), (x1, y1, z1), (x0, y1, z0)])
 
     def floor(self, x0: float, x1: float, z0: float, z1: float) -> np.ndarray:
-        """Corners of a rectangle on the ground."""
+        """Return the corners of a rectangle on the ground."""
         return self.project([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)])
 
     def choice(self, colors: list[tuple[int, int, int]], spread: float = 12) -> np.ndarray:
-        """One of `colors`, a little changed."""
+        """Draw one of `colors`, a little changed."""
         return (np.array(colors[self.rng.integers(len(colors))]) + self.rng.normal(0, spread, 3)).clip(5, 250)
 
-    # Parts of a street
-
     def lay_ground(self) -> None:
-        """Sky, skyline, meadow, pavements and the road with its markings."""
+        """Draw sky, skyline, meadow, pavements and the road with its markings."""
+        low = self.lay_sky()
+        self.lay_skyline(low)
+        self.lay_meadow()
+        self.lay_road()
+
+    def lay_sky(self) -> np.ndarray:
+        """Draw the sky; returns its color at the horizon."""
         rng = self.rng
         top = np.array([[86, 136, 204], [150, 164, 180], [188, 192, 198], [120, 130, 170]][rng.integers(4)])
         low = np.array([[204, 220, 236], [206, 208, 210], [236, 206, 170]][rng.integers(3)])
         ramp = np.linspace(0, 1.6, self.height)[:, None].clip(0, 1)
         self.image[:] = ((top + rng.normal(0, 8, 3)) * (1 - ramp) + low * ramp).clip(0, 255)[:, None]
-        x = -2.0 * FAR
+        return low
+
+    def lay_skyline(self, low: np.ndarray) -> None:
+        """Draw far buildings and woods, with haze of the color `low`."""
+        rng, x = self.rng, -2.0 * FAR
         while x < 2 * FAR:
             step, wooded = rng.uniform(6, 30), rng.random() < 0.4
             block = self.wall(x, x + step, 0, rng.uniform(2, 14 if wooded else 28), FAR, FAR)
             haze = 0.55 * np.array([92, 112, 78] if wooded else self.choice(_WALLS)) + 0.45 * low
             self.fill([block], haze, TREE if wooded else BUILDING)
             x += step * rng.uniform(0.8, 1.5)
-        meadow = np.array([104, 134, 62]) + rng.normal(0, 10, 3)
+
+    def lay_meadow(self) -> None:
+        """Draw grass everywhere below the horizon."""
+        meadow = np.array([104, 134, 62]) + self.rng.normal(0, 10, 3)
         reach = 3 * max(self.width, self.height)
         below = np.array([(-reach, 0), (reach, 0), (reach, reach), (-reach, reach)]) @ self.roll + self.center
         self.fill([np.rint(below).astype(np.int32)], meadow, GRASS)
+
+    def lay_road(self) -> None:
+        """Draw the road with its markings, pavements, a side street and shadows."""
+        rng = self.rng
         asphalt = np.array([92, 92, 98]) + rng.uniform(-26, 22) + rng.normal(0, 3, 3)
         for side in (-1, 1):
             self.fill([self.floor(self.curbs[side], self.walks[side], NEAR, FAR)], self.paving, PAVEMENT)
@@ -216,32 +237,12 @@ class _Scene:
             z, x = rng.uniform(2, 25), rng.uniform(self.curbs[-1], self.curbs[1])
             self.fill([self.floor(x - rng.uniform(1, 4), self.curbs[1], z, z + rng.uniform(0.5, 3))], asphalt * 0.72)
 
-    def things(self) -> list[tuple[float, Callable[[], None]]]:
-        """Distance of everything that stands on the ground, and how to draw it."""
-        rng, things = self.rng, []
+    def things(self) -> list[Thing]:
+        """Return the distance of everything that stands on the ground, and how to draw it."""
+        rng = self.rng
+        things: list[Thing] = []
         for side in (-1, 1):
-            built, z = rng.uniform(0.1, 0.9), rng.uniform(1.2, 6)
-            while z < 70:
-                step = rng.uniform(5, 15)
-                if rng.random() < built:
-                    things.append((z, self.building(side, z, z + step)))
-                else:
-                    if rng.random() < 0.6:
-                        things.append((z, self.fence(side, z, z + step)))
-                    for _ in range(rng.integers(0, 3)):
-                        x = self.walks[side] + side * rng.uniform(0.8, 9)
-                        at = z + rng.uniform(0, step)
-                        things.append((at, self.tree(x, at)))
-                z += step
-            for _ in range(rng.integers(1, 4)):
-                z = rng.uniform(3, 16)
-                x = self.curbs[side] + side * rng.uniform(0.3, 0.8)
-                things.append((z, self.sign_post(x, z) if rng.random() < 0.55 else self.lamp_post(x, z, side)))
-            if rng.random() < 0.3:
-                z = rng.uniform(5, 25)
-                things.append((z, self.tree(self.curbs[side] + side * 0.9, z)))
-            for z in rng.uniform(3.5, 45, rng.integers(0, 4)):
-                things.append((z, self.car(self.curbs[side] - side * rng.uniform(1.1, 1.6), z)))
+            things += self.roadside(side)
         for z in rng.uniform(5, 45, rng.integers(0, 3)):
             things.append((z, self.car(self.middle + rng.choice([-1, 1]) * (self.curbs[1] - self.middle) * 0.4, z)))
         for z in rng.uniform(2.8, 11, rng.integers(2, 7)):
@@ -249,6 +250,41 @@ class _Scene:
             crossing = rng.random() < 0.2
             ends = (self.curbs[-1], self.curbs[1]) if crossing else sorted((self.curbs[side], self.walks[side]))
             things.append((z, self.pedestrian(rng.uniform(*ends), z)))
+        return things
+
+    def roadside(self, side: int) -> list[Thing]:
+        """Return what stands on one side of the street: plots, posts, perhaps a tree, and parked cars."""
+        rng = self.rng
+        things: list[Thing] = []
+        built, z = rng.uniform(0.1, 0.9), rng.uniform(1.2, 6)
+        while z < 70:
+            step = rng.uniform(5, 15)
+            if rng.random() < built:
+                things.append((z, self.building(side, z, z + step)))
+            else:
+                things += self.garden(side, z, step)
+            z += step
+        for _ in range(rng.integers(1, 4)):
+            z = rng.uniform(3, 16)
+            x = self.curbs[side] + side * rng.uniform(0.3, 0.8)
+            things.append((z, self.sign_post(x, z) if rng.random() < 0.55 else self.lamp_post(x, z, side)))
+        if rng.random() < 0.3:
+            z = rng.uniform(5, 25)
+            things.append((z, self.tree(self.curbs[side] + side * 0.9, z)))
+        for z in rng.uniform(3.5, 45, rng.integers(0, 4)):
+            things.append((z, self.car(self.curbs[side] - side * rng.uniform(1.1, 1.6), z)))
+        return things
+
+    def garden(self, side: int, z: float, length: float) -> list[Thing]:
+        """Return what stands on a plot without a building: perhaps a fence, and trees."""
+        rng = self.rng
+        things: list[Thing] = []
+        if rng.random() < 0.6:
+            things.append((z, self.fence(side, z, z + length)))
+        for _ in range(rng.integers(0, 3)):
+            x = self.walks[side] + side * rng.uniform(0.8, 9)
+            at = z + rng.uniform(0, length)
+            things.append((at, self.tree(x, at)))
         return things
 
     def building(self, side: int, z0: float, z1: float) -> Callable[[], None]:
@@ -378,9 +414,8 @@ class _Scene:
             flank_cabin = self.project(
                 [(flank, belt, z), (flank, belt, z1 - 1.0), (inner, top, z1 - 1.8), (inner, top, z + 0.5)]
             )
-            wheels = [self.wall(a, a + np.sign(x - a) * 0.25, 0, 0.5, z, z) for a in (left, right)] + [
-                self.wall(flank, flank, 0, 0.62, c - 0.32, c + 0.32) for c in (z + 0.75, z1 - 0.8)
-            ]
+            wheels = [self.wall(a, a + np.sign(x - a) * 0.25, 0, 0.5, z, z) for a in (left, right)]
+            wheels += [self.wall(flank, flank, 0, 0.62, c - 0.32, c + 0.32) for c in (z + 0.75, z1 - 0.8)]
             shape = [body, cabin, flank_body, flank_cabin, *wheels]
             self.fill([self.floor(left - 0.15, right + 0.15, z - 0.1, z1)], (38, 38, 42))  # its shadow
             self.outline(shape)
@@ -434,7 +469,7 @@ class _Scene:
             cv2.ellipse(self.label, middle, axes, 0, 180, 360, IGNORE, -1)
 
     def develop(self) -> np.ndarray:
-        """The picture with textured surfaces, light, haze and the camera's noise."""
+        """Return the picture with textured surfaces, light, haze and the camera's noise."""
         rng, size, cell = self.rng, (self.width, self.height), 12 * self.thin
         shape = max(4, round(self.height / cell)), max(6, round(self.width / cell))
         grid = rng.standard_normal(shape, np.float32)

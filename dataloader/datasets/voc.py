@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, read_list
 from utils.classes import ClassTable
-from utils.errors import DataError, MissingData
+from utils.errors import DataError, Fault, MissingData, Problem
 from utils.registry import DATASETS
 
 
@@ -37,35 +37,36 @@ class VOC(BaseDataset):
         return ClassTable.read(Path(__file__).parent / "classes" / "voc.csv")
 
     @property
-    def parts(self) -> frozenset[str]:
+    def sources(self) -> frozenset[str]:
         """VOC's own train and val, and what SBD adds to train."""
         own = {name for name in ("train", "val") if name in self.split}
         return frozenset(own | {"SBD"} if "train" in own and self.split.endswith("_aug") else own)
 
     def find_samples(self, root: Path, split: str) -> Iterable[Sample]:
-        places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
-        home = next((place for place in places if (place / "JPEGImages").is_dir()), None)
+        folders = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
+        home = next((folder for folder in folders if (folder / "JPEGImages").is_dir()), None)
         if home is None:
-            raise MissingData(
-                f"data_dir: neither {places[0]} nor {places[2]} holds a folder JPEGImages. "
-                f"Set data_dir to where VOCtrainval_11-May-2012.tar was unpacked."
-            )
+            what = f"neither {folders[0]} nor {folders[2]} holds a folder JPEGImages"
+            fix = "Set data_dir to where VOCtrainval_11-May-2012.tar was unpacked"
+            raise MissingData(Problem(Fault.OTHER, "data_dir", what, fix))
         path = home / "ImageSets" / "Segmentation" / f"{split}.txt"
         augmented = split.endswith("_aug")
         if augmented and not path.is_file():
-            raise MissingData(
-                f"data_dir: there is no {path}. Put the list there, and SBD's labels into {home}/SegmentationClassAug "
-                f"(train_aug is SBD's train and val with VOC's train, less VOC's val; `prepare.py download VOCAug` "
-                f"makes both), or use split '{split.removesuffix('_aug')}'."
+            fix = (
+                f"Put the list there, and SBD's labels into {home}/SegmentationClassAug (train_aug is SBD's train and "
+                f"val with VOC's train, less VOC's val; `prepare.py download VOCAug` makes both), or use split "
+                f"'{split.removesuffix('_aug')}'"
             )
+            raise MissingData(Problem(Fault.OTHER, "data_dir", f"there is no {path}", fix))
         labels = "SegmentationClassAug" if augmented else "SegmentationClass"
         samples = []
         for number, line in read_list(path):
-            entries = line.split()
+            where, entries = f"{path}, line {number}", line.split()
             if len(entries) == 1:
                 entries = [f"JPEGImages/{line}.jpg", f"{labels}/{line}.png"]
             if len(entries) != 2:
-                raise DataError(f"{path}, line {number}: {len(entries)} entries. Give an id, or an image and a label.")
-            image, label = (below(home, entry, f"{path}, line {number}") for entry in entries)
+                what = f"{len(entries)} entries"
+                raise DataError(Problem(Fault.OTHER, where, what, "Give an id, or an image and a label"))
+            image, label = (below(home, entry, where) for entry in entries)
             samples.append(Sample(image.stem, image, label))
-        return all_present(samples, path)
+        return all_present(samples, path, self.problems)

@@ -16,7 +16,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,19 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataloader.datasets.cocostuff import read_mat
-from dataloader.datasets.files import first_folder, read_list
-from utils.checkpoint import write_text
-from utils.classes import ClassTable
+from dataloader.tools.voc_augmented import build_augmented
 from utils.errors import DataError, Stopped
-from utils.images import write_label
+from utils.files import atomic_write
 
 try:
     import fcntl
 except ImportError:  # Windows: two downloads at once are found by the checksum
     fcntl = None  # type: ignore[assignment]
 
-CLASSES = Path(__file__).parents[1] / "datasets" / "classes" / "voc.csv"
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 FOR_NOW = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may give the file later
@@ -155,7 +151,7 @@ def download(name: str, data_dir: Path) -> Iterator[str]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within it, no other process downloads into `folder`; the lock falls with the process that holds it.
+    """Within it, no other process downloads into `folder`; the lock ends with the process that holds it.
 
     Raises:
         Stopped: Another one does.
@@ -163,7 +159,7 @@ def alone(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)  # of a folder, which `utils.locks` cannot lock: no file is left in it
+    handle = os.open(folder, os.O_RDONLY)  # of a folder, which `utils.files.lock` cannot lock: no file is left in it
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -198,18 +194,18 @@ def _get(archive: Archive, data_dir: Path) -> Iterator[str]:
 
 
 def _done(data_dir: Path, archive: str) -> Path:
-    """The file that says that an archive has been unpacked."""
+    """Return the file that says that an archive has been unpacked."""
     return data_dir / f".{archive}.done"
 
 
 def _stands(archive: Archive, data_dir: Path) -> bool:
-    """Whether an archive has been unpacked by others, or by us to the end."""
+    """Say whether an archive has been unpacked by others, or by us to the end."""
     there = bool(archive.holds) and (data_dir / archive.holds).is_dir()
     return there and not _unfinished(archive.name, data_dir / archive.into).exists()
 
 
 def _unfinished(archive: str, folder: Path) -> Path:
-    """Where an archive is unpacked, until all of it is at its place."""
+    """Return the folder that an archive is unpacked into, until all of it can be moved."""
     return folder / f".{archive}.unpacking"
 
 
@@ -243,43 +239,59 @@ def fetch(url: str, path: Path) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-            if length.isdigit() and int(length) != have:  # another file by now
-                part.unlink()
-                fetch(url, path)
-            else:  # nothing follows: it was complete
-                os.replace(part, path)
-            return
-        said = f"the server answers {error.code} {str(error.reason).splitlines()[0].rstrip('.')}"
-        if error.code in FOR_NOW:
-            raise ConnectionError(f"{url}: {said}") from None
-        raise DataError(f"{url}: {said}. Fetch it elsewhere.") from None
+        if error.code != 416 or not have:
+            raise _refusal(url, error) from None
+        length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if length.isdigit() and int(length) != have:  # another file by now
+            part.unlink()
+            fetch(url, path)
+        else:  # nothing follows: it was complete
+            os.replace(part, path)
+        return
     except http.client.HTTPException as error:
         raise ConnectionError(f"{url}: the server gives no proper answer ({type(error).__name__})") from None
     with answer:
-        if answer.status != 206:  # the server begins anew
-            have = 0
-        elif not (answer.headers.get("Content-Range") or f"bytes {have}-").startswith(f"bytes {have}-"):
-            part.unlink()
-            raise ConnectionError(f"{url}: the server goes on at another place than it was asked to; begin anew")
-        left = answer.headers.get("Content-Length")
-        total = have + int(left) if left else None
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
-        with bar, part.open("ab" if have else "wb") as file:
-            while chunk := _read(answer, url):
-                file.write(chunk)
-                bar.update(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
+        _save(answer, url, part, have)
+    os.replace(part, path)
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
+    """Make an error of a server's answer: one that says whether to try again."""
+    said = f"the server answers {error.code} {str(error.reason).splitlines()[0].rstrip('.')}"
+    if error.code in FOR_NOW:
+        return ConnectionError(f"{url}: {said}")
+    return DataError(f"{url}: {said}. Fetch it elsewhere.")
+
+
+def _save(answer: Any, url: str, part: Path, have: int) -> None:
+    """Write what a server sends behind the first `have` bytes of the file `part`.
+
+    Raises:
+        OSError: It breaks off, or sends something else than it was asked for.
+    """
+    if answer.status != 206:  # the server begins anew
+        have = 0
+    elif not (answer.headers.get("Content-Range") or f"bytes {have}-").startswith(f"bytes {have}-"):
+        part.unlink()
+        raise ConnectionError(f"{url}: the server goes on at another place than it was asked to; begin anew")
+    left = answer.headers.get("Content-Length")
+    total = have + int(left) if left else None
+    title = part.name.removesuffix(".part")
+    bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=title, leave=False, disable=None)
+    with bar, part.open("ab" if have else "wb") as file:
+        while chunk := _read(answer, url):
+            file.write(chunk)
+            bar.update(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{url} broke off after {part.stat().st_size:,} of {total:,} bytes")
-    os.replace(part, path)
 
 
 def _read(answer: Any, url: str) -> bytes:
     try:
-        return answer.read(CHUNK)
+        data: bytes = answer.read(CHUNK)
+        return data
     except http.client.HTTPException as error:  # of an answer without a length
         raise ConnectionError(f"{url} broke off ({type(error).__name__})") from None
 
@@ -297,7 +309,8 @@ def verify(path: Path, checksum: str) -> str:
     kind, _, expected = checksum.partition(":")
     found = _digest(path, kind or "sha256")
     if not checksum:
-        write_text(record, found + "\n")
+        with atomic_write(record) as file:
+            file.write(f"{found}\n".encode())
         return f"{path.name}: no checksum was published; its sha256 {found} is kept beside it"
     if found != expected:
         path.unlink()
@@ -306,7 +319,7 @@ def verify(path: Path, checksum: str) -> str:
 
 
 def _record(path: Path) -> Path:
-    """The file that says what the sha256 of an archive was the first time."""
+    """Return the file that says what the sha256 of an archive was the first time."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -372,15 +385,15 @@ def _unpack_tar(archive: tarfile.TarFile, folder: Path) -> None:
         _check_name(entry.name)
         if not (entry.isfile() or entry.isdir()):
             raise ValueError(f"'{entry.name}' is a link or a device")
-        place = folder / entry.name
+        path = folder / entry.name
         if entry.isdir():
-            place.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         source = archive.extractfile(entry)
         assert source is not None
         _check_space(entry.size, folder)
-        with source, place.open("wb") as file:
+        with source, path.open("wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
     assert archive.fileobj is not None
     while archive.fileobj.read(CHUNK):  # its checksum stands at the end of a compressed file, after that of the tar
@@ -388,67 +401,23 @@ def _unpack_tar(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def _check_space(size: int, folder: Path) -> None:
-    """See to it that an archive, which may hold a thousand times its own size, does not fill the disk."""
+    """Refuse to unpack what would fill the disk; an archive may hold a thousand times its own size."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise OSError(errno.ENOSPC, f"{size:,} bytes are to be unpacked, and {free:,} are free")
 
 
 def _check_name(name: str) -> None:
+    """Refuse names that lead out of the folder that is unpacked into."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name or name[1:2] == ":":
         raise ValueError(f"'{name}' lies outside of it")
 
 
-def _move(entry: Path, place: Path) -> None:
-    """Bring what was unpacked to its place; what an interrupted move had brought there stays."""
-    if entry.is_dir() and place.is_dir():
+def _move(entry: Path, target: Path) -> None:
+    """Bring what was unpacked to where it belongs; what an interrupted move had brought there stays."""
+    if entry.is_dir() and target.is_dir():
         for below in sorted(entry.iterdir()):
-            _move(below, place / below.name)
-    elif not place.exists():
-        os.replace(entry, place)
-
-
-# Pascal VOC with SBD -------------------------------------------------------------------------------------------------
-
-
-def augmented_split(sbd: Iterable[str], voc_train: Iterable[str], voc_val: Iterable[str]) -> list[str]:
-    """Ids of train_aug: all that SBD or VOC's training set annotate, less VOC's validation set; 10,582 for the real."""
-    return sorted({*sbd, *voc_train} - set(voc_val))
-
-
-def build_augmented(data_dir: Path) -> Iterator[str]:
-    """Make the `_aug` splits of VOC from SBD's annotations: label files first, and then the lists that name them.
-
-    Images that VOC itself annotates keep VOC's labels, which are finer.
-
-    Raises:
-        DataError: VOC or SBD is not there, or scipy is not installed.
-    """
-    home = first_folder(data_dir / "VOCdevkit" / "VOC2012")
-    sbd = first_folder(data_dir / "benchmark_RELEASE" / "dataset")
-    lists = home / "ImageSets" / "Segmentation"
-    train, val = (_ids(lists / f"{split}.txt") for split in ("train", "val"))
-    wanted = augmented_split([*_ids(sbd / "train.txt"), *_ids(sbd / "val.txt")], train, val)
-    target, palette = home / "SegmentationClassAug", ClassTable.read(CLASSES).palette
-    target.mkdir(exist_ok=True)
-    for name in tqdm([*wanted, *val], desc=target.name, unit="label", leave=False, disable=None):
-        label = target / f"{name}.png"
-        unfinished = target / f".{name}.tmp"
-        if label.exists():
-            continue
-        own = home / "SegmentationClass" / label.name
-        if own.exists():
-            shutil.copyfile(own, unfinished)
-        else:
-            write_label(unfinished, read_mat(sbd / "cls" / f"{name}.mat", "GTcls", "Segmentation"), palette)
-        os.replace(unfinished, label)
-    for split, ids in (("train", wanted), ("val", val), ("trainval", sorted({*wanted, *val}))):
-        unfinished = lists / f".{split}_aug.tmp"
-        unfinished.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-        os.replace(unfinished, lists / f"{split}_aug.txt")
-        yield f"{split}_aug: {len(ids):,} images"
-
-
-def _ids(path: Path) -> list[str]:
-    return [line for _, line in read_list(path)]
+            _move(below, target / below.name)
+    elif not target.exists():
+        os.replace(entry, target)

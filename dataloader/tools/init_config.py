@@ -14,14 +14,15 @@ import numpy as np
 
 from base.base_dataloader import MOST_SKIPPED
 from dataloader import scan
-from dataloader.datasets.files import forgiving, image_files
+from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import Folder
 from dataloader.tools import doctor
 from utils.classes import IGNORE, distinct_colors
-from utils.errors import ConfigError, DataError, one_line
+from utils.errors import ConfigError, DataError, Fault, one_line
 from utils.images import read_label_colors, read_label_values
 
 MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
+KEPT = 0.8  # share of the pixels that classes must have where other values are taken for soft edges
 SPLITS = ("train", "val")
 CROP = 512  # side of the square to train on, where images are large enough
 BATCH, STEPS = 8, 2000
@@ -45,7 +46,7 @@ class Proposal:
 def propose(
     images: Path, masks: Path, *, names: Sequence[str] | None = None, num_workers: int = 0, gpus: int = 0
 ) -> Proposal:
-    """Look at all masks and images and write a config.
+    """Read all masks and images and write a config.
 
     Args:
         images: Folder of images, or with a folder of them for each of train and val.
@@ -60,43 +61,51 @@ def propose(
     proposal = Proposal()
     root, image_dir, mask_dir = common_root(images, masks)
     splits = SPLITS if all((folder / split).is_dir() for folder in (images, masks) for split in SPLITS) else ("all",)
-    places = [(images, masks)] if splits == ("all",) else [(images / split, masks / split) for split in splits]
-    nested = not all(image_files(folder) for folders in places for folder in folders)
-    naming = guess_names(*(image_files(folder, nested=nested) for folder in places[0]), folders=places[0])
+    folders = [(images, masks)] if splits == ("all",) else [(images / split, masks / split) for split in splits]
+    nested = not all(image_files(folder) for pair in folders for folder in pair)
+    naming = guess_names(*(image_files(folder, nested=nested) for folder in folders[0]), folders=folders[0])
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
     if nested:
         naming["nested"] = True
         proposal.guesses.append("images lie in folders below, which are taken together")
     before, after = str(naming.get("mask_prefix", "")), str(naming.get("mask_suffix", ""))
-    files = [
-        path
-        for _, folder in places
-        for path in image_files(folder, before=before, remove=after, nested=nested).values()
-    ]
+    files: list[Path] = []
+    for _, folder in folders:
+        files += image_files(folder, before=before, remove=after, nested=nested).values()
     options = {"image_dir": image_dir, "mask_dir": mask_dir, **naming, **guess_classes(files, names, proposal)}
     examined = []
     for split in splits:
-        with forgiving() as unpaired:
-            dataset = Folder(data_dir=root, split=split, **typed_options(options))
-        if unpaired:
-            raise DataError(*unpaired)
+        dataset = Folder(data_dir=root, split=split, **typed_options(options))
         records = scan.examine(dataset, name=split, num_workers=num_workers)
-        examined.append(doctor.Examined(split, dataset, records, unpaired, training=split != "val"))
-    findings = doctor.diagnose(examined)
-    proposal.guesses += [line for finding in findings for line in finding.lines()]
-    for seen in examined:
-        bad = [record.problems[0] for record in seen.records.values() if record.problems]
-        if len(bad) > max(1, int(MOST_SKIPPED * (HELD_OUT if splits == ("all",) else 1) * len(seen.records))):
-            raise DataError(*bad[: doctor.SHOWN], f"{root}: {len(bad)} examples cannot be used. Mend or remove them.")
-        if bad:
-            options["on_bad_sample"] = "skip"
+        examined.append(doctor.Examined(split, dataset, records, training=split != "val"))
+    for finding in doctor.diagnose(examined):
+        proposal.guesses += finding.lines()
+    if any(must_skip(each, root, HELD_OUT if splits == ("all",) else 1.0) for each in examined):
+        options["on_bad_sample"] = "skip"
     proposal.text = write(root, splits, options, examined[0], proposal, gpus)
     return proposal
 
 
+def must_skip(examined: doctor.Examined, root: Path, share: float) -> bool:
+    """Say whether a split has examples that cannot be used, and not more than a loader skips.
+
+    Args:
+        examined: The split.
+        root: Folder of the data, for errors.
+        share: Share of the examples that the smallest loader has.
+
+    Raises:
+        DataError: There are more.
+    """
+    bad = [record.problems[0] for record in examined.records.values() if record.problems]
+    if len(bad) > max(1, int(MOST_SKIPPED * share * len(examined.records))):
+        raise DataError(*bad[: doctor.SHOWN], f"{root}: {len(bad)} examples cannot be used. Fix or remove them.")
+    return bool(bad)
+
+
 def common_root(images: Path, masks: Path) -> tuple[Path, str, str]:
-    """The folder that both are in, and their names below it.
+    """Find the folder that both are in, and their names below it.
 
     Raises:
         DataError: One is no folder, or both are the same.
@@ -113,7 +122,7 @@ def common_root(images: Path, masks: Path) -> tuple[Path, str, str]:
 
 
 def guess_names(images: Collection[str], masks: Collection[str], *, folders: tuple[Path, Path]) -> dict[str, Any]:
-    """Arguments of `Folder` about what names of images and masks do not share.
+    """Find the arguments of `Folder` about what names of images and masks do not share.
 
     Args:
         images: Names of the images.
@@ -146,59 +155,101 @@ def guess_names(images: Collection[str], masks: Collection[str], *, folders: tup
 
 
 def around(names: Collection[str]) -> tuple[str, str]:
-    """What all names, but for folders, begin and end with."""
+    """Return what all names, but for folders, begin and end with."""
     plain = [name.rpartition("/")[2] for name in names]
     before = common_start(plain)
     return before, common_start([name[len(before) :][::-1] for name in plain])[::-1]
 
 
 def common_start(texts: Collection[str]) -> str:
-    """What all of `texts` begin with."""
+    """Return what all of `texts` begin with."""
     first, last = min(texts), max(texts)
     length = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     return first[:length]
 
 
 def core(names: Collection[str], before: str, after: str) -> set[str]:
-    """Names with their folders, and without what they all begin and end with."""
+    """Return names with their folders, and without what they all begin and end with."""
     parts = (name.rpartition("/") for name in names)
     return {f"{folder}/{name.removeprefix(before).removesuffix(after)}" for folder, _, name in parts}
 
 
-def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: Proposal) -> dict[str, Any]:
-    """Arguments of `Folder` about the classes, from what all masks hold."""
+@dataclass
+class Codes:
+    """What masks hold.
+
+    Args:
+        in_colors: Whether classes are shown by color; then codes are colors as numbers, red first.
+        pixels: Pixels of each code.
+        inner: Those whose neighbours to the right and below have the same code.
+    """
+
+    in_colors: bool
+    pixels: Counter[int] = field(default_factory=Counter)
+    inner: Counter[int] = field(default_factory=Counter)
+
+
+def count_codes(files: Sequence[Path]) -> Codes:
+    """Count the values, or colors, in all masks."""
     from tqdm import tqdm
 
-    in_colors, pixels, inner = None, Counter[int](), Counter[int]()
+    codes = Codes(is_in_colors(files[0]))
     for path in tqdm(files, desc="masks", unit="file", leave=False, disable=None):
-        if in_colors is None:
-            in_colors = is_in_colors(path)
-        codes = read_codes(path, in_colors)
-        pixels.update(tally(codes))
-        most = codes[:-1, :-1]
-        inner.update(tally(most[(most == codes[:-1, 1:]) & (most == codes[1:, :-1])]))
-    total = sum(pixels.values())
-    options: dict[str, Any] = {"masks": "color" if in_colors else "index"}
-    # Between two classes, soft edges show a value for a pixel or two; a class has an inside, unless it is very thin.
-    soft = {code for code, found in pixels.items() if found < RARE * total and inner[code] < found / 4}
-    if len(pixels) > MOST_CLASSES or len(soft) >= doctor.BLURRED:
-        kept = {code: found for code, found in pixels.items() if code not in soft}
-        if len(kept) > MOST_CLASSES:
-            kept = {code: found for code, found in kept.items() if found >= RARE / 2 * total}
-        if len(kept) < 2 or sum(kept.values()) < 0.8 * total:
-            what = "colors" if in_colors else "values"
-            raise DataError(
-                f"{files[0].parent}: masks hold {len(pixels):,} different {what}, too many for classes. "
-                f"Make them anew, without soft edges and as PNG files."
-            )
-        said = f"of {len(pixels):,} values, {len(kept)} are classes; the rest, soft edges or too rare, is void"
-        proposal.guesses.append(said)
+        mask = read_codes(path, codes.in_colors)
+        codes.pixels.update(tally(mask))
+        corner = mask[:-1, :-1]
+        codes.inner.update(tally(corner[(corner == mask[:-1, 1:]) & (corner == mask[1:, :-1])]))
+    return codes
+
+
+def without_soft_edges(codes: Codes, folder: Path) -> dict[int, int]:
+    """Return pixels of each code that is a class; all of them, unless there are too many or some are soft edges.
+
+    Between two classes, soft edges show a value for a pixel or two; a class has an inside, unless it is very thin.
+
+    Args:
+        codes: What masks hold.
+        folder: Where they are, for errors.
+
+    Raises:
+        DataError: No classes can be told from the rest.
+    """
+    total = sum(codes.pixels.values())
+    found = dict(codes.pixels)
+    soft = {code for code, count in found.items() if count < RARE * total and codes.inner[code] < count / 4}
+    if len(found) <= MOST_CLASSES and len(soft) < doctor.BLURRED:
+        return found
+    kept = {code: count for code, count in found.items() if code not in soft}
+    if len(kept) > MOST_CLASSES:
+        kept = {code: count for code, count in kept.items() if count >= RARE / 2 * total}
+    if len(kept) < 2 or sum(kept.values()) < KEPT * total:
+        what = "colors" if codes.in_colors else "values"
+        raise DataError(
+            f"{folder}: masks hold {len(found):,} different {what}, too many for classes. "
+            f"Make them anew, without soft edges and as PNG files."
+        )
+    return kept
+
+
+def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: Proposal) -> dict[str, Any]:
+    """Find the arguments of `Folder` about the classes, from what all masks hold.
+
+    Raises:
+        DataError: Masks cannot be read, or hold something else than two classes or more.
+        ConfigError: There are more or fewer names than classes.
+    """
+    codes = count_codes(files)
+    pixels = without_soft_edges(codes, files[0].parent)
+    options: dict[str, Any] = {"masks": "color" if codes.in_colors else "index"}
+    if len(pixels) < len(codes.pixels):
         options["unknown"] = "void"
-        pixels = Counter(kept)
+        proposal.guesses.append(
+            f"of {len(codes.pixels):,} values, {len(pixels)} are classes; the rest, soft edges or too rare, is void"
+        )
     values: list[Any] = sorted(pixels)
-    if in_colors:
+    if codes.in_colors:
         values = [(code >> 16, code >> 8 & 255, code & 255) for code in values]
-    if not in_colors and values != [0, IGNORE] and IGNORE in values:
+    elif values != [0, IGNORE] and IGNORE in values:
         values.remove(IGNORE)
         proposal.guesses.append("255 is void")
     if len(values) < 2:
@@ -206,29 +257,33 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
     if names is not None and len(names) != len(values):
         raise ConfigError(f"--names: {len(names)} names, but masks hold {len(values)} values. Name {values}.")
     given = names or [name_of(value, values) for value in values]
-    colors = values if in_colors else distinct_colors(len(values))
+    colors = values if codes.in_colors else distinct_colors(len(values))
     options["classes"] = [
-        {"name": name, **({} if in_colors else {"value": value}), "color": list(color)}
+        {"name": name, **({} if codes.in_colors else {"value": value}), "color": list(color)}
         for name, value, color in zip(given, values, colors, strict=True)
     ]
-    kind = "colors" if in_colors else "0 and 255" if values == [0, IGNORE] else "indices"
+    kind = "colors" if codes.in_colors else "0 and 255" if values == [0, IGNORE] else "indices"
     proposal.guesses.append(f"masks hold {kind}: {len(values)} classes, {', '.join(given)}")
     return options
 
 
 def is_in_colors(path: Path) -> bool:
-    """Whether a mask shows classes by color rather than by value."""
+    """Say whether a mask shows classes by color rather than by value.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         read_label_values(path)
     except DataError as error:
-        if "holds colors" not in str(error):
+        if error.details[0].fault is not Fault.COLORS:
             raise
         return True
     return False
 
 
 def read_codes(path: Path, in_colors: bool) -> np.ndarray:
-    """The values of a mask, (H, W); colors as numbers, red first.
+    """Read the values of a mask, (H, W); colors as numbers, red first.
 
     Raises:
         DataError: It cannot be read, or holds values that are not of 8 bits.
@@ -243,13 +298,13 @@ def read_codes(path: Path, in_colors: bool) -> np.ndarray:
 
 
 def tally(codes: np.ndarray) -> dict[int, int]:
-    """How often each number occurs in `codes`."""
+    """Count how often each number occurs in `codes`, of any size."""
     found, counts = np.unique(codes, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def name_of(value: Any, values: Sequence[Any]) -> str:
-    """A name for a class that has none."""
+    """Make up a name for a class that has none."""
     if value in (0, (0, 0, 0)):
         return "background"
     if values == [0, IGNORE]:
@@ -258,7 +313,7 @@ def name_of(value: Any, values: Sequence[Any]) -> str:
 
 
 def typed_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `Folder` as its constructor takes them."""
+    """Convert arguments of `Folder` to what its constructor takes."""
     from utils.schema import check_arguments
 
     problems: list[str] = []
@@ -275,7 +330,7 @@ def write(
     proposal: Proposal,
     gpus: int,
 ) -> str:
-    """The config's text."""
+    """Write the config's text; what it assumes goes to the proposal."""
     sizes = [record.size for record in train.records.values() if record.size]
     numbers = train.normalization()
     if len(sizes) < 4 or numbers is None:
@@ -288,16 +343,17 @@ def write(
     epochs = min(200, max(20, -(-STEPS // (count // batch))))
     pixels, _ = train.pixels()
     rarest = pixels.min() / pixels.sum()
+    weighted = "classes are weighted" if rarest < RARE else "no weights"
     proposal.guesses += [
         f"{len(sizes)} images, median size {height}x{width}: crops of {crop[0]}x{crop[1]}, {batch} in a batch",
         f"{epochs} epochs of {count // batch} steps",
-        f"the rarest class has {rarest:.2%} of the pixels: "
-        + ("classes are weighted" if rarest < RARE else "no weights"),
+        f"the rarest class has {rarest:.2%} of the pixels: {weighted}",
     ]
-    proposal.guesses += ["every fifth image is held out for validation"] if held_out else []
-    loss = (
-        {"type": "CrossEntropyLoss2d", "args": {"class_weights": "sqrt_inv"}} if rarest < RARE else "CrossEntropyLoss2d"
-    )
+    if held_out:
+        proposal.guesses.append("every fifth image is held out for validation")
+    loss: Any = "CrossEntropyLoss2d"
+    if rarest < RARE:
+        loss = {"type": loss, "args": {"class_weights": "sqrt_inv"}}
     data = {"data_dir": str(root), **options}
     training = {
         "batch_size": batch,
@@ -339,7 +395,7 @@ def write(
 
 
 def _lines(values: dict[str, Any]) -> str:
-    """Keys and values, a line each; a list of objects takes a line for each of them."""
+    """Write keys and values, a line each; a list of objects takes a line for each of them."""
     lines = []
     for key, value in values.items():
         if isinstance(value, list) and isinstance(value[0], dict):
@@ -351,6 +407,6 @@ def _lines(values: dict[str, Any]) -> str:
 
 
 def run_name(root: Path) -> str:
-    """A name for runs on the data in `root`."""
+    """Make a name for runs on the data in `root`."""
     plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in root.resolve().name).strip("_")
     return plain if plain and plain != "runs" else "own_data"

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from base.base_dataset import BaseDataset, Sample
-from utils.checkpoint import sync_folder
-from utils.errors import ConfigError, DataError, Stopped
+from dataloader.scan import has_files
+from utils.errors import ConfigError, DataError, Fault, Problem, Stopped
+from utils.files import sync_folder
 from utils.shards import INDEX, Member, read_bytes, write_index
 
 SIZE = 256  # MiB of an archive, after which the next one begins
@@ -43,12 +44,12 @@ def pack(dataset: BaseDataset, folder: Path, *, force: bool = False, size: int =
         size: MiB after which a new archive begins.
 
     Raises:
-        ConfigError: The dataset is generated, or the place is taken.
+        ConfigError: The dataset is generated, or there is something else at its path.
         DataError: A file cannot be read.
         Stopped: The disk is full or cannot be written.
     """
     target = folder / dataset.split
-    check_place(dataset, target, force)
+    check_target(dataset, target, force)
     unfinished, old = (folder / f".{dataset.split}.{state}" for state in ("packing", "old"))
     try:
         for leftover in (unfinished, old):
@@ -71,13 +72,13 @@ def pack(dataset: BaseDataset, folder: Path, *, force: bool = False, size: int =
     return f"{dataset.split}: {len(contents.examples):,} examples in {len(contents.archives)} archives, {total:,} bytes"
 
 
-def check_place(dataset: BaseDataset, target: Path, force: bool) -> None:
-    """See to it that nothing is overwritten that was not packed by us, or without having been asked to.
+def check_target(dataset: BaseDataset, target: Path, force: bool) -> None:
+    """Refuse to overwrite what was not packed by us, or without having been asked to.
 
     Raises:
         ConfigError: It would be.
     """
-    if not all(isinstance(sample, Sample) and sample.image.name for sample in dataset.samples[:1]):
+    if not has_files(dataset):
         raise ConfigError(f"{type(dataset).__name__}: is generated and has no files to pack. Name another dataset.")
     if target.parent.exists() and not target.parent.is_dir():
         raise ConfigError(f"{target.parent}: is a file. Name another --output.")
@@ -102,7 +103,7 @@ def write_archives(samples: Sequence[Sample], folder: Path, size: int, *, title:
             with (folder / name).open("wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
                 while pending and (archive.offset == 0 or archive.offset < size):
                     sample = pending.pop()
-                    members = [add(archive, *part) for part in parts_of(sample)]
+                    members = [add(archive, *part) for part in files_of(sample)]
                     contents.examples.append((sample.key, len(contents.archives), members[0], members[1]))
                     bar.update()
                 archive.close()
@@ -112,8 +113,8 @@ def write_archives(samples: Sequence[Sample], folder: Path, size: int, *, title:
     return contents
 
 
-def parts_of(sample: Sample) -> list[tuple[str, bytes]]:
-    """Names and content of image and label in an archive: ``KEY.jpg`` and ``KEY.label.png``.
+def files_of(sample: Sample) -> list[tuple[str, bytes]]:
+    """Return names and content of image and label in an archive: ``KEY.jpg`` and ``KEY.label.png``.
 
     What a label's name adds to its image's, such as ``_gtFine_labelIds``, is kept, as datasets may look at it.
 
@@ -124,16 +125,17 @@ def parts_of(sample: Sample) -> list[tuple[str, bytes]]:
     stem = sample.label.stem
     ending = encoded(stem.removeprefix(name)) if stem.startswith(name) else ""
     parts = []
-    for path, place in ((sample.image, ""), (sample.label, f".label{ending}")):
+    for path, role in ((sample.image, ""), (sample.label, f".label{ending}")):
         try:
-            parts.append((f"{key}{place}{path.suffix}", read_bytes(path)))
+            parts.append((f"{key}{role}{path.suffix}", read_bytes(path)))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check the path.") from None
+            what = f"cannot be read ({error.strerror or error})"
+            raise DataError(Problem(Fault.OTHER, path, what, "Check the path")) from None
     return parts
 
 
 def encoded(key: str) -> str:
-    """`key` without what ends a name in WebDataset (dots) or a folder's (slashes); no two keys become one."""
+    """Escape in `key` what ends a name in WebDataset (dots) or a folder's (slashes); no two keys become one."""
     return key.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from tqdm import tqdm
 
 from dataloader.datasets.cityscapes import CityScapes, frame_of
 from utils.errors import DataError, Stopped
+from utils.files import atomic_write
 from utils.images import read_label
 
 SIZE = (1024, 2048)
@@ -48,24 +47,20 @@ def write_submission(predictions: Path, output: Path) -> int:
             f"`python inference.py -m CKPT -i data/cityscapes/leftImg8bit/test --save index` makes them."
         )
     raw_ids = np.array([ids[0] for ids in CityScapes.class_table().raw_ids], np.uint8)
-    unfinished = output.with_name(f"{output.name}.tmp{os.getpid()}")
     if output.is_dir() or not output.parent.is_dir():
         raise DataError(f"--output {output}: is no place for a file. Name a .zip file in a folder that is there.")
     try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+        # PNGs are compressed already.
+        with atomic_write(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for key, path in tqdm(files.items(), unit="image", leave=False, disable=None):
                 archive.writestr(f"{key}.png", _encode(path, raw_ids))
-        os.replace(unfinished, output)
     except OSError as error:
         raise Stopped(f"{output}: cannot be written ({error.strerror}). Free some space or name another file") from None
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
     return len(files)
 
 
 def _encode(path: Path, raw_ids: np.ndarray) -> bytes:
-    """A prediction of training ids as a PNG of raw ids."""
+    """Turn a prediction of training ids into a PNG of raw ids."""
     label = read_label(path)
     if label.shape != SIZE:
         raise DataError(f"{path}: {label.shape[1]}x{label.shape[0]} pixels. The benchmark takes 2048x1024 only.")

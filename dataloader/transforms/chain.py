@@ -6,19 +6,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 
-from base.base_dataset import Transform
-from dataloader.transforms.geometry import Degrees, Factor, Pair, Probability, Side, _by_fours, _place, as_size, warp
-from utils.classes import IGNORE
+from base.base_dataset import KeepsSize, Size, Transform, size_after
+from dataloader.transforms.geometry import (
+    Degrees,
+    Factor,
+    Pair,
+    Probability,
+    Side,
+    as_size,
+    by_fours,
+    random_offset,
+    warp,
+)
+from utils.classes import IGNORE, count_values
 from utils.errors import ConfigError, DataError
 from utils.registry import TRANSFORMS
 from utils.schema import Between, Component, join
-
-# Options, each also the drawing of what it describes -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class ScaleOptions:
     side: Literal["long", "short"] = "long"
 
     def draw(self, rng: np.random.Generator) -> float:
-        """A factor."""
+        """Draw a factor."""
         low, high = self.range
         if self.step is None:
             return float(rng.uniform(low, high))
@@ -58,7 +66,7 @@ class ResizeOptions:
     size: tuple[Side, Side] | None = None
 
     def factors(self, height: int, width: int) -> tuple[float, float]:
-        """By what an image of this size is to be stretched, vertically and horizontally."""
+        """Return by what an image of this size is to be stretched, vertically and horizontally."""
         if self.size is not None:
             return self.size[0] / height, self.size[1] / width
         factor = 1.0
@@ -71,7 +79,7 @@ class ResizeOptions:
 
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
-class GaussianBlur:
+class GaussianBlur(KeepsSize):
     """Blur some images.
 
     Args:
@@ -87,13 +95,13 @@ class GaussianBlur:
             sigma = float(rng.uniform(*self.sigma))
             kernel = cv2.getGaussianKernel(2 * max(1, round(2 * sigma)) + 1, sigma)
             # A fifth faster than cv2.GaussianBlur.
-            image = _by_fours(image, lambda x, _: cv2.sepFilter2D(x, -1, kernel, kernel))
+            image = by_fours(image, lambda x, _: cv2.sepFilter2D(x, -1, kernel, kernel))
         return image, label
 
 
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
-class ColorJitter:
+class ColorJitter(KeepsSize):
     """Change brightness, contrast, saturation and hue at random, in this order; 8-bit RGB images only.
 
     Args:
@@ -165,6 +173,7 @@ class Chain:
         factor = self.scale.draw(rng) if self.scale else 1.0
         scaled = max(1, round(height * fy * factor)), max(1, round(width * fx * factor))
         crop = self.crop or scaled
+        # The order of the draws is part of what a seed means: offset, angle, flip, then colors and blur.
         offset = self._offset(label, scaled, crop, rng)
         angle = float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0
         flip = bool(self.flip and rng.random() < self.flip)
@@ -186,35 +195,35 @@ class Chain:
         if self.center:
             return spare[0] // 2, spare[1] // 2
         if self.rare and rng.random() < self.rare:
-            return _place_of_a_class(label, scaled, crop, spare, rng)
-        return _place(spare, rng)
+            return _offset_of_a_class(label, scaled, crop, spare, rng)
+        return random_offset(spare, rng)
 
 
-def _place_of_a_class(
+def _offset_of_a_class(
     label: np.ndarray,
     scaled: tuple[int, int],
     crop: tuple[int, int],
     spare: tuple[int, int],
     rng: np.random.Generator,
 ) -> tuple[int, int]:
-    """A random offset of a crop that shows a random pixel of a class; each class of `label` is as likely."""
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    """Draw the offset of a crop that shows a random pixel of a class; each class of `label` is as likely."""
+    counts = count_values(label)[:IGNORE]
     if not counts.any():
-        return _place(spare, rng)
+        return random_offset(spare, rng)
     chosen = rng.choice(np.flatnonzero(counts))
     pixel = np.flatnonzero(label == chosen)[rng.integers(counts[chosen])]
+    position = divmod(int(pixel), label.shape[1])  # its row and column
     offset = []
-    for position, length, size, side, most in zip(
-        divmod(int(pixel), label.shape[1]), label.shape, scaled, crop, spare, strict=True
-    ):
-        at = int((position + 0.5) * size / length)  # the pixel's row or column in the resized image
-        offset.append(int(rng.integers(max(0, at - side + 1), min(most, at) + 1)))
+    for axis in (0, 1):
+        at = int((position[axis] + 0.5) * scaled[axis] / label.shape[axis])  # likewise in the resized image
+        first, last = max(0, at - crop[axis] + 1), min(spare[axis], at)
+        offset.append(int(rng.integers(first, last + 1)))
     return offset[0], offset[1]
 
 
 @dataclass(frozen=True)
 class Compose:
-    """One transform after the other."""
+    """Apply one transform after the other."""
 
     steps: tuple[Transform, ...]
 
@@ -222,9 +231,6 @@ class Compose:
         for step in self.steps:
             image, label = step(image, label, rng)
         return image, label
-
-
-# From a config -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,49 +268,36 @@ class ChainOptions:
     transforms: list[Annotated[Component, TRANSFORMS]] | None = None
 
     @property
-    def crop(self) -> tuple[int, int] | None:
-        """Height and width that every image will have; None if they differ from image to image."""
+    def crop(self) -> Size | None:
+        """Height and width that every image will have; None if they differ from image to image or are not known."""
         if self.transforms is None:
             if self.crop_size is None:
                 return self.resize.size if self.resize and not self.augment else None
             return as_size(self.crop_size)
-        size: tuple[int, int] | None = None
+        size: Size | None = None
         for step in _steps(self.transforms, "transforms"):
-            size = step.size_after(size) if hasattr(step, "size_after") else size
+            size = size_after(step, size)
         return size
 
     def for_validation(self) -> ChainOptions:
-        """The same sizes without anything random, for what is held out of a training set."""
+        """Return the options for images held out of a training set: the same sizes, nothing random."""
         return ChainOptions(val=True, crop_size=self.crop_size, resize=self.resize)
 
 
+T = TypeVar("T")
 _RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter", "rare_crop")  # what only `augment` turns on
 
 
 def chain_problems(options: ChainOptions, where: str) -> list[str]:
-    """What contradicts itself or would have no effect in `options`, which stand at `where` in the config."""
-    problems = []
-    given = [f.name for f in fields(options) if getattr(options, f.name) not in (None, False)]
+    """Say what contradicts itself or would have no effect in `options`, which stand at `where` in the config."""
     if options.transforms is not None:
-        flags = [name for name in given if name != "transforms"]
-        problems += [
-            f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
-            for name in flags
-        ]
-        try:
-            for i, step in enumerate(_steps(options.transforms, join(where, "transforms"))):
-                problems += _reversed_ranges(step, f"{join(where, 'transforms')}[{i}].args")
-        except ConfigError as error:
-            problems += error.problems
-        return problems
+        return _list_problems(options, where)
+    problems: list[str] = []
     if options.augment and options.val:
         problems.append(f'{join(where, "val")}: contradicts "augment": true. Set one of them to false.')
     elif not options.augment:
-        problems += [
-            f'{join(where, name)}: has no effect. Set "augment": true, or remove it.'
-            for name in given
-            if name in _RANDOM
-        ]
+        idle = [name for name in _given(options) if name in _RANDOM]
+        problems += [f'{join(where, name)}: has no effect. Set "augment": true, or remove it.' for name in idle]
     elif options.crop_size is None:
         problems.append(
             f'{join(where, "crop_size")}: missing. Give a size: with "augment": true, images differ in size '
@@ -313,7 +306,7 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
     problems += _reversed_ranges(options.scale, join(where, "scale"))
     problems += _reversed_ranges(options.blur, join(where, "blur"))
     if options.resize is not None:
-        said = [f.name for f in fields(options.resize) if getattr(options.resize, f.name) is not None]
+        said = _given(options.resize)
         if len(said) != 1:
             problems.append(
                 f"{join(where, 'resize')}: {' and '.join(said) or 'nothing'} given. "
@@ -324,23 +317,44 @@ def chain_problems(options: ChainOptions, where: str) -> list[str]:
     return problems
 
 
-def _reversed_ranges(step: object, where: str) -> list[str]:
-    pairs = {name: getattr(step, name, None) for name in ("range", "sigma", "area", "ratio")}
-    return [
-        f"{join(where, name)}: its first number is the larger one. Exchange them."
-        for name, pair in pairs.items()
-        if pair is not None and pair[0] > pair[1]
+def _list_problems(options: ChainOptions, where: str) -> list[str]:
+    """Say what is wrong with the option `transforms`, and with others that have no effect beside it."""
+    problems = [
+        f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
+        for name in _given(options)
+        if name != "transforms"
     ]
+    key = join(where, "transforms")
+    try:
+        for index, step in enumerate(_steps(options.transforms or [], key)):
+            problems += _reversed_ranges(step, f"{key}[{index}].args")
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def _given(options: ChainOptions | ResizeOptions) -> list[str]:
+    """Return the names of options that ask for something."""
+    return [f.name for f in fields(options) if getattr(options, f.name) not in (None, False)]
+
+
+def _reversed_ranges(step: object, where: str) -> list[str]:
+    problems = []
+    for name in ("range", "sigma", "area", "ratio"):
+        pair = getattr(step, name, None)
+        if pair is not None and pair[0] > pair[1]:
+            problems.append(f"{join(where, name)}: its first number is the larger one. Exchange them.")
+    return problems
 
 
 def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -> Transform | None:
-    """The transform that `options` describe; None if images stay as they are.
+    """Build the transform that `options` describe; None if images stay as they are.
 
     Args:
         options: Checked by `chain_problems`.
         fill: Raw value (0 to 255 for 8-bit images) of image pixels outside the source, by channel; the dataset's
             mean color.
-        where: Place of the options in the config, for errors.
+        where: Path of the options in the config, for errors.
 
     Raises:
         ConfigError: The options contradict themselves.
@@ -349,30 +363,51 @@ def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -
         raise ConfigError(*problems)
     if options.transforms is not None:
         steps = _steps(options.transforms, join(where, "transforms"))
-        return Compose(tuple(replace(s, fill=fill) if getattr(s, "fill", fill) is None else s for s in steps))
+        return Compose(tuple(_with_fill(step, fill) for step in steps))
     if options.augment:
-        scale = ScaleOptions() if options.scale in (None, True) else options.scale or None
-        resize = options.resize
-        if options.base_size is not None:
-            short = isinstance(scale, ScaleOptions) and scale.side == "short"
-            base = options.base_size
-            resize = ResizeOptions(short_side=base) if short else ResizeOptions(long_side=base)
-        return Chain(
-            crop=options.crop,
-            resize=resize,
-            scale=scale if isinstance(scale, ScaleOptions) else None,
-            degrees=10.0 if options.rotate is True else float(options.rotate or 0),
-            flip=0.5 if options.flip is True else float(options.flip or 0),
-            rare=0.5 if options.rare_crop is True else float(options.rare_crop or 0),
-            color_jitter=ColorJitter() if options.color_jitter is True else options.color_jitter or None,
-            blur=GaussianBlur() if options.blur is True else options.blur or None,
-            fill=fill,
-        )
+        return _augmentation(options, fill)
     if options.crop_size is None and options.resize is None:
         return None
-    crop = None if options.crop_size is None else as_size(options.crop_size)
-    cover = options.val and options.resize is None
-    return Chain(crop=crop, resize=options.resize, cover=cover, center=options.val, fill=fill)
+    return Chain(
+        crop=None if options.crop_size is None else as_size(options.crop_size),
+        resize=options.resize,
+        cover=options.val and options.resize is None,
+        center=options.val,
+        fill=fill,
+    )
+
+
+def _augmentation(options: ChainOptions, fill: tuple[float, ...]) -> Chain:
+    """Build the random chain; an option that is true stands for its default."""
+    scale = ScaleOptions() if options.scale is None else _or_default(options.scale, ScaleOptions())
+    resize = options.resize
+    if options.base_size is not None:
+        short = scale is not None and scale.side == "short"
+        base = options.base_size
+        resize = ResizeOptions(short_side=base) if short else ResizeOptions(long_side=base)
+    return Chain(
+        crop=options.crop,
+        resize=resize,
+        scale=scale,
+        degrees=float(_or_default(options.rotate, 10.0) or 0),
+        flip=float(_or_default(options.flip, 0.5) or 0),
+        rare=float(_or_default(options.rare_crop, 0.5) or 0),
+        color_jitter=_or_default(options.color_jitter, ColorJitter()),
+        blur=_or_default(options.blur, GaussianBlur()),
+        fill=fill,
+    )
+
+
+def _or_default(option: bool | T | None, default: T) -> T | None:
+    """Return what an option says: `default` for true, None for false."""
+    if option is True:
+        return default
+    return None if option is None or option is False else option
+
+
+def _with_fill(step: Any, fill: tuple[float, ...]) -> Any:
+    """Return `step` with `fill`, if it has a field of this name that was left open."""
+    return replace(step, fill=fill) if getattr(step, "fill", fill) is None else step
 
 
 def _steps(components: Sequence[Component], where: str) -> list[Any]:

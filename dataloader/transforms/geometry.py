@@ -30,11 +30,8 @@ Edges = tuple[int, int, int, int]  # pixels above, below, to the left and to the
 
 
 def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) from the side of a square or from both."""
+    """Return (height, width) from the side of a square or from both."""
     return (size, size) if isinstance(size, int) else size
-
-
-# Geometry ------------------------------------------------------------------------------------------------------------
 
 
 def warp(
@@ -70,34 +67,51 @@ def warp(
     if scaled == label.shape and not angle:
         image, label, edges = _cut(image, label, crop, offset, flip)
     else:
-        matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
-        rows, columns = (max(1, int(old / new + 1e-6)) for old, new in zip(label.shape, scaled, strict=True))
-        steps = rows, columns
-        inside = not angle
-        # Parts of the crop that show nothing of the image are filled, not warped.
-        if inside:
-            height, width = (min(c, s - o) for c, s, o in zip(crop, scaled, offset, strict=True))
-            top, bottom, left, right = (0, height, crop[1] - width, crop[1]) if flip else (0, height, 0, width)
-        else:
-            top, bottom, left, right = _shown(matrix, label.shape, crop, steps)
-        matrix[:, 2] += matrix[:, :2] @ (left, top)
-        image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), steps, inside, fill)
-        edges = top, crop[0] - bottom, left, crop[1] - right
+        image, label, edges = _interpolate(image, label, scaled, crop, offset, angle, flip, fill)
     if change is not None:
         image, label = change(image, label)
     return _pad(image, label, edges, fill) if any(edges) else (image, label)
 
 
+def _interpolate(
+    image: np.ndarray,
+    label: np.ndarray,
+    scaled: tuple[int, int],
+    crop: tuple[int, int],
+    offset: tuple[int, int],
+    angle: float,
+    flip: bool,
+    fill: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray, Edges]:
+    """Return what `warp` makes of the part of the crop that shows the image, and how much is missing around it.
+
+    Parts of the crop that show nothing of the image are filled later, which is faster than to warp them.
+    """
+    matrix = _crop_to_source(label.shape, scaled, crop, offset, math.radians(angle), flip)
+    rows, columns = (max(1, int(old / new + 1e-6)) for old, new in zip(label.shape, scaled, strict=True))
+    steps = rows, columns
+    if not angle:
+        height, width = (min(c, s - o) for c, s, o in zip(crop, scaled, offset, strict=True))
+        top, bottom, left, right = (0, height, crop[1] - width, crop[1]) if flip else (0, height, 0, width)
+    else:
+        top, bottom, left, right = _shown(matrix, label.shape, crop, steps)
+    matrix[:, 2] += matrix[:, :2] @ (left, top)
+    image, label = _warp_pair(image, label, matrix, (bottom - top, right - left), steps, not angle, fill)
+    return image, label, (top, crop[0] - bottom, left, crop[1] - right)
+
+
 def _pad(image: np.ndarray, label: np.ndarray, edges: Edges, fill: Sequence[float]) -> Pair:
+    """Surround the image with `fill` and the label with void."""
+
     def apply(x: np.ndarray, value: list[float]) -> np.ndarray:
         return cv2.copyMakeBorder(x, *edges, cv2.BORDER_CONSTANT, value=value)
 
     values = _fill(fill, image)
-    return _by_fours(image, lambda x, first: apply(x, values[first : first + 4])), apply(label, [IGNORE])
+    return by_fours(image, lambda x, first: apply(x, values[first : first + 4])), apply(label, [IGNORE])
 
 
 def _span(function: Sequence[float], columns: tuple[float, float], rows: tuple[float, float]) -> tuple[float, float]:
-    """Smallest and largest value of an affine function of column and row, (a, b, c), on a rectangle."""
+    """Return the smallest and largest value of an affine function of column and row, (a, b, c), on a rectangle."""
     a, b, c = function
     xs, ys = sorted((a * columns[0], a * columns[1])), sorted((b * rows[0], b * rows[1]))
     return c + xs[0] + ys[0], c + xs[1] + ys[1]
@@ -106,7 +120,7 @@ def _span(function: Sequence[float], columns: tuple[float, float], rows: tuple[f
 def _shown(
     matrix: np.ndarray, source: tuple[int, ...], crop: tuple[int, int], steps: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """First and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
+    """Return the first and last + 1 of the rows, and of the columns, of the crop that the source can be seen in."""
     to_column, to_row = cv2.invertAffineTransform(matrix).tolist()
     bounds = []
     for function, length in ((to_row, crop[0]), (to_column, crop[1])):
@@ -145,7 +159,7 @@ def _warp_pair(
         borderValue=IGNORE,
     ).astype(np.uint8)
     if steps != (1, 1):  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below 1/2
-        image = _by_fours(image, lambda x, _: _reduce(x, steps))
+        image = by_fours(image, lambda x, _: _reduce(x, steps))
         half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
         matrix = (matrix + half) / np.array(steps[::-1])[:, None] - half
     return _warp_image(image, matrix, crop, inside, fill), label
@@ -159,11 +173,13 @@ def _crop_to_source(
     angle: float,
     flip: bool,
 ) -> np.ndarray:
-    """(2, 3) matrix from (column, row, 1) in the crop to (column, row) in the source."""
+    """Return the (2, 3) matrix from (column, row, 1) in the crop to (column, row) in the source."""
     # Column and row in the resized image are (sign * column + x0, row + y0); it is turned about (x, y).
-    sign, x0, y0 = (-1, crop[1] - 1 + offset[1], offset[0]) if flip else (1, *offset[::-1])
-    c, s, x, y = math.cos(angle), math.sin(angle), (scaled[1] - 1) / 2, (scaled[0] - 1) / 2
+    sign, x0, y0 = (-1, crop[1] - 1 + offset[1], offset[0]) if flip else (1, offset[1], offset[0])
+    c, s = math.cos(angle), math.sin(angle)
+    x, y = (scaled[1] - 1) / 2, (scaled[0] - 1) / 2
     fy, fx = source[0] / scaled[0], source[1] / scaled[1]
+    # Pixels are squares around their coordinates, so that a resized image begins half a pixel before them.
     return np.array(
         [
             [fx * c * sign, -fx * s, fx * (c * (x0 - x) - s * (y0 - y) + x + 0.5) - 0.5],
@@ -173,7 +189,7 @@ def _crop_to_source(
 
 
 def _reduce(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
-    """The means of so many rows x columns of pixels; the last are completed with copies of the edge."""
+    """Return the means of so many rows x columns of pixels; the last are completed with copies of the edge."""
     below, right = -image.shape[0] % steps[0], -image.shape[1] % steps[1]
     if below or right:  # blocks that do not fit would cost five times the time
         image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
@@ -182,7 +198,7 @@ def _reduce(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
 
 
 def _region(span: tuple[float, float], length: int, step: int) -> tuple[int, int]:
-    """First and last + 1 of `length` rows (or columns) between two coordinates, in multiples of `step`."""
+    """Return the first and last + 1 of `length` rows (or columns) between two coordinates, in multiples of `step`."""
     margin = step + 1
     first = min(max(int(span[0]) - margin, 0), length - 1)
     last = max(int(span[1]) + margin + 1, first + 1)
@@ -192,6 +208,7 @@ def _region(span: tuple[float, float], length: int, step: int) -> tuple[int, int
 def _warp_image(
     image: np.ndarray, matrix: np.ndarray, crop: tuple[int, int], inside: bool, fill: Sequence[float]
 ) -> np.ndarray:
+    """Interpolate a crop (H, W, C) of an image through a matrix from its pixels to the source's."""
     mode = cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT
     flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
     values = _fill(fill, image)
@@ -203,13 +220,13 @@ def _warp_image(
         # OpenCV warps four channels twice as fast as three, which pays for the copies.
         wide = apply(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), [*values, 0])
         return cv2.cvtColor(wide, cv2.COLOR_RGBA2RGB)
-    return _by_fours(image, lambda x, first: apply(x, values[first : first + 4]))
+    return by_fours(image, lambda x, first: apply(x, values[first : first + 4]))
 
 
 def _cut(
     image: np.ndarray, label: np.ndarray, crop: tuple[int, int], offset: tuple[int, int], flip: bool
 ) -> tuple[np.ndarray, np.ndarray, Edges]:
-    """`warp` without a change of scale or angle, where pixels are copied, and what is missing around them."""
+    """Return what `warp` makes without a change of scale or angle, copied, and how much is missing around it."""
     window = np.s_[offset[0] : offset[0] + crop[0], offset[1] : offset[1] + crop[1]]
     image, label = image[window], label[window]
     below, beside = crop[0] - label.shape[0], crop[1] - label.shape[1]
@@ -220,7 +237,7 @@ def _cut(
 
 
 def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
-    """One value per channel of `image`, rounded as its type needs."""
+    """Return one value per channel of `image`, rounded as its type needs."""
     values = list(fill) * image.shape[2] if len(fill) == 1 else list(fill)
     if len(values) != image.shape[2]:
         raise DataError(
@@ -229,8 +246,8 @@ def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
     return values if image.dtype.kind == "f" else [round(value) for value in values]
 
 
-def _by_fours(image: np.ndarray, function: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """`function` of up to four channels at a time, as OpenCV wants them, and of the first one's number."""
+def by_fours(image: np.ndarray, function: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    """Apply `function` to up to four channels at a time, as OpenCV wants them, and to the first one's number."""
     channels = image.shape[2]
     if channels in (3, 4):
         return function(image, 0)
@@ -239,6 +256,6 @@ def _by_fours(image: np.ndarray, function: Callable[[np.ndarray, int], np.ndarra
     return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
 
 
-def _place(spare: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-    """A random offset of a crop that leaves `spare` rows and columns."""
+def random_offset(spare: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the offset of a crop that leaves `spare` rows and columns."""
     return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))

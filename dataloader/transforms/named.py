@@ -8,12 +8,11 @@ from typing import Annotated
 
 import numpy as np
 
+from base.base_dataset import KeepsSize, Size
 from dataloader.transforms.chain import Chain, ResizeOptions, ScaleOptions
-from dataloader.transforms.geometry import Degrees, Factor, Pair, Probability, Side, _place, as_size, warp
+from dataloader.transforms.geometry import Degrees, Factor, Pair, Probability, Side, as_size, random_offset, warp
 from utils.registry import TRANSFORMS
 from utils.schema import AtLeast, Between
-
-# Named transforms ----------------------------------------------------------------------------------------------------
 
 
 @TRANSFORMS.register("FreeScale")
@@ -32,8 +31,8 @@ class Resize:
         size = as_size(self.size)
         return warp(image, label, scaled=size, crop=size)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Size of what comes out, given that of what goes in; None if it differs from image to image."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return the size of the result."""
         return as_size(self.size)
 
 
@@ -57,8 +56,8 @@ class ShortSide:
         scaled = max(1, round(label.shape[0] * factor)), max(1, round(label.shape[1] * factor))
         return warp(image, label, scaled=scaled, crop=scaled)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """None: it differs from image to image."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return None: it differs from image to image."""
         return None
 
 
@@ -90,8 +89,8 @@ class ResizeToRange:
         above = math.ceil((length - 1) / self.multiple - 1e-6) * self.multiple + 1
         return max(1, above if above <= self.most else above - self.multiple)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """None: it differs from image to image."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return None: it differs from image to image."""
         return None
 
 
@@ -115,8 +114,8 @@ class RandomScale:
         scale = ScaleOptions(range=self.range, step=self.step)
         return Chain(crop=None, resize=resize, scale=scale)(image, label, rng)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """None: it differs from image to image."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return None: it differs from image to image."""
         return None
 
 
@@ -136,8 +135,8 @@ class RandomCrop:
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         return Chain(crop=as_size(self.size), fill=self.fill or (0,))(image, label, rng)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The window's size."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return the window's size."""
         return as_size(self.size)
 
 
@@ -157,8 +156,8 @@ class CenterCrop:
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         return Chain(crop=as_size(self.size), center=True, fill=self.fill or (0,))(image, label, rng)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The window's size."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return the window's size."""
         return as_size(self.size)
 
 
@@ -183,12 +182,12 @@ class RandomSizedCrop:
         ratio = math.exp(float(rng.uniform(*np.log(self.ratio))))
         rows = min(height, max(1, round(math.sqrt(area / ratio))))
         columns = min(width, max(1, round(math.sqrt(area * ratio))))
-        top, left = _place((height - rows, width - columns), rng)
+        top, left = random_offset((height - rows, width - columns), rng)
         window, size = np.s_[top : top + rows, left : left + columns], as_size(self.size)
         return warp(image[window], label[window], scaled=size, crop=size)
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The size of the result."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return the size of the result."""
         return as_size(self.size)
 
 
@@ -218,14 +217,14 @@ class SlidingCrop:
         top, left = offset
         return warp(image, label, scaled=label.shape, crop=crop, offset=(top, left), fill=self.fill or (0,))
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The window's size."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return the window's size."""
         return as_size(self.size)
 
 
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
-class RandomHorizontalFlip:
+class RandomHorizontalFlip(KeepsSize):
     """Exchange left and right.
 
     Args:
@@ -240,7 +239,7 @@ class RandomHorizontalFlip:
 
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
-class RandomVerticalFlip:
+class RandomVerticalFlip(KeepsSize):
     """Exchange top and bottom.
 
     Args:
@@ -257,7 +256,7 @@ class RandomVerticalFlip:
 
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
-class RandomRotate:
+class RandomRotate(KeepsSize):
     """Turn about the centre; the size stays.
 
     Args:

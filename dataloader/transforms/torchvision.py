@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from base.base_dataset import Size
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
 from utils.registry import TRANSFORMS
@@ -51,7 +52,8 @@ class TorchvisionTransform:
         options = dict(self.options)
         if self.name in MOVES:
             color = options.get("fill")
-            color = [round(value) for value in self.fill or (0,)] if color is None else color
+            if color is None:
+                color = [round(value) for value in self.fill or (0,)]
             options["fill"] = {Image: color, Mask: IGNORE}
         try:
             if "interpolation" in options:  # of the image; labels take the nearest pixel in any case
@@ -63,7 +65,7 @@ class TorchvisionTransform:
     @property
     def name(self) -> str:
         """Its name in a config."""
-        return self.kind.__name__  # type: ignore[attr-defined]
+        return self.kind.__name__
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         from torchvision.tv_tensors import Image, Mask
@@ -84,19 +86,21 @@ class TorchvisionTransform:
             generator.set_state(state)
         return np.ascontiguousarray(changed.permute(1, 2, 0).numpy()), np.ascontiguousarray(mask.numpy())
 
-    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The same, if it does not depend on chance."""
+    def size_after(self, size: Size | None) -> Size | None:
+        """Return the same size, unless the result's depends on chance."""
         return None if self.name == "RandomZoomOut" or self.options.get("expand") else size
 
 
-def find_transforms() -> dict[str, Callable]:
-    """Functions that make the transforms, by name; they take what torchvision's classes do."""
+def find_transforms() -> dict[str, Callable[..., Any]]:
+    """Return functions that make the transforms, by name; they take what torchvision's classes do."""
     from torchvision.transforms import v2
 
     return {name: _maker(getattr(v2, name)) for name in (*COLORS, *MOVES)}
 
 
-def _maker(kind: Any) -> Callable:
+def _maker(kind: Any) -> Callable[..., TorchvisionTransform]:
+    """Return a function that makes transforms of a class of torchvision, with its signature."""
+
     def make(**options: Any) -> TorchvisionTransform:
         made = TorchvisionTransform(kind, options)
         _ = made.transform  # refuses wrong arguments now, not when the first image comes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
 import torch
@@ -142,8 +142,8 @@ def check_loss(value: Any, *, where: str = "loss", problems: list[str]) -> list[
 
 
 def _check_term(value: Any, where: str, problems: list[str]) -> LossTerm | None:
-    if isinstance(value, LossTerm):
-        value = asdict(value)
+    if isinstance(value, LossTerm):  # it has been checked
+        return value
     before, factor = len(problems), 1.0
     if isinstance(value, Mapping):
         known = ("type", "args", "factor")
@@ -182,7 +182,7 @@ def build_criterion(loss: Any, *, aux_factor: float = 0.4, where: str = "loss", 
     for index, term in enumerate(terms):
         place = join(where, index) if isinstance(loss, list | tuple) else where
         try:
-            part = LOSSES.build({"type": term.type, "args": term.args}, where=place, **facts)
+            part = LOSSES.make(term.type, term.args, where=place, **facts)
             built.append((term_name(terms, index), part, term.factor))
         except ConfigError as error:
             problems += error.problems
