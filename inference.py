@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
-    predictor.look = tta_from_args(args, predictor.about)
+    predictor.tta = tta_from_args(args, predictor.about)
     names = output_names(paths)
     check_targets(paths, [target for name in names for target in targets(args.output, name, wanted).values()])
     make_folder(args.output)
