@@ -36,7 +36,9 @@ from utils.images import read_image
 from utils.losses.criterion import build_criterion
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
+from utils.protocol import EvaluationData, EvaluationProtocol
 from utils.reproducibility import make_deterministic
+from utils.tta import TestTimeAugmentation
 
 ARCH = {
     "type": "EncoderDecoder",
@@ -528,6 +530,43 @@ def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
     assert "parameters" in log
     assert '"crop_size"' in log
     assert "Guessing each place's most frequent class" in log
+
+
+def test_validation_predicts_by_the_protocol_that_is_stamped_on_its_figures(tmp_path: Path) -> None:
+    data = EvaluationData(preprocessing="single", size="native", dataset="Squares", split="val")
+    trainer = make_trainer(tmp_path, epochs=1)
+    trainer.protocol = EvaluationProtocol(data=data, tta=TestTimeAugmentation(flip=True), precision="bf16")
+    seen: list[torch.dtype] = []
+
+    def listen(_: nn.Module, inputs: Any, output: Any) -> None:
+        if not trainer.model.training:
+            seen.append(output.dtype)
+
+    trainer.model.head.classify.register_forward_hook(listen)
+    trainer.fit()
+    assert seen == [torch.bfloat16] * 6  # three images, each of them mirrored too
+    stamp = torch.load(tmp_path / "last.pth", weights_only=True)["protocol"]
+    assert stamp == {
+        "mode": "single",
+        "size": "native",
+        "dataset": "Squares",
+        "split": "val",
+        "scales": [1.0],
+        "flip": True,
+        "precision": "bf16",
+        "mean": "classes absent from truth and prediction are left out",
+    }
+
+
+def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) -> None:
+    model = build_model(ARCH, num_classes=3)
+    names = list(model.state_dict())
+    config = TrainerConfig(epochs=1, activation_checkpointing=True, channels_last=True)
+    network = wrap_network(model, config)
+    assert list(model.state_dict()) == names
+    assert model.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    network(torch.zeros(2, 3, 33, 41, dtype=torch.uint8)).logits.sum().backward()
+    assert model.backbone.conv1.weight.grad is not None
 
 
 def test_freezing_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:
