@@ -345,7 +345,7 @@ class BaseTrainer(ABC):
         progress.position += self.batch_size
         now = time.monotonic()
         is_over = config.max_time is not None and now - self.started >= config.max_time * 60
-        # The signal is looked at once: one that comes later is heard after the next step.
+        # The signal is read once: one that comes later is obeyed after the next step.
         asked = distributed.agree_on_stop(progress.step, self.signal or (TIME_IS_OVER if is_over else 0))
         is_due = config.save_steps is not None and progress.step % config.save_steps == 0
         if asked or is_due or now - self.saved_at >= config.save_minutes * 60:

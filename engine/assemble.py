@@ -250,7 +250,7 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
 
 
 def validation_protocol(config: RunConfig) -> EvaluationProtocol:
-    """How validation in training predicts: each image once, as its loader delivers it, in float32."""
+    """State how validation in training predicts: each image once, as its loader delivers it, in float32."""
     if not config.trainer.val:
         return EvaluationProtocol()
     return EvaluationProtocol(data=evaluation_data(config.val_loader or validation_of(config.train_loader)))

@@ -33,7 +33,7 @@ RANDOM_START = 'backbone starts from random numbers; published figures need "pre
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
-    """What a reader of the figures should know."""
+    """List what a reader of the figures should know."""
     found = []
     if trainer.model.backbone_modules() and not config.arch.args["pretrained"] and config.init_from is None:
         found.append(RANDOM_START)
@@ -44,7 +44,7 @@ def notes(config: RunConfig, trainer: Trainer) -> list[str]:
 
 
 def way_on(trainer: Trainer) -> str:
-    """What to do with a finished run."""
+    """Say what to do with a finished run."""
     if trainer.progress.step < trainer.total_steps:
         return f"It was stopped early, {trainer.config.early_stop} epochs after its best."
     return f"Raise trainer.{'max_steps' if trainer.config.max_steps else 'epochs'} to go on."
@@ -73,13 +73,13 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
 
 
 def kept_checkpoint(run_dir: Path) -> Path:
-    """The checkpoint that a finished run is for: the best model or, where nothing was monitored, the last."""
+    """Find the checkpoint that a finished run is for: the best model or, where nothing was monitored, the last."""
     best = run_dir / "best_model.pth"
     return best if best.exists() else run_dir / "last.pth"
 
 
 def figures(config: RunConfig, trainer: Trainer, used: Path) -> dict[str, Any]:
-    """What results.json says of the model in `used`."""
+    """Put together what results.json says of the model in `used`."""
     epoch = trainer.progress.best_epoch or trainer.progress.epoch
     return {
         "checkpoint": used.name,
@@ -92,7 +92,7 @@ def figures(config: RunConfig, trainer: Trainer, used: Path) -> dict[str, Any]:
 
 
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
-    """The line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
+    """Find the line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
     records = [record for record in trainer.history if record["epoch"] == epoch]
     best = [record for record in records if record.get(trainer.monitor.key) == trainer.progress.best_value]
     return (best or records or [{}])[0]
