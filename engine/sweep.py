@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.base_trainer import Monitor
+from base.monitor import Monitor
 from engine.check import check_config
 from engine.config import result_keys
 from utils import run_folder

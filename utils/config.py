@@ -244,6 +244,11 @@ def _are_objects(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
+def is_list_of_objects(value: Any) -> bool:
+    """Whether a config's value is a list whose items have keys, such as several training sets."""
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+
+
 def _whole(value: Any) -> Any:
     """`value` with 1.0 written as 1, since a config may say either."""
     if isinstance(value, Mapping):
