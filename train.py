@@ -146,7 +146,8 @@ def train(
     if problems := division_problems(config, processes):
         raise ConfigError(*problems)
     if processes > process.size:
-        return distributed.launch("train", argv, processes)
+        command = f"{__package__}.train" if __package__ else "train"  # in the wheel it lives in a package
+        return distributed.launch(command, argv, processes)
     if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != process.local_size:
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {process.local_size} processes here"
         logging.getLogger("segwright").info(text)

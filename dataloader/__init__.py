@@ -2,5 +2,5 @@
 
 from utils.registry import import_submodules
 
-import_submodules("dataloader.datasets")
-import_submodules("dataloader.transforms")
+import_submodules(f"{__name__}.datasets")
+import_submodules(f"{__name__}.transforms")

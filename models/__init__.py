@@ -3,5 +3,5 @@
 import models.presets  # noqa: F401  with the composer of bricks, `EncoderDecoder`
 from utils.registry import import_submodules
 
-for _package in ("models.backbones", "models.necks", "models.heads", "models.networks"):
-    import_submodules(_package)
+for _name in ("backbones", "necks", "heads", "networks"):
+    import_submodules(f"{__name__}.{_name}")

@@ -189,6 +189,7 @@ def initialize(model: nn.Module, init: Literal["kaiming", "xavier", "trunc_norma
 
 
 def _draw(weight: Tensor, kind: str) -> None:
+    """Fill `weight` with random numbers of one of the kinds that `initialize` knows."""
     if kind == "classifier":
         nn.init.normal_(weight, std=0.01)
     elif kind == "kaiming":
@@ -248,7 +249,10 @@ def _lego_bricks(kind: str) -> list[tuple[Registry, str]]:
 
 
 def _check_lego(component: Component, *, where: str, problems: list[str]) -> ArchConfig | None:
-    bricks, place, found = _lego_bricks(component.type), join(where, "args"), len(problems)
+    """Check a name such as ``"resnet101+ASPP+FCNHead"``, whose arguments stand under the names of its bricks."""
+    found = len(problems)
+    place = join(where, "args")
+    bricks = _lego_bricks(component.type)
     names = [name for _, name in bricks]
     for registry, name in bricks:
         if name not in registry:

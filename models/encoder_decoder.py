@@ -1,4 +1,4 @@
-"""Backbone, necks and heads, put together freely."""
+"""Put backbone, necks and heads together freely: the model, and what builds it from the names of its bricks."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class EncoderDecoder(BaseModel):
 
     def predict(self, images: Tensor) -> SegOutput:
         features = self.backbone(images)
-        outputs = [self.head(self.necks(features))]
-        outputs += [head(features) for head in self.aux_heads] if self.training else []
+        logits = self.head(self.necks(features))
+        aux = [head(features) for head in self.aux_heads] if self.training else []
         # Heads that make whole blocks of pixels out of each may reach beyond an image of another size.
-        logits, *aux = [output[..., : images.shape[-2], : images.shape[-1]] for output in outputs]
-        return SegOutput(logits, tuple(aux))
+        height, width = images.shape[-2:]
+        return SegOutput(logits[..., :height, :width], tuple(each[..., :height, :width] for each in aux))
 
     def backbone_modules(self) -> Sequence[nn.Module]:
         return (self.backbone,)
@@ -92,15 +92,18 @@ def compose(
     if output_stride is not None and backbone.component.args.get("output_stride") is None:
         strided = with_argument(backbone.component, "output_stride", output_stride, where=f"{where}.output_stride")
         backbone = backbone._replace(component=strided)
-    bottom: Backbone = _build(BACKBONES, backbone, in_channels=in_channels)
-    shapes: tuple[FeatureShape, ...] = bottom.shapes
-    middle: list[Neck] = []
-    for neck in necks:
-        middle.append(_build(NECKS, neck, shapes=shapes))
-        shapes = middle[-1].shapes
-    top = _build(HEADS, head, shapes=shapes, num_classes=num_classes)
-    aux = [_build(HEADS, brick, shapes=bottom.shapes, num_classes=num_classes) for brick in aux_heads]
-    return EncoderDecoder(bottom, middle, top, aux, in_channels=in_channels)
+    built_backbone: Backbone = _build(BACKBONES, backbone, in_channels=in_channels)
+    shapes: tuple[FeatureShape, ...] = built_backbone.shapes
+    built_necks: list[Neck] = []
+    for spec in necks:
+        neck: Neck = _build(NECKS, spec, shapes=shapes)
+        built_necks.append(neck)
+        shapes = neck.shapes
+    built_head: Head = _build(HEADS, head, shapes=shapes, num_classes=num_classes)
+    built_aux_heads: list[Head] = []
+    for spec in aux_heads:
+        built_aux_heads.append(_build(HEADS, spec, shapes=built_backbone.shapes, num_classes=num_classes))
+    return EncoderDecoder(built_backbone, built_necks, built_head, built_aux_heads, in_channels=in_channels)
 
 
 @MODELS.register("EncoderDecoder")
@@ -140,7 +143,7 @@ def encoder_decoder(
 
 
 def with_argument(backbone: Component, name: str, value: Any, *, where: str) -> Component:
-    """`backbone` with one more argument.
+    """Give `backbone` one more argument.
 
     Raises:
         ConfigError: It takes none of that name; `where` is the place that asked for it.
@@ -151,6 +154,11 @@ def with_argument(backbone: Component, name: str, value: Any, *, where: str) -> 
 
 
 def _build(registry: Registry, brick: BrickSpec, **facts: Any) -> Any:
+    """Build a brick; what it says of its arguments or of the maps that it is offered becomes a line with its place.
+
+    Raises:
+        ConfigError: It cannot be built.
+    """
     try:
         return registry.build(brick.component, where=brick.where, **facts)
     except ConfigError:
@@ -169,7 +177,7 @@ def _build(registry: Registry, brick: BrickSpec, **facts: Any) -> Any:
 
 
 def _fitting(registry: Registry, facts: dict[str, Any]) -> list[str]:
-    """Names of components that can be built from `facts`, without arguments."""
+    """List the names of components that can be built from `facts`, without arguments."""
     names = []
     for name in sorted(registry):
         with suppress(Exception), torch.device("meta"):  # components of others fail each in their own way

@@ -167,7 +167,10 @@ def transfer(model: nn.Module, initial: InitialWeights) -> TransferReport:
         CheckpointError: None agree, or one that does is not finite; nothing has been copied then.
     """
     own = model.state_dict()
-    fitting = {n: v for n, v in initial.weights.items() if n in own and own[n].shape == v.shape}
+    fitting = {}
+    for name, value in initial.weights.items():
+        if name in own and own[name].shape == value.shape:
+            fitting[name] = value
     return _load(model, initial, fitting, {}, known=(), new=())
 
 
@@ -268,7 +271,9 @@ def _rows_of_classes(
         pairs: Index in the file of each class, by its index in the model.
         count: Classes in the file.
     """
-    expected = [axes[axis] * count if axis in axes else size for axis, size in enumerate(own.shape)]
+    expected = list(own.shape)
+    for axis, rows in axes.items():
+        expected[axis] = rows * count
     if list(value.shape) != expected:
         return None
     targets, sources = [], []

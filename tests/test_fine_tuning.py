@@ -26,7 +26,7 @@ from models.fine_tuning import (
     transfer,
     transfer_by_class_name,
 )
-from tests.test_models import NARROW, SMALL, build, randomised
+from tests.test_models import NARROW, SMALL, build, randomized
 from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import MODELS
@@ -50,7 +50,7 @@ def by_name(
 def test_a_class_of_the_same_name_keeps_its_logits(kind: str, classes: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     args, images = SMALL[kind], torch.rand(1, 3, 33, 47) * 255
-    old, new = randomised(build(kind, args, 4)), build(kind, args, len(classes)).eval()
+    old, new = randomized(build(kind, args, 4)), build(kind, args, len(classes)).eval()
     report = by_name(new, kind, args, classes, start_of(old))
     assert report.mapped
     assert report.fresh == report.unused == ()

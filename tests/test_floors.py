@@ -20,6 +20,7 @@ SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - MAY_IMPORT.keys()
 for script in SCRIPTS:
     MAY_IMPORT[script] = {"utils", "base", "engine"}
 MAY_IMPORT["prepare"].add("dataloader")  # it is all about data
+MAY_IMPORT["segwright"] = {*SCRIPTS, "utils"} - {"segwright"}  # the one door to all commands
 
 FILES = sorted(
     path for room in MAY_IMPORT for path in [*ROOT.glob(f"{room}.py"), *ROOT.glob(f"{room}/**/*.py")] if path.exists()

@@ -104,7 +104,7 @@ def test_groups_keep_their_ratio_and_only_the_step_matters(config):
     found = rates(config, 16, optimizer=optimizer)
     for decoder, backbone in found:
         assert backbone == pytest.approx(decoder / 10)
-    # The same optimiser, its rates long changed, in another order, by a new schedule.
+    # The same optimizer, its rates long changed, in another order, by a new schedule.
     schedule = build_scheduler(config, optimizer, total_steps=16, steps_per_epoch=4)
     for step in (11, 3, 15, 0):
         schedule.apply(optimizer, step)

@@ -194,7 +194,7 @@ def test_gates_stand_in_every_block_and_learn(se: str) -> None:
 # Equality with torchvision
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """`model` in evaluation, with batch norms that do something."""
     torch.manual_seed(1)
     for module in model.modules():
@@ -216,7 +216,7 @@ def randomised(model: nn.Module) -> nn.Module:
     ],
 )
 def test_resnet_is_torchvisions(name: str, stride: int, dilate: list[bool] | None) -> None:
-    theirs = randomised(getattr(torchvision.models, name)(replace_stride_with_dilation=dilate))
+    theirs = randomized(getattr(torchvision.models, name)(replace_stride_with_dilation=dilate))
     ours = BACKBONES.build(Component(name, {"output_stride": stride}), where="", in_channels=3).eval()
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
     images = torch.randn(1, 3, 64, 96)
@@ -232,7 +232,7 @@ def test_resnet_is_torchvisions(name: str, stride: int, dilate: list[bool] | Non
 
 
 def test_mobilenet_is_torchvisions() -> None:
-    theirs = randomised(torchvision.models.mobilenet_v2())
+    theirs = randomized(torchvision.models.mobilenet_v2())
     ours = BACKBONES.build("mobilenet_v2", where="", in_channels=3).eval()
     state = theirs.state_dict()
     ours.load_state_dict({k: v for k, v in state.items() if not k.startswith(("classifier.", "features.18."))})
@@ -258,7 +258,7 @@ def test_mobilenet_is_torchvisions() -> None:
 )
 def test_our_bricks_make_torchvisions_segmentation_networks(name: str, args: dict[str, Any]) -> None:
     make = getattr(torchvision.models.segmentation, name)
-    theirs = randomised(make(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True))
+    theirs = randomized(make(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True))
     aux = {"type": "FCNHead", "args": {"level": 4}}
     backbone = {"backbone": name.partition("_")[2], "output_stride": 8}
     ours = build("EncoderDecoder", {**backbone, "aux_heads": [aux], **args}).eval()
@@ -274,7 +274,7 @@ def test_our_bricks_make_torchvisions_segmentation_networks(name: str, args: dic
 
 
 def test_our_lr_aspp_is_torchvisions() -> None:
-    theirs = randomised(torchvision.models.segmentation.lraspp.LRASPPHead(6, 10, CLASSES, 8))
+    theirs = randomized(torchvision.models.segmentation.lraspp.LRASPPHead(6, 10, CLASSES, 8))
     shapes = (FeatureShape(6, 8, 3), FeatureShape(10, 16, 5))
     ours = HEADS.build(Component("LRASPPHead", {"channels": 8}), where="", shapes=shapes, num_classes=CLASSES).eval()
     names = {"cbr": "reduce", "scale": "weigh", "low_classifier": "classify_fine", "high_classifier": "classify"}
@@ -348,7 +348,7 @@ def test_logits_cover_images_of_any_size_and_aux_is_for_training(
 @pytest.mark.parametrize(("kind", "args"), VARIANTS)
 def test_a_state_dict_restores_the_model(kind: str, args: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = randomised(build(kind, args))
+    model = randomized(build(kind, args))
     twin = build(kind, args).eval()
     twin.load_state_dict(copy.deepcopy(model.state_dict()))
     images = torch.rand(1, 3, 65, 97) * 255
@@ -705,7 +705,7 @@ def test_the_backbones_own_output_stride_wins() -> None:
         assert model.get_submodule("backbone").shapes[-1].stride == expected
 
 
-def test_the_data_decide_the_normalisation() -> None:
+def test_the_data_decide_the_normalization() -> None:
     component = Component("DeepLab", SMALL["DeepLab"])
     model = build_model(component, num_classes=CLASSES, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
     normal = model.normalize(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8))  # 0.2 of 255

@@ -1,4 +1,4 @@
-"""Which parameters an optimiser treats how."""
+"""Which parameters an optimizer treats how."""
 
 import pytest
 import torch

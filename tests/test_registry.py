@@ -190,7 +190,7 @@ def test_names_reach_registered_components_and_nothing_else(kind, name):
 
 
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam", "Muon"])
-def test_optimisers_that_cannot_train_a_network_from_json_are_left_out(name):
+def test_optimizers_that_cannot_train_a_network_from_json_are_left_out(name):
     assert name not in OPTIMIZERS
 
 
@@ -205,7 +205,7 @@ def test_the_names_of_pytorch_segmentation_are_known():
     assert {"CrossEntropyLoss2d", "DiceLoss", "CE_DiceLoss", "FocalLoss", "LovaszSoftmax"} <= set(LOSSES)
 
 
-def test_optimisers_are_those_of_torch_itself():
+def test_optimizers_are_those_of_torch_itself():
     assert OPTIMIZERS["SGD"] is torch.optim.SGD
     assert not OPTIMIZERS.reserved("SGD") & FACTS
 

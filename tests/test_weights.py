@@ -96,7 +96,7 @@ def test_the_report_tells_loaded_mapped_missing_and_ignored_apart(published: dic
     assert set(report.loaded) | {"conv1.weight"} == published.keys() - {"fc.weight", "fc.bias"}
 
 
-def test_layers_without_pretrained_weights_are_initialised(file: Path) -> None:
+def test_layers_without_pretrained_weights_are_initialized(file: Path) -> None:
     model = build(str(file))
     assert model.head.classify.weight.std().item() == pytest.approx(0.01, rel=0.1)
 

@@ -26,7 +26,7 @@ from models.build import check_model, initialize
 from models.catalogue import catalogue
 from models.networks.segresnet import _unpool
 from models.weights import load_backbone
-from tests.test_models import CLASSES, build, dilations, narrow, narrow_backbone, parameter_count, randomised
+from tests.test_models import CLASSES, build, dilations, narrow, narrow_backbone, parameter_count, randomized
 from utils.errors import ConfigError
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS
 from utils.schema import Component
@@ -98,7 +98,7 @@ def test_xception_is_timms(name: str, stride: int) -> None:
     import timm
 
     torch.manual_seed(0)
-    theirs = randomised(timm.create_model(name, output_stride=stride))
+    theirs = randomized(timm.create_model(name, output_stride=stride))
     ours = full_backbone(name, output_stride=stride)
     report = load_backbone(ours, theirs.state_dict(), source="timm", where="")
     assert report.missing == report.mapped == ()
@@ -116,7 +116,7 @@ def test_xception_is_timms(name: str, stride: int) -> None:
     "name", ["densenet121", *(pytest.param(f"densenet{n}", marks=pytest.mark.slow) for n in (161, 169, 201))]
 )
 def test_densenet_is_torchvisions(name: str) -> None:
-    theirs = randomised(getattr(torchvision.models, name)())
+    theirs = randomized(getattr(torchvision.models, name)())
     ours = full_backbone(name)
     # Their files have the names of an earlier release.
     published = {re.sub(r"(layer\d+\.(norm|conv))([12])", r"\1.\3", k): v for k, v in theirs.state_dict().items()}
@@ -296,7 +296,7 @@ def test_weights_of_timms_classification_networks_fit_its_encoders(name: str) ->
     import timm
 
     torch.manual_seed(0)
-    theirs = randomised(timm.create_model(name))
+    theirs = randomized(timm.create_model(name))
     ours = full_backbone(f"timm/{name}")
     report = load_backbone(ours, theirs.state_dict(), source="timm", where="")
     assert report.missing == ()
@@ -312,7 +312,7 @@ def test_weights_of_timms_classification_networks_fit_its_encoders(name: str) ->
 def test_our_deep_stem_is_timms_resnet50s() -> None:
     import timm
 
-    theirs = randomised(timm.create_model("resnet50s", features_only=True))
+    theirs = randomized(timm.create_model("resnet50s", features_only=True))
     ours = full_backbone("resnet50", deep_stem=True)
     load_backbone(ours, theirs.state_dict(), source="timm", where="")
     images = torch.randn(1, 3, 64, 96)

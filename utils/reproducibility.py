@@ -45,7 +45,7 @@ def stream(seed: int, tag: Tag, epoch: int = 0, index: int = 0) -> np.random.Gen
 
 
 def seed_micro_batch(seed: int, step: int, part: int = 0, rank: int = 0) -> None:
-    """Seed torch's global generators, which dropout draws from, for one part of one optimiser step.
+    """Seed torch's global generators, which dropout draws from, for one part of one optimizer step.
 
     Called before each forward pass of training (82 us): whatever drew from them before does not matter.
     """

@@ -2,4 +2,4 @@
 
 from utils.registry import import_submodules
 
-import_submodules("utils.losses")
+import_submodules(__name__)
