@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped fi
     import argparse
 
     from engine.config import RunConfig
+    from utils.checkpoint import Checkpoint
 
 KINDS = (
     *("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms"),
@@ -81,7 +82,7 @@ def read_config(args: argparse.Namespace) -> dict[str, Any] | None:
     return load_config(args.config or Path("config.json"), overrides_of(args))
 
 
-def read_checkpoint(args: argparse.Namespace, modules: Sequence[str]) -> dict[str, Any] | None:
+def read_checkpoint(args: argparse.Namespace, modules: Sequence[str]) -> Checkpoint | None:
     """The checkpoint to go on from, if one is named.
 
     Raises:
@@ -98,7 +99,7 @@ def read_checkpoint(args: argparse.Namespace, modules: Sequence[str]) -> dict[st
     return state
 
 
-def resolve_config(args: argparse.Namespace, raw: dict[str, Any] | None, state: dict[str, Any] | None) -> RunConfig:
+def resolve_config(args: argparse.Namespace, raw: dict[str, Any] | None, state: Checkpoint | None) -> RunConfig:
     """The config to train, checked and complete.
 
     Raises:
@@ -133,7 +134,7 @@ def train(
     argv: Sequence[str],
     config: RunConfig,
     modules: Sequence[str],
-    state: dict[str, Any] | None,
+    state: Checkpoint | None,
 ) -> int:
     """Train in this process, or in as many as there are GPUs to use, each of which is given `argv` again."""
     from engine import preflight, resume, session
@@ -152,13 +153,13 @@ def train(
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {process.local_size} processes here"
         logging.getLogger("segwright").info(text)
     device = choose_device(args.device, config.n_gpu if process.size == 1 else -1, process.local_rank)
-    path = Path(args.resume) if state is not None else None
+    found = None if state is None else resume.Resume(Path(args.resume), state)
     with distributed.joined(device):
         if args.resume == "auto":
-            path, state = resume.find_run(config)
-        if state is None:
+            found = resume.find(config)
+        if found is None:
             preflight.check_weights(config)
-        session.train(config, device, modules=modules, resume=path, state=state, gpus=gpus)
+        session.train(config, device, modules=modules, resume=found, gpus=gpus)
     return 0
 
 

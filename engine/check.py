@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from base.base_trainer import Monitor
+from base.monitor import Monitor
 from engine.config import RunConfig, normalization_of, result_keys
 from utils.classes import IGNORE
 from utils.errors import ConfigError, UserError

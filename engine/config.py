@@ -36,6 +36,7 @@ from utils.losses.criterion import LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
+from utils.protocol import EvaluationData
 from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
 from utils.schema import Between, join, to_json
 
@@ -305,25 +306,19 @@ def evaluation_section(
     return section
 
 
-def protocol_of(section: LoaderConfig | None) -> dict[str, Any]:
-    """How validation measures, for stamping on every figure."""
-    if section is None:
-        return {"mode": "none"}
-    chain, val_split = section.chain, section.batches.val_split
-    size: list[int] | str = list(chain.crop) if chain.crop else "native"
+def evaluation_data(section: LoaderConfig) -> EvaluationData:
+    """The images of a loader section, as the stamp on figures describes them."""
+    chain = section.chain
+    size: tuple[int, int] | str = chain.crop or "native"
     if not chain.crop and (chain.resize or chain.transforms):
         size = "resized"
-    return {
-        "mode": preprocessing_of(chain),
-        "size": size,
-        "dataset": section.type,
-        "split": section.split,
-        **({"held_out": val_split} if val_split else {}),
-        "scales": [1.0],
-        "flip": False,
-        "precision": "fp32",
-        "mean": "classes absent from truth and prediction are left out",
-    }
+    return EvaluationData(
+        preprocessing=preprocessing_of(chain),
+        size=size,
+        dataset=section.type,
+        split=section.split,
+        held_out=section.batches.val_split or None,
+    )
 
 
 def normalization_of(config: RunConfig) -> dict[str, list[float]]:

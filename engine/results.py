@@ -1,10 +1,11 @@
-"""What a finished run leaves behind: its figures, curves and some predictions."""
+"""What a finished run leaves behind: its figures, its curves and some predictions."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 from torch import nn
 
 from base.base_dataloader import Loader
-from base.base_trainer import TimeLimit
+from base.base_dataset import Examples, Item
 from dataloader.label_statistics import location_prior
 from engine.config import RunConfig
 from trainer import Trainer
-from utils import checkpoint, distributed, run_folder
+from utils import checkpoint, run_folder
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
 from utils.predict import Predictor
@@ -25,56 +26,39 @@ from utils.visualize import comparison, curves, legend, png_palette
 
 logger = logging.getLogger("segwright")
 
-
 EXAMPLES = 8  # predictions that a finished run leaves on disk
-
 ROWS = 4  # of them in predictions.png
-
 CURVES = ("train/loss", "val/loss", "train/Mean_IoU", "val/Mean_IoU")
-
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
-    """What a reader of the figures should know."""
+    """List what a reader of the figures should know."""
     found = []
     if trainer.model.backbone_modules() and not config.arch.options.pretrained and config.init_from is None:
         found.append(RANDOM_START)
-    synchronised = (nn.SyncBatchNorm, SynchronizedBatchNorm)
-    if config.use_synch_bn and not any(isinstance(module, synchronised) for module in trainer.model.modules()):
+    synchronized = (nn.SyncBatchNorm, SynchronizedBatchNorm)
+    if config.use_synch_bn and not any(isinstance(module, synchronized) for module in trainer.model.modules()):
         found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
     return found
 
 
 def way_on(trainer: Trainer) -> str:
-    """What to do with a finished run."""
+    """Say what to do with a finished run."""
     if trainer.progress.step < trainer.total_steps:
         return f"It was stopped early, {trainer.config.early_stop} epochs after its best."
     return f"Raise trainer.{'max_steps' if trainer.config.max_steps else 'epochs'} to go on."
 
 
-def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
-    """Train to the end, and leave the figures and some predictions in the run folder."""
-    try:
-        progress = trainer.fit()
-    except TimeLimit as limit:
-        logger.info(str(limit))
-        return
-    distributed.leave()  # what is left to do takes one process
-    if not distributed.is_first():
-        return
+def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+    """Leave the figures, the curves and some predictions in the folder of a run that has come to its end.
+
+    Raises:
+        Stopped: They cannot be written.
+    """
     run_dir, val_loader = trainer.run_dir, loaders[1]
-    best = run_dir / "best_model.pth"
-    used = best if best.exists() else run_dir / "last.pth"
-    epoch = progress.best_epoch or progress.epoch
-    results: dict[str, Any] = {
-        "checkpoint": used.name,
-        "epoch": epoch,
-        "steps": progress.step,
-        "protocol": trainer.description["protocol"],
-        "metrics": metrics_at(trainer, epoch),
-        "notes": notes(config, trainer),
-    }
+    used = kept_checkpoint(run_dir)
+    results = figures(config, trainer, used)
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
@@ -88,8 +72,27 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     report(results, config, run_dir)
 
 
+def kept_checkpoint(run_dir: Path) -> Path:
+    """Find the checkpoint that a finished run is for: the best model or, where nothing was monitored, the last."""
+    best = run_dir / "best_model.pth"
+    return best if best.exists() else run_dir / "last.pth"
+
+
+def figures(config: RunConfig, trainer: Trainer, used: Path) -> dict[str, Any]:
+    """Put together what results.json says of the model in `used`."""
+    epoch = trainer.progress.best_epoch or trainer.progress.epoch
+    return {
+        "checkpoint": used.name,
+        "epoch": epoch,
+        "steps": trainer.progress.step,
+        "protocol": trainer.protocol.to_json(),
+        "metrics": metrics_at(trainer, epoch),
+        "notes": notes(config, trainer),
+    }
+
+
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
-    """The line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
+    """Find the line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
     records = [record for record in trainer.history if record["epoch"] == epoch]
     best = [record for record in records if record.get(trainer.monitor.key) == trainer.progress.best_value]
     return (best or records or [{}])[0]
@@ -98,25 +101,16 @@ def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
 def has_results(run_dir: Path, steps: int) -> bool:
     """Whether a finished run got as far as writing the figures of its `steps` steps."""
     try:
-        return json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["steps"] == steps
+        written = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return bool(written == steps)
 
 
 def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None:
-    """Print the figures of the model that the run leaves behind, and where to look."""
-    metrics, names = results["metrics"], config.classes.names
-    if "val/Mean_IoU" in metrics:
-        width = max(map(len, names))
-        for name in names:
-            value = metrics.get(f"val/Class_IoU/{name}")
-            logger.info("  %-*s  %s", width, name, "-" if value is None else f"{value:.3f}")
-        logger.info(
-            "Mean_IoU %.4f, Pixel_Accuracy %.4f at epoch %d. Guessing each place's most frequent class, without "
-            "looking at the image, scores Mean_IoU %.4f.",
-            *(metrics["val/Mean_IoU"], metrics["val/Pixel_Accuracy"], results["epoch"]),
-            results["location_prior"]["Mean_IoU"],
-        )
+    """Print the figures of the model that the run leaves behind, and where everything is."""
+    if "val/Mean_IoU" in results["metrics"]:
+        report_validation(results, config.classes.names)
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
@@ -124,10 +118,31 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
         logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
 
 
+def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Print the IoU of each class, and the means beside what a guess scores."""
+    metrics = results["metrics"]
+    width = max(map(len, names))
+    for name in names:
+        value = metrics.get(f"val/Class_IoU/{name}")
+        logger.info("  %-*s  %s", width, name, "-" if value is None else f"{value:.3f}")
+    logger.info(
+        "Mean_IoU %.4f, Pixel_Accuracy %.4f at epoch %d. Guessing each place's most frequent class, without "
+        "looking at the image, scores Mean_IoU %.4f.",
+        metrics["val/Mean_IoU"],
+        metrics["val/Pixel_Accuracy"],
+        results["epoch"],
+        results["location_prior"]["Mean_IoU"],
+    )
+
+
 def history_curves(history: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Losses and mean IoU by epoch, (H, W, 3) uint8, as far as `history` has them."""
-    lines = {key: [(r["epoch"], r[key]) for r in history if key in r] for key in CURVES}
-    return curves({key: line for key, line in lines.items() if line}, x_label="epochs")
+    """Draw losses and mean IoU by epoch, (H, W, 3) uint8, as far as `history` has them."""
+    lines = {}
+    for key in CURVES:
+        line = [(record["epoch"], record[key]) for record in history if key in record]
+        if line:
+            lines[key] = line
+    return curves(lines, x_label="epochs")
 
 
 def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
@@ -139,21 +154,23 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
     folder = trainer.run_dir / "predictions"
     folder.mkdir(exist_ok=True)
     state = checkpoint.load_run(used)
-    model, classes = trainer.model, trainer.classes
-    checkpoint.load_weights(model, checkpoint.judged_weights_of(state, used), used)
-    predictor = Predictor(model, classes, state)
+    classes, protocol = trainer.classes, trainer.protocol
+    checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
+    predictor = Predictor(trainer.model, classes, state, protocol.precision, protocol.tta)
     rows: list[np.ndarray] = []
-    for index in range(len(loader.view)):
-        if len(rows) == EXAMPLES:
-            break
-        try:
-            item = loader.view[0, index]
-        except DataError:
-            if loader.view.on_bad_sample == "stop":
-                raise
-            continue
+    for item in islice(good_items(loader.view), EXAMPLES):
         labels = predictor.predict_image(item.image)
         write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
         rows.append(comparison(item.image, [item.label, labels], classes))
     picture = np.concatenate([*rows[:ROWS], legend(classes)])
     write_picture(folder.parent / "predictions.png", picture)
+
+
+def good_items(view: Examples) -> Iterator[Item]:
+    """Read the images of a view with their labels; bad ones are passed over where its loader may skip them."""
+    for index in range(len(view)):
+        try:
+            yield view[0, index]
+        except DataError:
+            if view.on_bad_sample == "stop":
+                raise
