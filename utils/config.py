@@ -232,16 +232,12 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in (*old, *(key for key in new if key not in old)):
             found |= differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    elif _are_objects(old) and _are_objects(new) and len(old) == len(new):
+    elif is_list_of_objects(old) and is_list_of_objects(new) and len(old) == len(new):
         for number, (before, now) in enumerate(zip(old, new, strict=True)):
             found |= differences(before, now, f"{where}[{number}]")
     elif old != new:
         found[where] = (old, new)
     return found
-
-
-def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def is_list_of_objects(value: Any) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -99,7 +100,7 @@ class Folder(BaseDataset):
     def base_classes(cls, **options: Any) -> ClassTable:
         rows, void = read_classes(options["classes"]), options.get("void", (IGNORE,))
         raw_ids = tuple(_raw_values(row, index) for index, row in enumerate(rows))
-        taken = [value for values in raw_ids for value in values]
+        taken = list(chain.from_iterable(raw_ids))
         if twice := _repeated(taken):
             raise ConfigError(f"classes: value {min(twice)} stands for two classes. Give each its own.")
         colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]

@@ -195,7 +195,9 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
         return
     table, counts = examined.classes, examined.values()
     present = set(np.flatnonzero(counts).tolist())
-    meant = {value: index for index, values in enumerate(table.raw_ids) for value in values}
+    meant: dict[int, int] = {}  # class of each value that stands for one
+    for index, values in enumerate(table.raw_ids):
+        meant |= dict.fromkeys(values, index)
     if present <= {0, IGNORE} and IGNORE in present & set(table.void_ids) and 0 in meant and len(table) > 1:
         other = 1 if meant[0] == 0 else 0
         what = f"labels hold 0 and 255 only: 255 is void, so class '{table.names[other]}' never occurs"
@@ -374,7 +376,10 @@ def _repetitions(occurrences: Sequence[Occurrence], sources: Mapping[str, frozen
     pairs = [
         (a, b) for a, b in combinations(occurrences, 2) if a.split == b.split or not sources[a.split] & sources[b.split]
     ]
-    apart = {each.split for pair in pairs for each in pair if pair[0].split != pair[1].split}
+    apart: set[str] = set()
+    for a, b in pairs:
+        if a.split != b.split:
+            apart |= {a.split, b.split}
     if apart:
         yield "image in two splits", " and ".join(split for split in counts if split in apart)
     if twice := [split for split, count in counts.items() if count > 1]:
@@ -408,7 +413,10 @@ def shares(splits: Sequence[Examined]) -> list[str]:
     first, wide = max(map(len, names)), max(14, *(len(examined.split) + 2 for examined in splits))
     rows = [("class", *(examined.split for examined in splits))]
     rows += zip((*names, "(void)"), *columns, strict=True)
-    return [f"{name:<{first}}" + "".join(f"{cell:>{wide}}" for cell in cells) for name, *cells in rows]
+    lines = []
+    for name, *cells in rows:
+        lines.append(f"{name:<{first}}" + "".join(f"{cell:>{wide}}" for cell in cells))
+    return lines
 
 
 def as_list(values: Iterable[float], digits: int = 6) -> str:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,12 @@ def propose(
     """
     proposal = Proposal()
     root, image_dir, mask_dir = common_root(images, masks)
-    splits = SPLITS if all((folder / split).is_dir() for folder in (images, masks) for split in SPLITS) else ("all",)
-    folders = [(images, masks)] if splits == ("all",) else [(images / split, masks / split) for split in splits]
-    nested = not all(image_files(folder) for pair in folders for folder in pair)
+    splits: tuple[str, ...] = ("all",)
+    folders = [(images, masks)]
+    by_split = [(images / split, masks / split) for split in SPLITS]
+    if all(folder.is_dir() for folder in chain.from_iterable(by_split)):
+        splits, folders = SPLITS, by_split
+    nested = not all(image_files(folder) for folder in chain.from_iterable(folders))
     naming = guess_names(*(image_files(folder, nested=nested) for folder in folders[0]), folders=folders[0])
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
