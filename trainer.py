@@ -98,7 +98,7 @@ class Trainer(BaseTrainer):
             writers=writers,
         )
         self.model = model
-        self.network = network or model
+        self.network = model if network is None else network
         self.criterion = criterion
         self.optimizer = optimizer
         self.schedule = schedule

@@ -569,6 +569,12 @@ def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) 
     assert model.backbone.conv1.weight.grad is not None
 
 
+def test_the_step_calls_a_compiled_network_and_saves_the_plain_one(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, compile=True)  # compiled when it is called, and so never here
+    assert trainer.network is not trainer.model
+    assert list(trainer.network_state()["state_dict"]) == list(build_model(ARCH, num_classes=3).state_dict())
+
+
 def test_freezing_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, freeze_bn=True)
     before = {name: value.clone() for name, value in trainer.model.named_buffers()}
