@@ -69,7 +69,7 @@ class Trainer(BaseTrainer):
         network: What the training step calls: `model` as `engine.assemble.wrap_network` wraps it; None for `model`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the first are named
         self,
         config: TrainerConfig,
         run_dir: Path,
