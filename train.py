@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.config import list_presets, load_config, override
 from utils.devices import choose_device, gpus_to_use, restrict_gpus
@@ -46,11 +46,44 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+class Request(NamedTuple):
+    """What a command line asks to train."""
+
+    config: RunConfig
+    modules: list[str]  # of third parties, imported
+    checkpoint: Checkpoint | None  # to go on from
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    restrict_gpus(args.device)
     if args.list or args.describe is not None:
         return explain(args)
+    request = read_request(args)
+    if args.check or args.check_data or args.draw_schedule:
+        return describe(args, request.config)
+
+    from utils import distributed
+
+    processes = processes_for(args, request.config)
+    if processes > distributed.announced_process().size:
+        command = f"{__package__}.train" if __package__ else "train"  # in the wheel it lives in a package
+        return distributed.launch(command, sys.argv[1:] if argv is None else argv, processes)
+    train_here(args, request)
+    return 0
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Train as `parse` understood a command line, in this process, and return the folder of the run."""
+    return train_here(args, read_request(args))
+
+
+def read_request(args: argparse.Namespace) -> Request:
+    """Read the config and the checkpoint that are named, and check the config.
+
+    Raises:
+        UserError: With every problem there is.
+    """
+    restrict_gpus(args.device)
     raw = read_config(args)
 
     from utils import distributed, plugins
@@ -59,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to(rank=distributed.announced_process().rank)
     modules = plugins.import_modules(args.modules)
     state = read_checkpoint(args, modules)
-    config = resolve_config(args, raw, state)
-    if args.check or args.check_data or args.draw_schedule:
-        return describe(args, config)
-    return train(args, sys.argv[1:] if argv is None else argv, config, modules, state)
+    return Request(resolve_config(args, raw, state), modules, state)
 
 
 def names_checkpoint(args: argparse.Namespace) -> bool:
@@ -129,38 +159,43 @@ def describe(args: argparse.Namespace, config: RunConfig) -> int:
     return 0
 
 
-def train(
-    args: argparse.Namespace,
-    argv: Sequence[str],
-    config: RunConfig,
-    modules: Sequence[str],
-    state: Checkpoint | None,
-) -> int:
-    """Train in this process, or in as many as there are GPUs to use, each of which is given `argv` again."""
-    from engine import preflight, resume, session
+def processes_for(args: argparse.Namespace, config: RunConfig) -> int:
+    """How many processes train: those that there are, or as many as there are GPUs to use.
+
+    Raises:
+        ConfigError: They cannot share a step's images.
+    """
     from engine.check import division_problems
     from utils import distributed
 
-    process = distributed.announced_process()
-    gpus = gpus_to_use(args.device, config.n_gpu) if process.size == 1 else 1
-    processes = gpus if gpus > 1 and config.parallel == "ddp" else process.size
+    processes = distributed.announced_process().size
+    if processes == 1 and config.parallel == "ddp":
+        processes = max(1, gpus_to_use(args.device, config.n_gpu))
     if problems := division_problems(config, processes):
         raise ConfigError(*problems)
-    if processes > process.size:
-        command = f"{__package__}.train" if __package__ else "train"  # in the wheel it lives in a package
-        return distributed.launch(command, argv, processes)
+    return processes
+
+
+def train_here(args: argparse.Namespace, request: Request) -> Path:
+    """Train in this process, which may be one of several, and return the folder of the run."""
+    from engine import preflight, resume, session
+    from utils import distributed
+
+    config, process = request.config, distributed.announced_process()
     if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != process.local_size:
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {process.local_size} processes here"
         logging.getLogger("segwright").info(text)
-    device = choose_device(args.device, config.n_gpu if process.size == 1 else -1, process.local_rank)
-    found = None if state is None else resume.Resume(Path(args.resume), state)
+    alone = process.size == 1
+    by_threads = alone and config.parallel == "DataParallel"
+    gpus = gpus_to_use(args.device, config.n_gpu) if by_threads else 1
+    device = choose_device(args.device, config.n_gpu if alone else -1, process.local_rank)
+    found = None if request.checkpoint is None else resume.Resume(Path(args.resume), request.checkpoint)
     with distributed.joined(device):
         if args.resume == "auto":
             found = resume.find(config)
         if found is None:
             preflight.check_weights(config)
-        session.train(config, device, modules=modules, resume=found, gpus=gpus)
-    return 0
+        return session.train(config, device, modules=request.modules, resume=found, gpus=gpus)
 
 
 def explain(args: argparse.Namespace) -> int:

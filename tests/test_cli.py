@@ -11,6 +11,7 @@ import cv2
 import pytest
 import torch
 
+import train
 from tests.tiny import tiny_config
 from utils.registry import KINDS
 
@@ -570,3 +571,10 @@ def test_the_start_of_a_run_says_what_is_trained(finished_run):
     assert '"batch_size": 2' in log
     assert "published figures need" in log
     assert tiny_config(finished_run)["name"] in log
+
+
+def test_a_notebook_trains_by_the_command_and_gets_the_folder_of_the_run(config_file, tmp_path):
+    args = train.parse(["-c", str(config_file({"trainer.epochs": 1})), *TINY])
+    run_dir = train.train(args)
+    assert run_dir.parent == tmp_path / "saved" / "tiny"
+    assert (run_dir / "best_model.pth").exists()
