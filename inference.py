@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
+    from engine.exporting.read import check_use
     from utils.find_images import find_images, output_names
     from utils.images import write_picture
     from utils.visualize import legend
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
     predictor.look = tta_from_args(args, predictor.about)
+    probabilities = bool({"probability", "probabilities"} & set(wanted))
+    check_use(args.model, predictor.about, averages=args.mode != "single" or args.flip, probabilities=probabilities)
     names = output_names(paths)
     check_targets(paths, [target for name in names for target in targets(args.output, name, wanted).values()])
     make_folder(args.output)

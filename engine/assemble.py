@@ -26,12 +26,13 @@ from dataloader.build import (
 )
 from dataloader.label_statistics import class_pixels
 from engine.config import InitFrom, RunConfig, normalization_of, protocol_of, result_keys, training_sections
+from engine.exporting import read as exported
+from engine.exporting.formats import format_of
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
 from models.fine_tuning import TransferReport, class_axes, match_classes, read_start, transfer, transfer_by_class_name
 from trainer import PRECISIONS, Trainer
 from utils import checkpoint, distributed
-from utils.classes import ClassTable, as_colors
 from utils.devices import choose_precision
 from utils.losses.criterion import build_criterion, needs_class_pixels
 from utils.lr_scheduler import build_scheduler
@@ -246,8 +247,11 @@ def load_predictor(
     Raises:
         CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
     """
+    exported.warn_if_unproven(path)
+    if format_of(path) in ("onnx", "torch"):
+        return exported.load_predictor(path, device, precision=precision, config=config)
     if config is None:
-        state = about = checkpoint.load_run(path)
+        state = about = exported.load_run(path)
         require_modules(state, modules, path)
     else:
         state = checkpoint.load(path)
@@ -260,11 +264,6 @@ def load_predictor(
         load_weights=False,
     )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
-    classes = ClassTable(
-        tuple(about["classes"]),
-        as_colors(about["palette"]),
-        tuple((index,) for index in range(len(about["classes"]))),
-        left_out=tuple(about["left_out"]),
-    )
+    classes = exported.classes_of(about)
     about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
     return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])
