@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
     averages = args.flip or args.mode in ("multiscale", "sliding")
-    check_use(args.model, predictor.about, averages=averages, probabilities="CalibrationError" in extra)
+    check_use(args.model, predictor.about, averages=averages, probabilities="Calibration_Error" in extra)
     loader = assemble.build_evaluation_loader(config, section)
     matrix = measure(predictor, loader, extra)
     look = predictor.look.protocol()

@@ -93,6 +93,13 @@ class Parity:
         """The size with the smallest agreement."""
         return min(self.sizes, key=lambda report: report.agreement)
 
+    @property
+    def overall(self) -> float:
+        """Share of all pixels with equal labels."""
+        pixels = [report.images * report.size[0] * report.size[1] for report in self.sizes]
+        agreeing = sum(report.agreement * count for report, count in zip(self.sizes, pixels, strict=True))
+        return agreeing / sum(pixels)
+
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""
         sizes = []
