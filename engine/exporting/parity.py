@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dataloader.datasets.synthetic import draw_scene
 from engine.exporting.read import Run
-from utils.classes import IGNORE, ClassTable
+from utils.classes import ClassTable
 from utils.errors import DataError
 from utils.losses.strips import predicted_labels
 from utils.metrics import ConfusionMatrix
@@ -232,11 +232,3 @@ def _fit(values: np.ndarray, size: tuple[int, int], factor: float, interpolation
     top = (values.shape[0] - size[0]) // 2
     left = (values.shape[1] - size[1]) // 2
     return np.ascontiguousarray(values[top : top + size[0], left : left + size[1]])
-
-
-def known_pixels(batches: Sequence[Batch]) -> int:
-    """Labelled pixels of all batches."""
-    return sum(int((batch.labels != IGNORE).sum()) for batch in batches if batch.labels is not None)
-
-
-Measure = Callable[[Run, Run | None], Parity]
