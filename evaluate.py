@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine import assemble
     from engine.check import check_config
     from engine.config import evaluation_data, evaluation_section
+    from engine.exporting.read import check_use
     from utils import plugins
     from utils.log import log_to
     from utils.metrics import Metrics
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
+    averages = args.flip or args.mode in ("multiscale", "sliding")
+    check_use(args.model, predictor.about, averages=averages, probabilities="Calibration_Error" in extra)
     classes = predictor.classes
     metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
     loader = assemble.build_evaluation_loader(config, section)

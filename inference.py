@@ -47,11 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [kind for kind in wanted if kind not in KINDS]:
         raise UserError(f"--save {unknown[0]}: unknown. Choose from {', '.join(KINDS)}.")
 
+    from engine.exporting.read import check_use
     from utils.find_images import find_images, output_names
 
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
     predictor.tta = tta_from_args(args, predictor.about)
+    probabilities = bool({"probability", "probabilities"} & set(wanted))
+    check_use(args.model, predictor.about, averages=args.mode != "single" or args.flip, probabilities=probabilities)
     names = output_names(paths)
     files = [targets(args.output, name, wanted) for name in names]
     check_targets(paths, files)

@@ -18,6 +18,8 @@ from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
 from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections
+from engine.exporting import read as exported
+from engine.exporting.formats import format_of
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
 from models.fine_tuning import initialize_from
@@ -25,7 +27,6 @@ from trainer import Trainer
 from utils import checkpoint, distributed
 from utils.activation_checkpointing import checkpoint_activations
 from utils.checkpoint import Description
-from utils.classes import ClassTable, as_colors
 from utils.devices import choose_precision
 from utils.losses.criterion import build_criterion, needs_class_pixels
 from utils.lr_scheduler import build_scheduler
@@ -249,10 +250,13 @@ def load_predictor(
     Raises:
         CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
     """
+    exported.warn_if_unproven(path)
+    if format_of(path) in ("onnx", "torch"):
+        return exported.load_predictor(path, device, precision=precision, config=config)
     about: Mapping[str, Any]
     state: Mapping[str, Any]
     if config is None:
-        state = about = checkpoint.load_run(path)
+        state = about = exported.load_run(path)
         require_modules(state, modules, path)
     else:
         state = checkpoint.load(path)
@@ -270,11 +274,6 @@ def load_predictor(
         load_weights=False,
     )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
-    classes = ClassTable(
-        tuple(about["classes"]),
-        as_colors(about["palette"]),
-        tuple((index,) for index in range(len(about["classes"]))),
-        ignored_classes=tuple(about["left_out"]),
-    )
+    classes = exported.classes_of(about)
     about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
     return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -483,7 +483,7 @@ for script, *argv in {calls!r}:
 def test_help_and_plain_mistakes_are_answered_without_importing_torch(tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text("{")
-    scripts = ("train", "evaluate", "inference")
+    scripts = ("train", "evaluate", "inference", "export")
     calls = [(script, flag) for script in scripts for flag in ("--help", "--nope")]
     calls += [("train", "-c", "none.json"), ("train", "-c", str(bad)), ("train", "--set", "x", "-c", str(bad))]
     calls += [("inference", "-m", "x", "-i", "x", "--save", "nothing")]
