@@ -158,19 +158,19 @@ class Caught(Exception):
 
 
 def parser_of(script: ModuleType) -> argparse.ArgumentParser:
-    """Give the parser that `script.parse` builds."""
+    """Give the parser that a script builds in `parse`, or where it has none in `main`."""
 
     def catch(parser: argparse.ArgumentParser, *_: Any) -> None:
         raise Caught(parser)
 
     with patch.object(argparse.ArgumentParser, "parse_args", catch):
         try:
-            script.parse([])
+            getattr(script, "parse", script.main)([])
         except Caught as caught:
             parser = caught.args[0]
             assert isinstance(parser, argparse.ArgumentParser)
             return parser
-    raise AssertionError(f"{script.__name__}.parse builds no parser")
+    raise AssertionError(f"{script.__name__} builds no parser")
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -252,7 +252,7 @@ def test_every_command_names_flags_that_exist() -> None:
         for line in lines:
             match = re.search(r"\bpython ((?:train|evaluate|inference|prepare|export|report|sweep)\.py)\b(.*)", line)
             if match and has_landed(f"python {match[1]}{match[2]}"):
-                module_of(match[1]).parse(shlex.split(match[2]))
+                parser_of(module_of(match[1])).parse_args(shlex.split(match[2]))
                 found += 1
     assert found > 60
 
