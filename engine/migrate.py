@@ -42,6 +42,7 @@ TRAINER_KEYS = (
     *("epochs", "save_dir", "save_period", "monitor", "early_stop", "tensorboard", "log_dir", "log_per_iter"),
     *("val", "val_per_epochs"),
 )
+SECTIONS = ("arch", "train_loader", "val_loader", "optimizer", "lr_scheduler", "trainer")
 MODEL_KEYS = (
     *("backbone", "pretrained", "freeze_bn", "freeze_backbone", "in_channels", "output_stride", "use_aux"),
     *("num_filters", "use_deconv", "use_resnet_gcn", "fpn_out"),
@@ -79,12 +80,11 @@ def migrate(old: Mapping[str, Any]) -> Migration:
     """
     found = Migration(copy.deepcopy(dict(old)))
     found.drop_unknown(found.config, TOP_KEYS, "")
-    for section in ("arch", "train_loader", "val_loader", "optimizer", "lr_scheduler", "trainer"):
-        if not isinstance(found.config.get(section, {}), dict):
-            return found  # the check of the config says what is wrong with it
+    if not all(is_section(found.config.get(key)) for key in SECTIONS):
+        return found  # the check of the config says what is wrong with it
     _migrate_model(found)
     for loader in ("train_loader", "val_loader"):
-        if loader in found.config:
+        if found.config.get(loader):
             _migrate_loader(found, loader)
     _migrate_loss(found)
     _migrate_scheduler(found)
@@ -92,9 +92,14 @@ def migrate(old: Mapping[str, Any]) -> Migration:
     return found
 
 
+def is_section(value: Any) -> bool:
+    """Whether a section is absent, or an object whose `args` are one."""
+    return value is None or (isinstance(value, dict) and isinstance(value.get("args", {}), dict))
+
+
 def _migrate_model(found: Migration) -> None:
     """Write out what their models do by default."""
-    arch = found.config.get("arch", {})
+    arch = found.config.get("arch") or {}
     kind, args = arch.get("type"), arch.setdefault("args", {})
     if kind not in BACKBONES:
         return
@@ -157,7 +162,7 @@ def _migrate_loss(found: Migration) -> None:
 
 def _migrate_scheduler(found: Migration) -> None:
     """Take out arguments that their schedulers never see."""
-    scheduler = found.config.get("lr_scheduler", {})
+    scheduler = found.config.get("lr_scheduler") or {}
     if scheduler.get("args"):
         found.say("lr_scheduler.args", f"{scheduler['args']} left out", "pytorch-segmentation reads none of it")
     if scheduler:
@@ -166,7 +171,7 @@ def _migrate_scheduler(found: Migration) -> None:
 
 def _migrate_trainer(found: Migration) -> None:
     """Bring periods to our units: epochs and optimiser steps."""
-    trainer = found.config.get("trainer", {})
+    trainer = found.config.get("trainer") or {}
     found.drop_unknown(trainer, TRAINER_KEYS, "trainer")
     period = trainer.get("val_per_epochs", 1)
     patience = trainer.get("early_stop")
@@ -186,5 +191,5 @@ def _migrate_trainer(found: Migration) -> None:
 
 
 def _batch_size(config: Mapping[str, Any]) -> int | None:
-    size = config.get("train_loader", {}).get("args", {}).get("batch_size")
+    size = (config.get("train_loader") or {}).get("args", {}).get("batch_size")
     return size if isinstance(size, int) and size > 0 else None

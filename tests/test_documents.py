@@ -317,6 +317,18 @@ def test_the_reference_says_what_the_signatures_say() -> None:
 # --------------------------------------------------------------------------------------------------------- stopwatch
 
 
+MKDOCS = ROOT / ".venv-docs" / "bin" / "mkdocs"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MKDOCS.exists(), reason="`make docs` has not been run here")
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    options = {"cwd": ROOT, "env": {**os.environ, "NO_MKDOCS_2_WARNING": "1"}, "capture_output": True, "text": True}
+    answer = subprocess.run([MKDOCS, "build", "--strict", "--site-dir", tmp_path / "site"], **options)
+    assert answer.returncode == 0
+    assert "WARNING" not in answer.stderr
+
+
 @pytest.mark.slow
 def test_the_tutorial_takes_less_than_ten_minutes_and_beats_the_location_prior(tmp_path: Path) -> None:
     for block in blocks(DOCS / "tutorial.md"):

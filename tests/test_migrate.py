@@ -95,6 +95,14 @@ def test_contradictions_that_their_loader_settles_in_silence_are_settled_aloud()
     assert found.config["train_loader"]["args"]["scale"] is True
 
 
+def test_a_config_without_validation_is_migrated_as_a_whole() -> None:
+    given = old(val_loader=None)
+    given["train_loader"]["args"]["val_split"] = 0.1
+    found = migrate(given)
+    check_config(found.config)
+    assert said(found, "trainer.early_stop")
+
+
 def test_migrate_writes_the_config_and_lists_the_changes(
     tmp_path: Path, prepare_command: Callable[..., Answer]
 ) -> None:
@@ -115,7 +123,8 @@ def test_migrate_says_what_is_left_to_fix(tmp_path: Path, prepare_command: Calla
     assert answer.status == 3
     assert "still to fix by hand:\noptimizer" in answer.out
     assert (tmp_path / "new.json").exists()
-    path.write_text('{"arch": "FCN8", "trainer": 3}')
-    answer = prepare_command("migrate", path, "-o", tmp_path / "broken.json")
-    assert answer.status == 3
+    for number, broken in enumerate(({"arch": "FCN8", "trainer": 3}, {"val_loader": {"args": []}}, {"trainer": None})):
+        path.write_text(json.dumps(broken))
+        answer = prepare_command("migrate", path, "-o", tmp_path / f"broken{number}.json")
+        assert answer.status == 3
     assert prepare_command("migrate", tmp_path / "none.json").status == 2
