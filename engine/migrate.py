@@ -110,7 +110,11 @@ def _migrate_model(found: Migration) -> None:
         found.say("arch.args.backbone", "left out", f"{kind} has one encoder only, and pytorch-segmentation ignores it")
     elif backbone is not None and args.get("backbone") == "xception":
         args["backbone"] = "xception65"
-        found.say("arch.args.backbone", '"xception" is now "xception65"', "That is the one with 16 middle blocks")
+        found.say(
+            "arch.args.backbone",
+            '"xception" is now "xception65"',
+            "That is the one with 16 middle blocks; its public weights need timm",
+        )
     elif backbone is not None and "backbone" not in args:
         args["backbone"] = backbone
         found.say("arch.args.backbone", f'set to "{backbone}"', "That is their default, and not always ours")
@@ -122,7 +126,11 @@ def _migrate_model(found: Migration) -> None:
     deep = args.get("backbone") in ("resnet50", "resnet101", "resnet152")
     if kind in DEEP_STEMS and deep:
         args["deep_stem"] = True
-        found.say("arch.args.deep_stem", "set to true", "Their ResNets begin with three 3x3 convolutions here")
+        found.say(
+            "arch.args.deep_stem",
+            "set to true",
+            "Their ResNets begin with three 3x3 convolutions here; the weights need timm",
+        )
 
 
 def _migrate_loader(found: Migration, loader: str) -> None:
