@@ -60,6 +60,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
     add("-o", "--output", type=Path, default=Path("config.json"), metavar="FILE", help="config to write")
     add("--force", action="store_true", help="replace the file if there is one")
+    text = "turn a config of yassouali/pytorch-segmentation into ours, and say what changed"
+    command = commands.add_parser("migrate", help=text, description=text)
+    command.add_argument("old", type=Path, metavar="OLD.json", help="config of pytorch-segmentation")
+    add = command.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: OLD-migrated.json)")
+    add("--force", action="store_true", help="replace the file if there is one")
     text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
     add = commands.add_parser("submission", help=text, description=text).add_argument
     add("--predictions", type=Path, required=True, metavar="DIR", help="what `inference.py --save index` wrote")
@@ -76,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    others = {"download": download, "init": init, "submission": submission}
+    others = {"download": download, "init": init, "submission": submission, "migrate": migrate}
     if args.command in others:
         return others[args.command](args)
     if (args.config is None) == (args.dataset is None):
@@ -382,6 +388,38 @@ def download(args: argparse.Namespace) -> int:
         raise UserError(f"download {args.name}: no such dataset. {did_you_mean(args.name, known.values())}")
     for line in fetch(known[args.name.lower()], args.data_dir):
         print(line)
+    return 0
+
+
+def migrate(args: argparse.Namespace) -> int:
+    """Write a config of pytorch-segmentation as ours; what the check of it finds is a finding."""
+    from utils.config import dump_json, read_json
+
+    output: Path = args.output or args.old.with_name(f"{args.old.stem}-migrated.json")
+    if output.exists() and not args.force:
+        raise UserError(f"--output {output}: is there already. Name another file, or add --force.")
+
+    old = read_json(args.old)
+
+    from engine.check import check_config
+    from engine.migrate import migrate as migrate_config
+    from utils.checkpoint import write_text
+    from utils.plugins import import_modules
+
+    import_modules(args.modules)
+    found = migrate_config(old)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    write_text(output, dump_json(found.config))
+    print("\n".join(map(one_line, [*found.changes, f"written to {output}"])))
+    try:
+        check_config(found.config)
+    except UserError as error:
+        print("\n".join(map(one_line, ["still to fix by hand:", *error.problems])))
+        return 3
+    print(f"the config is right; `python train.py -c {output} --check` looks at the data too")
     return 0
 
 
