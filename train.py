@@ -124,14 +124,12 @@ def check(config: RunConfig, everything: bool = False) -> int:
 def draw_schedule(config: RunConfig, path: Path) -> int:
     """Draw the learning rate of every group of parameters over the steps of the run, and print its course."""
     from engine import dry_run
-    from utils.images import write_picture
-    from utils.visualize import curves
+    from engine.reporting.figures import schedule_picture
 
     rates = {name.removesuffix("/no_decay"): line for name, line in dry_run.learning_rates(config).items()}
     lines = {", ".join(name for name in rates if rates[name] == line): line for line in rates.values()}
-    picture = curves(lines, x_label="optimiser steps", size=(480, 960), least=1e-12)
     try:
-        write_picture(path, picture)
+        path.write_bytes(schedule_picture(lines))
     except OSError as error:
         raise UserError(f"--draw-schedule {path}: cannot be written ({error.strerror}). Name another file.") from error
     for name, line in lines.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from base.base_dataloader import Loader
 from base.base_trainer import TimeLimit
 from dataloader.label_statistics import location_prior
 from engine.config import RunConfig
+from engine.reporting.figures import curves_picture
+from engine.reporting.write import measure_run, results_of_images, write_run_report
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
 from utils.predict import Predictor
 from utils.sync_batchnorm import SynchronizedBatchNorm
-from utils.visualize import comparison, curves, legend, png_palette
+from utils.visualize import comparison, legend, png_palette
 
 logger = logging.getLogger("segwright")
 
@@ -29,8 +31,6 @@ logger = logging.getLogger("segwright")
 EXAMPLES = 8  # predictions that a finished run leaves on disk
 
 ROWS = 4  # of them in predictions.png
-
-CURVES = ("train/loss", "val/loss", "train/Mean_IoU", "val/Mean_IoU")
 
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
@@ -78,14 +78,25 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
-        write_picture(run_dir / "curves.png", history_curves(trainer.history))
+        (run_dir / "curves.png").write_bytes(curves_picture(trainer.history))
+        measured = None
         if val_loader is not None:
-            write_predictions(trainer, used, val_loader)
+            predictor = write_predictions(trainer, used, val_loader)
+            measured = measure_run(predictor, val_loader, loaders[0])
+            results |= results_of_images(measured)
+        write_run_report(
+            run_dir, trainer.description["protocol"], config.classes, results, measured, run_facts(trainer)
+        )
     except OSError as error:
         what = f"pictures cannot be written ({error})"
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
     run_folder.write_json(run_dir / "results.json", results)
     report(results, config, run_dir)
+
+
+def run_facts(trainer: Trainer) -> dict[str, Any]:
+    """What the head of a run's report says besides."""
+    return {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
 
 
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
@@ -117,6 +128,7 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
             *(metrics["val/Mean_IoU"], metrics["val/Pixel_Accuracy"], results["epoch"]),
             results["location_prior"]["Mean_IoU"],
         )
+    logger.info("report:      %s", run_dir / "report.html")
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
@@ -124,14 +136,11 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
         logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
 
 
-def history_curves(history: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Losses and mean IoU by epoch, (H, W, 3) uint8, as far as `history` has them."""
-    lines = {key: [(r["epoch"], r[key]) for r in history if key in r] for key in CURVES}
-    return curves({key: line for key, line in lines.items() if line}, x_label="epochs")
-
-
-def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
+def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor:
     """Predict some validation images with the weights in `used`; one colored PNG each, and some in one picture.
+
+    Returns:
+        What predicted them.
 
     Raises:
         OSError: They cannot be written.
@@ -157,3 +166,4 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
         rows.append(comparison(item.image, [item.label, labels], classes))
     picture = np.concatenate([*rows[:ROWS], legend(classes)])
     write_picture(folder.parent / "predictions.png", picture)
+    return predictor

@@ -16,7 +16,8 @@ from base.base_trainer import Writer
 from engine import assemble, dry_run
 from engine.config import RunConfig
 from engine.preflight import check_data, check_workers, drill, raise_file_limit
-from engine.results import finish, has_results, notes, way_on
+from engine.reporting.write import record_run
+from engine.results import finish, has_results, notes, run_facts, way_on
 from engine.resume import compare, set_threads
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
@@ -154,7 +155,11 @@ def start(
             new = group["base_lr"] * trainer.schedule.factor(step)
             logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
     if not trainer.finished and distributed.is_first():
-        trainer.writers = open_writers(config, run_dir, trainer.progress.step + 1 if state else None)
+        going_on = trainer.progress.step if state else None
+        trainer.writers = open_writers(config, run_dir, None if going_on is None else going_on + 1)
+        trainer.writers.append(
+            record_run(run_dir, trainer.description["protocol"], config.classes, run_facts(trainer), going_on)
+        )
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
     return trainer

@@ -49,7 +49,7 @@ def read_measurement(path: Path) -> Measurement:
         results = json.loads(path.read_text(encoding="utf-8"))
         names = [row["name"] for row in results["classes"]]
         ignored = [index for index, row in enumerate(results["classes"]) if row.get("ignored")]
-        return Measurement(str(path), names, ignored, results["protocol"], results["images"] + [])
+        return Measurement(str(path), names, ignored, results["protocol"], list(results["images"]))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Name a results.json or a report.html.") from None
     except (ValueError, KeyError, TypeError):
@@ -118,13 +118,15 @@ def comparison_table(first: Measurement, second: Measurement, found: Comparison)
     counts = [counts_of(each.images, size) for each in (first, second)]
     ious = [statistics.class_iou(each.sum(axis=0)).tolist() for each in counts]
     shown = np.array([index not in first.ignored for index in range(size)])
-    means = [float(statistics.mean_iou(each.sum(axis=0), shown)) for each in counts]
+    old, new = (float(statistics.mean_iou(each.sum(axis=0), shown)) for each in counts)
     width = max(len("Mean_IoU"), *map(len, first.classes))
     lines = [f"A: {first.name}", f"B: {second.name}", ""]
-    lines.append(f"{'class':<{width}}{'A':>9}{'B':>9}{'B - A':>10}   {'95 % interval':<19}{'images B better / worse':>24}")
+    lines.append(
+        f"{'class':<{width}}{'A':>9}{'B':>9}{'B - A':>10}   {'95 % interval':<19}{'images B better / worse':>24}"
+    )
     for index, name in enumerate(first.classes):
         lines.append(row(name, width, ious[0][index], ious[1][index], found.classes[index], found.class_signs[index]))
-    lines.append(row("Mean_IoU", width, *means, found.mean, found.signs))
+    lines.append(row("Mean_IoU", width, old, new, found.mean, found.signs))
     lines += ["", verdict(found, len(first.images))]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def differences_to_parent(config: Mapping[str, Any], command: Sequence[str]) -> 
 
 def config_file(command: Sequence[str]) -> Path | None:
     """The file that `-c` or `--config` names in a command."""
-    for word, value in zip(command, command[1:], strict=False):
+    for word, value in itertools.pairwise(command):
         if word in ("-c", "--config"):
             return Path(value)
     return None

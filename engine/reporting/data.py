@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from base.base_dataset import DatasetView
 from base.base_dataloader import Loader
+from base.base_dataset import DatasetView
 from dataloader.label_statistics import some_indices
 from engine.reporting.gallery import jpeg, palette_png, shrink, shrink_labels
 from utils.errors import DataError

@@ -58,7 +58,7 @@ class ErrorMap(NamedTuple):
 
 def regions_of(labels: np.ndarray, index: int, other: np.ndarray) -> Regions:
     """Connected regions of class `index` in `labels` (H, W) uint8, and how much of each `other` (H, W) has too."""
-    mask = cv2.compare(labels, index, cv2.CMP_EQ)
+    mask = (labels == index).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
     window = slice(top, top + height), slice(left, left + width)
     count, numbers = cv2.connectedComponents(mask[window], connectivity=8)
@@ -73,7 +73,8 @@ def near_boundary(labels: np.ndarray, reach: int = BAND) -> np.ndarray:
     Unlike for the boundary IoU, the border of the image is no contour: nothing ends there.
     """
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    return cv2.dilate(labels, square) != cv2.erode(labels, square)
+    differs: np.ndarray = cv2.dilate(labels, square) != cv2.erode(labels, square)
+    return differs
 
 
 def find_errors(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> ErrorMap:

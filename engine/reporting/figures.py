@@ -70,6 +70,8 @@ def line_chart(lines: Sequence[Line], *, marks: Marks | None = None, size: tuple
         marks: What to mark.
         size: Width and height in inches.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(size)
     marks = marks or Marks()
     for number, (line, color) in enumerate(zip(lines, SERIES_COLORS, strict=False)):
@@ -81,8 +83,8 @@ def line_chart(lines: Sequence[Line], *, marks: Marks | None = None, size: tuple
     for step in marks.resumed:
         axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.margins(x=0.01, y=0.08)
-    axes.locator_params(axis="both", nbins=5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_gid("y-axis")
     axes.set_xlabel("step", color=MUTED, fontsize=8)
     return _finish(figure, axes)
@@ -128,6 +130,36 @@ def histogram(
     axes.set_xlabel(x_label, color=MUTED, fontsize=8)
     axes.set_ylabel("share", color=MUTED, fontsize=8)
     return _finish(figure, axes)
+
+
+def scatter(points: Sequence[tuple[int, float, float]], *, x_label: str, less_is_better: bool) -> Drawing:
+    """Points (number, x, mean IoU), and the line of those that no other one beats in both.
+
+    Args:
+        points: Their numbers name them for the page's script.
+        x_label: What x is.
+        less_is_better: Of x.
+    """
+    figure, axes = _figure(LARGE)
+    best = pareto([(x, y) for _, x, y in points], less_is_better=less_is_better)
+    axes.plot(*zip(*best, strict=True), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for number, x, y in points:
+        (drawn,) = axes.plot([x], [y], marker="o", markersize=7, color=SERIES_COLORS[0], alpha=0.85)
+        drawn.set_gid(f"run-{number}")
+    axes.margins(0.12)
+    axes.set_xlabel(x_label, color=MUTED, fontsize=8)
+    axes.set_ylabel("mean IoU", color=MUTED, fontsize=8)
+    return _finish(figure, axes)
+
+
+def pareto(points: Sequence[tuple[float, float]], *, less_is_better: bool) -> list[tuple[float, float]]:
+    """The points (cost or speed, mean IoU) that no other one beats in both, from left to right."""
+    ordered = sorted(points, key=lambda point: (point[0] if less_is_better else -point[0], -point[1]))
+    found: list[tuple[float, float]] = []
+    for point in ordered:
+        if not found or point[1] > found[-1][1]:
+            found.append(point)
+    return sorted(found)
 
 
 def sparkline(values: Sequence[float | None], width: int = 84, height: int = 20) -> str:
@@ -183,11 +215,12 @@ def schedule_picture(lines: Mapping[str, Sequence[tuple[float, float]]]) -> byte
     return _png(figure)
 
 
-def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+def confusion_picture(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> bytes:
     """PNG of a confusion matrix (C, C): of each class's pixels, the share taken for every other."""
     from matplotlib.figure import Figure
 
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    counts = np.asarray(matrix, float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(4 + 0.32 * len(names), 24)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()

@@ -242,4 +242,3 @@ def palette_png(labels: np.ndarray, palette: np.ndarray) -> str:
     file = io.BytesIO()
     image.save(file, format="PNG", bits=bits)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -48,9 +47,9 @@ class RunRecorder:
         validated = any(key.startswith("val/") for key in values)
         shown = {"event": "validation"} if validated else {key: float(value) for key, value in values.items()}
         line = {"step": step, "seconds": round(time.monotonic() - self.started, 3), **peak_memory(), **shown}
-        with suppress(OSError):  # a full disk has been, or will be, noticed by a checkpoint
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        # A full disk has been, or will be, noticed by a checkpoint.
+        with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if validated and self.is_due():
             self.write_report()
 
@@ -84,9 +83,13 @@ def now() -> str:
 
 def peak_memory() -> dict[str, int]:
     """Most memory in use so far, in bytes: of this process and, where there is one, of the GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"host_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    found = {}
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["host_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
         found["gpu_memory"] = torch.cuda.max_memory_allocated()
     return found
 

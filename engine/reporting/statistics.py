@@ -63,7 +63,9 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
     """IoU (..., C) float64 of counts (..., C, 3): pixels hit, labelled, predicted. NaN for 0 / 0."""
     hits, labelled, predicted = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     union = labelled + predicted - hits
-    return np.divide(hits, union, out=np.full(union.shape, np.nan), where=union > 0)
+    iou = np.full(union.shape, np.nan)
+    np.divide(hits, union, out=iou, where=union > 0)
+    return iou
 
 
 def mean_iou(counts: np.ndarray, shown: np.ndarray) -> np.ndarray:
@@ -72,7 +74,9 @@ def mean_iou(counts: np.ndarray, shown: np.ndarray) -> np.ndarray:
     occurs = ~np.isnan(iou)
     number = occurs.sum(axis=-1)
     total = np.where(occurs, iou, 0.0).sum(axis=-1)
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+    mean = np.full(total.shape, np.nan)
+    np.divide(total, number, out=mean, where=number > 0)
+    return mean
 
 
 def interval_of_mean(counts: np.ndarray, shown: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

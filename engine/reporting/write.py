@@ -72,9 +72,18 @@ def every_batch(loader: Loader) -> Any:
     return Loader(loader.view, loader.batch_size, training=False, shuffle=False).batches()
 
 
+def results_of_images(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json says of classes and single images, so that runs can be compared."""
+    evaluation = measured["evaluation"]
+    keys = ("name", "pixels", "iou", "precision", "recall", "f1", "ignored")
+    return {
+        "classes": [{key: row[key] for key in keys} for row in evaluation["table"]],
+        "images": evaluation["images"],
+    }
+
+
 def write_run_report(
     run_dir: Path,
-    *,
     protocol: Mapping[str, Any],
     classes: ClassTable,
     results: Mapping[str, Any],
@@ -83,12 +92,18 @@ def write_run_report(
 ) -> None:
     """Write the report of a finished run, and its confusion matrix as a picture.
 
+    Args:
+        run_dir: The run's folder.
+        protocol: How validation measures.
+        classes: Its classes.
+        results: What results.json says.
+        measured: From `measure_run`; None for a run that does not validate.
+        facts: Others for the head of the page, such as the number of parameters.
+
     Raises:
         OSError: The disk is full.
     """
-    content = run_content(
-        run_dir, protocol=protocol, classes=classes, results=results, measured=measured, facts=facts
-    )
+    content = run_content(run_dir, protocol=protocol, classes=classes, results=results, measured=measured, facts=facts)
     write_page(run_dir / REPORT, content)
     if content["evaluation"]:
         matrix = content["evaluation"]["matrix"]
