@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import load_config
-from utils.devices import choose_device, choose_precision, restrict_gpus
+from utils.devices import choose_device, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
 from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
 
 if TYPE_CHECKING:
     import argparse
-
-    from base.base_dataloader import Loader
-    from utils.metrics import Metrics
-    from utils.predict import Predictor
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,37 +34,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         check_output(args.output)
 
+    from base.base_dataloader import DevicePrefetcher
+    from base.evaluation import evaluate
     from engine import assemble
     from engine.check import check_config
-    from engine.config import evaluation_section, protocol_of
+    from engine.config import evaluation_data, evaluation_section
     from utils import plugins
     from utils.log import log_to
+    from utils.metrics import Metrics
     from utils.run_folder import write_json
 
     log_to()
     modules = plugins.import_modules(args.modules)
     described = check_config(load_config(args.config)) if args.config else None
     device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    predictor = assemble.load_predictor(args.model, device, precision=precision, modules=modules, config=described)
-    predictor.look = tta_from_args(args, predictor.about)
+    predictor = assemble.load_predictor(args.model, device, precision=args.precision, modules=modules, config=described)
+    predictor.tta = tta_from_args(args, predictor.about)
     config = described or check_config(predictor.about["config"])
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
+    classes = predictor.classes
+    metrics = Metrics(len(classes), classes.names, classes.left_out, extra)
     loader = assemble.build_evaluation_loader(config, section)
-    matrix = measure(predictor, loader, extra)
-    look = predictor.look.protocol()
-    if crop:
-        del look["mode"]  # how training cropped is told by the section
+    evaluate(predictor.logits, loader, metrics, move=DevicePrefetcher(device))
     results: dict[str, Any] = {
         "checkpoint": args.model.name,
         "epoch": predictor.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": {**protocol_of(section), **look, "precision": precision},
-        "metrics": matrix.results(),
-        "classes": matrix.table(),
-        "confusion_matrix": matrix.counts.tolist(),
+        "protocol": predictor.protocol(evaluation_data(section)).to_json(),
+        "metrics": metrics.results(),
+        "classes": metrics.table(),
+        "confusion_matrix": metrics.counts.tolist(),
     }
     print(table(results))
     if args.output:
@@ -93,7 +90,7 @@ def check_output(path: Path) -> None:
 
 
 def check_metrics(names: Sequence[str]) -> Sequence[str]:
-    """The names given to --metrics.
+    """Give the names given to --metrics.
 
     Raises:
         UserError: There is no such figure.
@@ -107,25 +104,8 @@ def check_metrics(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def measure(predictor: Predictor, loader: Loader, extra: Sequence[str] = ()) -> Metrics:
-    """Predict every image of `loader` and count.
-
-    Args:
-        extra: Figures to report besides.
-    """
-    from tqdm import tqdm
-
-    from utils.metrics import Metrics
-
-    classes = predictor.classes
-    matrix = Metrics(len(classes), classes.names, classes.left_out, extra)
-    for batch in tqdm(loader.batches(), total=len(loader), unit="batch", disable=None):
-        matrix.add(predictor.logits(batch.images), batch.labels.to(predictor.device))
-    return matrix
-
-
 def table(results: dict[str, Any]) -> str:
-    """The figures as text, a row for each class."""
+    """Write the figures as text, a row for each class."""
     rows, protocol = results["classes"], results["protocol"]
     width = max(len("class"), *(len(row["name"]) for row in rows))
 

@@ -47,22 +47,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [kind for kind in wanted if kind not in KINDS]:
         raise UserError(f"--save {unknown[0]}: unknown. Choose from {', '.join(KINDS)}.")
 
-    from tqdm import tqdm
-
     from utils.find_images import find_images, output_names
-    from utils.images import write_picture
-    from utils.visualize import legend
 
     paths = find_images(args.images, args.extension)
     predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
-    predictor.look = tta_from_args(args, predictor.about)
+    predictor.tta = tta_from_args(args, predictor.about)
     names = output_names(paths)
-    check_targets(paths, [target for name in names for target in targets(args.output, name, wanted).values()])
+    files = [targets(args.output, name, wanted) for name in names]
+    check_targets(paths, files)
     make_folder(args.output)
+    broken = predict_files(predictor, paths, files)
+    if {"color", "overlay"} & set(wanted) and len(broken) < len(paths) and LEGEND not in names:
+        write_legend(args.output / f"{LEGEND}.png", predictor)
+    for line in broken:
+        print(f"not predicted: {one_line(line)}", file=sys.stderr)
+    print(f"{len(paths) - len(broken)} of {len(paths)} images predicted, in {args.output}")
+    return 3 if broken else 0
+
+
+def predict_files(predictor: Predictor, paths: Sequence[Path], files: Sequence[Mapping[str, Path]]) -> list[str]:
+    """Predict each of `paths` into its `files`; returns what was wrong with those that could not be, a line each.
+
+    Raises:
+        Stopped: A file cannot be written.
+    """
+    from tqdm import tqdm
+
     broken: list[str] = []
-    for path, name in zip(tqdm(paths, unit="image", disable=None), names, strict=True):
+    for path, wanted in zip(tqdm(paths, unit="image", disable=None), files, strict=True):
         try:
-            write(targets(args.output, name, wanted), predictor.read(path), predictor)
+            write(wanted, predictor.read(path), predictor)
         except DataError as error:
             broken += error.problems
         except (MemoryError, RuntimeError) as error:
@@ -70,13 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not failure:
                 raise
             broken.append(f"{path}: {failure}. Use --mode sliding with a smaller --window.")
-    if {"color", "overlay"} & set(wanted) and len(broken) < len(paths) and LEGEND not in names:
-        with writing(args.output / f"{LEGEND}.png") as place:
-            write_picture(place, legend(predictor.classes))
-    for line in broken:
-        print(f"not predicted: {one_line(line)}", file=sys.stderr)
-    print(f"{len(paths) - len(broken)} of {len(paths)} images predicted, in {args.output}")
-    return 3 if broken else 0
+    return broken
+
+
+def write_legend(path: Path, predictor: Predictor) -> None:
+    """Write the picture that says which color is which class.
+
+    Raises:
+        Stopped: It cannot be written.
+    """
+    from utils.images import write_picture
+    from utils.visualize import legend
+
+    with writing(path):
+        write_picture(path, legend(predictor.classes))
 
 
 def load(
@@ -87,7 +108,7 @@ def load(
     precision: str = "fp32",
     modules: Sequence[str] = (),
 ) -> Predictor:
-    """The model in a checkpoint, ready to predict; for notebooks and scripts.
+    """Load the model in a checkpoint, ready to predict; for notebooks and scripts.
 
     Args:
         model: Path of a checkpoint.
@@ -126,21 +147,30 @@ def make_folder(path: Path) -> None:
 
 
 def targets(folder: Path, name: str, wanted: Sequence[str]) -> dict[str, Path]:
-    """The file to write for each kind; with more than one kind, each has its name in the file's."""
-    endings = {kind: "npz" if kind == "probabilities" else "png" for kind in wanted}
-    stems = {kind: name if len(wanted) == 1 else f"{name}_{kind}" for kind in wanted}
-    return {kind: folder / f"{stems[kind]}.{endings[kind]}" for kind in wanted}
+    """Name the file to write for each kind; with more than one kind, each has its name in the file's."""
+    files = {}
+    for kind in wanted:
+        stem = name if len(wanted) == 1 else f"{name}_{kind}"
+        ending = "npz" if kind == "probabilities" else "png"
+        files[kind] = folder / f"{stem}.{ending}"
+    return files
 
 
-def check_targets(images: Sequence[Path], files: Sequence[Path]) -> None:
+def check_targets(images: Sequence[Path], files: Sequence[Mapping[str, Path]]) -> None:
     """Refuse to write over what is to be predicted.
+
+    Args:
+        images: What is to be predicted.
+        files: For each, the file to write for each kind.
 
     Raises:
         ConfigError: An output would replace an image.
     """
     inputs = {path.resolve() for path in images}
-    if lost := [path for path in files if path.exists() and path.resolve() in inputs]:
-        raise ConfigError(f"--output {lost[0].parent}: would replace {lost[0]}, an image. Name another folder.")
+    for wanted in files:
+        for path in wanted.values():
+            if path.exists() and path.resolve() in inputs:
+                raise ConfigError(f"--output {path.parent}: would replace {path}, an image. Name another folder.")
 
 
 def write(files: Mapping[str, Path], image: np.ndarray, predictor: Predictor) -> None:
@@ -177,14 +207,14 @@ def write(files: Mapping[str, Path], image: np.ndarray, predictor: Predictor) ->
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[None]:
     """Say of an output file that cannot be written which one it is.
 
     Raises:
         Stopped: It cannot be written.
     """
     try:
-        yield path
+        yield
     except OSError as error:
         raise Stopped(
             f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output."

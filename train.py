@@ -90,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {place.local_size} processes here"
         logging.getLogger("segwright").info(text)
     device = choose_device(args.device, config.n_gpu if place.size == 1 else -1, place.local_rank)
-    path = Path(args.resume) if state is not None else None
+    found = None if state is None else resume.Resume(Path(args.resume), state)
     with distributed.joined(device):
         if args.resume == "auto":
-            path, state = resume.find_run(config)
-        if state is None:
+            found = resume.find(config)
+        if found is None:
             preflight.check_weights(config)
-        session.train(config, device, modules=modules, resume=path, state=state, gpus=gpus)
+        session.train(config, device, modules=modules, resume=found, gpus=gpus)
     return 0
 
 

@@ -12,23 +12,24 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from utils import checkpoint, distributed
-from utils.errors import CheckpointError, ConfigError, Interrupted, Stopped, failure_of_machine
+from base.monitor import Monitor
+from utils import checkpoint, distributed, signals
+from utils.checkpoint import NetworkState, Position, TrainingState
+from utils.errors import ConfigError, Interrupted, Stopped, failure_of_machine
 from utils.metrics import ExtraMetric
 from utils.registry import WRITERS
-from utils.schema import Above, AtLeast, Between, Component, did_you_mean
+from utils.schema import Above, AtLeast, Between, Component
 
 logger = logging.getLogger("segwright")
 
-
 TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
-
+SHOWN = ("train/loss", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # when an epoch is over
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
@@ -59,7 +60,7 @@ class TrainerConfig:
         precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
         channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA.
-        accumulate: Parts in which a batch is worked through, to save memory; results do not change.
+        accumulate: Micro-batches in which a batch is worked through, to save memory; results do not change.
         activation_checkpointing: Keep only the inputs of a network's blocks, and compute their insides again for the
             gradient: less memory, a third more time, the same results.
         memory_drill: Before the first epoch, take one step and one validation of the largest images, and forget them,
@@ -67,7 +68,7 @@ class TrainerConfig:
         clip_grad_norm: Largest norm of the gradient; null for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated and used.
         nan_streak: Consecutive steps with a loss that is NaN or infinite after which the run stops. Above 1, steps
-            before that are left out: they change no weight, which takes memory for a copy of the weights.
+            before that are skipped: they change no weight, which takes memory for a copy of the weights.
         deterministic: Forbid operations that differ from run to run on a GPU; a CPU has none.
     """
 
@@ -128,51 +129,6 @@ class Progress:
     best_epoch: int = 0
 
 
-@dataclass(frozen=True)
-class Monitor:
-    """Which result decides which model is best.
-
-    Args:
-        key: Key of a line of metrics.jsonl; empty for none.
-        sign: 1 where more is better, -1 where less is.
-    """
-
-    key: str
-    sign: int
-
-    @classmethod
-    def parse(cls, text: str, known: Sequence[str]) -> Monitor:
-        """Read ``max KEY``, ``min KEY`` or ``off``.
-
-        Args:
-            text: The config's `trainer.monitor`.
-            known: Keys that validation will give; with or without the ``val/`` before them.
-
-        Raises:
-            ConfigError: It has another form, or no such key will ever exist.
-        """
-        mode, _, key = text.strip().partition(" ")
-        key = key.strip()
-        if mode == "off" and not key:
-            return cls("", 1)
-        if mode not in ("max", "min") or not key:
-            raise ConfigError(
-                f"trainer.monitor: expected 'max KEY', 'min KEY' or 'off', got {json.dumps(text)}. "
-                f"Use for example 'max Mean_IoU'."
-            )
-        key = {"val_loss": "val/loss"}.get(key, key)
-        for candidate in (key, f"val/{key}"):
-            if candidate in known:
-                return cls(candidate, 1 if mode == "max" else -1)
-        raise ConfigError(f"trainer.monitor: there will be no '{key}'. {did_you_mean(key, known)}")
-
-    def improves(self, value: float | None, best: float | None) -> bool:
-        """Whether `value` is better than `best`; NaN never is."""
-        if not self.key or value is None or math.isnan(value):
-            return False
-        return best is None or self.sign * value > self.sign * best
-
-
 class Writer(Protocol):
     """Somewhere to show results, such as TensorBoard."""
 
@@ -182,7 +138,7 @@ class Writer(Protocol):
 
 
 class BaseTrainer(ABC):
-    """Runs `train_epoch` and `eval_epoch` by turns, and sees to it that nothing is lost.
+    """Run `train_epoch` and `eval_epoch` by turns, and see to it that nothing is lost.
 
     Args:
         config: The `trainer` section.
@@ -206,14 +162,19 @@ class BaseTrainer(ABC):
         description: Mapping[str, Any],
         writers: Sequence[Writer] = (),
     ) -> None:
-        self.config, self.run_dir, self.monitor, self.writers = config, run_dir, monitor, writers
-        self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
+        self.config = config
+        self.run_dir = run_dir
+        self.monitor = monitor
+        self.writers = writers
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
         self.total_steps = config.total_steps(steps_per_epoch)
         self.description = dict(description)
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
-        self.signal = 0
-        self.started = self.saved_at = time.monotonic()
+        self.signal = 0  # number of the one that came; 0 for none
+        self.started = time.monotonic()
+        self.saved_at = self.started
 
     @abstractmethod
     def train_epoch(self) -> dict[str, float]:
@@ -224,12 +185,12 @@ class BaseTrainer(ABC):
         """Evaluate the model on the validation set; call `check_signal` where all processes come to, at its end."""
 
     @abstractmethod
-    def parts_state(self) -> dict[str, Any]:
+    def network_state(self) -> NetworkState:
         """State of model, optimiser and whatever else training changes, as tensors and plain values."""
 
     @abstractmethod
-    def load_parts_state(self, state: Mapping[str, Any], path: Path) -> None:
-        """Restore what `parts_state` gave; `path` is for errors."""
+    def load_network_state(self, state: TrainingState, path: Path) -> None:
+        """Restore what `network_state` gave; `path` is for errors."""
 
     def fit(self) -> Progress:
         """Train to the end, from wherever `progress` stands.
@@ -241,30 +202,36 @@ class BaseTrainer(ABC):
             TimeLimit: `max_time` is over, and all is saved.
         """
         try:
-            with self.listening():
+            with signals.noted(self.note_signal):
                 while not self.finished:
                     self.run_epoch()
         except (MemoryError, RuntimeError) as error:
-            if UNORDERED in str(error):
-                name = str(error).partition(" ")[0]
-                raise ConfigError(
-                    f"trainer.deterministic: '{name}' {UNORDERED} on this device. Set it to false, or use another arch."
-                ) from error
-            if distributed.is_of_communication(error):
-                what = f"{distributed.explain(error)}, after step {self.progress.step} of {self.total_steps}"
-                raise Stopped(f"training: {what}; {self.last_good}") from error
-            failure = failure_of_machine(error)
-            if not failure:
+            known = self.explain(error)
+            if known is None:
                 raise
-            raise Stopped(
-                f"training: {failure} after step {self.progress.step} of {self.total_steps}. Raise trainer.accumulate "
-                f"or lower train_loader.args.batch_size, crop_size or num_workers; {self.last_good}"
-            ) from error
+            raise known from error
         finally:
             for writer in self.writers:
                 with suppress(OSError):  # a full disk has been, or will be, noticed by a checkpoint
                     writer.close()
         return self.progress
+
+    def explain(self, error: MemoryError | RuntimeError) -> Stopped | ConfigError | None:
+        """Say what the user can do about an error of the machine or of torch; None if it is a defect of ours."""
+        if UNORDERED in str(error):
+            name = str(error).partition(" ")[0]
+            return ConfigError(
+                f"trainer.deterministic: '{name}' {UNORDERED} on this device. Set it to false, or use another arch."
+            )
+        when = f"after step {self.progress.step} of {self.total_steps}"
+        if distributed.is_of_communication(error):
+            return Stopped(f"training: {distributed.explain(error)}, {when}; {self.last_good}")
+        if failure := failure_of_machine(error):
+            return Stopped(
+                f"training: {failure} {when}. Raise trainer.accumulate or lower train_loader.args.batch_size, "
+                f"crop_size or num_workers; {self.last_good}"
+            )
+        return None
 
     @property
     def last_good(self) -> str:
@@ -309,19 +276,18 @@ class BaseTrainer(ABC):
 
     def commit(self, results: Mapping[str, float]) -> None:
         """Commit the open epoch, or what has been trained of it: the best model, and last of all `last.pth`."""
-        progress, ends = self.progress, self.epoch_is_over
-        # A class that never occurred has no IoU: JSON knows no NaN and no infinity, so such keys are left out.
+        progress = self.progress
+        # A class that never occurred has no IoU: JSON knows no NaN and no infinity, so such keys are not written.
         results = {key: value for key, value in results.items() if math.isfinite(value)}
         epoch = progress.epoch + 1
+        ends = self.epoch_is_over
         self.history.append({"epoch": epoch, "step": progress.step, **results})
         if ends:
-            progress.epoch, progress.position = epoch, 0
+            progress.epoch = epoch
+            progress.position = 0
             self.start_epoch()
         names = []
-        if self.monitor.key in results:
-            self.after_validation(results[self.monitor.key])
-        if self.monitor.improves(results.get(self.monitor.key), progress.best_value):
-            progress.best_value, progress.best_epoch = results[self.monitor.key], epoch
+        if self.note_best(results, epoch):
             names.append("best_model.pth")
         if ends and (epoch % self.config.save_period == 0 or progress.step >= self.total_steps):
             names.append(f"checkpoint-epoch{epoch}.pth")
@@ -331,16 +297,26 @@ class BaseTrainer(ABC):
             self.write_history()
         for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
             writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
-        shown = {key: results[key] for key in SHOWN if key in results}
-        best = " (best)" if "best_model.pth" in names else ""
+        shown = ", ".join(f"{key} {results[key]:.4f}" for key in SHOWN if key in results)
         logger.info(
-            "epoch %d/%s%s: %s%s",
+            "epoch %d/%d%s: %s%s",
             epoch,
             -(-self.total_steps // self.steps_per_epoch),
             "" if ends else f", step {progress.step}",
-            ", ".join(f"{key} {value:.4f}" for key, value in shown.items()),
-            best,
+            shown,
+            " (best)" if "best_model.pth" in names else "",
         )
+
+    def note_best(self, results: Mapping[str, float], epoch: int) -> bool:
+        """Take note of the monitored value, if there is one; returns whether it is the best."""
+        value = results.get(self.monitor.key)
+        if value is not None:
+            self.after_validation(value)
+        if value is None or not self.monitor.improves(value, self.progress.best_value):
+            return False
+        self.progress.best_value = value
+        self.progress.best_epoch = epoch
+        return True
 
     @abstractmethod
     def start_epoch(self) -> None:
@@ -365,10 +341,11 @@ class BaseTrainer(ABC):
     def after_step(self) -> None:
         """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
         progress, config = self.progress, self.config
-        progress.step, progress.position = progress.step + 1, progress.position + self.batch_size
+        progress.step += 1
+        progress.position += self.batch_size
         now = time.monotonic()
         is_over = config.max_time is not None and now - self.started >= config.max_time * 60
-        # The signal is looked at once: one that comes later is heard after the next step.
+        # The signal is read once: one that comes later is obeyed after the next step.
         asked = distributed.agree_on_stop(progress.step, self.signal or (TIME_IS_OVER if is_over else 0))
         is_due = config.save_steps is not None and progress.step % config.save_steps == 0
         if asked or is_due or now - self.saved_at >= config.save_minutes * 60:
@@ -396,39 +373,22 @@ class BaseTrainer(ABC):
         text = f"{name}: stopped at step {self.progress.step} of {self.total_steps}. Go on with --resume {last}"
         return Interrupted(number, text)
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Let SIGINT, SIGTERM and SIGUSR1 finish the step and save; a second one acts at once."""
-
-        def on_signal(number: int, frame: object) -> None:
-            self.signal = number
-            for heard, handler in before.items():
-                signal.signal(heard, handler)
-
-        before: dict[int, Any] = {}
-        with suppress(ValueError):  # signals can only be heard in the main thread
-            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                before[each] = signal.signal(each, on_signal)
-        try:
-            yield
-        finally:
-            for heard, handler in before.items():
-                signal.signal(heard, handler)
+    def note_signal(self, number: int) -> None:
+        """Remember that a signal came; it is obeyed when the step is over and saved."""
+        self.signal = number
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on exactly, and to use the model without this run's config."""
+        """All that is needed to go on exactly, and to use the model without this run's config: a `Checkpoint`."""
         progress = self.progress
-        return {
-            "format": checkpoint.FORMAT,
-            **self.description,
+        position: Position = {
             "epoch": progress.epoch,
             "step": progress.step,
             "total_steps": self.total_steps,
             "position": progress.position,
             "best": {"value": progress.best_value, "epoch": progress.best_epoch},
             "history": self.history,
-            **self.parts_state(),
         }
+        return {"format": checkpoint.FORMAT, **self.description, **position, **self.network_state()}
 
     def save_last(self) -> None:
         """Write `last.pth`."""
@@ -460,18 +420,21 @@ class BaseTrainer(ABC):
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.history]
         checkpoint.write_text(self.run_dir / "metrics.jsonl", "".join(lines))
 
-    def resume(self, state: Mapping[str, Any], path: Path) -> None:
+    def resume(self, content: Mapping[str, Any], path: Path) -> None:
         """Go on from a checkpoint's content.
 
         Raises:
             CheckpointError: It lacks something, or does not fit the model.
         """
-        needed = ("epoch", "step", "total_steps", "position", "best", "history", "state_dict", "optimizer")
-        if missing := [key for key in needed if key not in state]:
-            raise CheckpointError(f"{path}: lacks {', '.join(missing)}. Use it as init_from, not as --resume.")
-        self.load_parts_state(state, path)
-        best = state["best"]
-        self.progress = Progress(state["epoch"], state["step"], state["position"], best["value"], best["epoch"])
+        state = checkpoint.training_state_of(content, path)
+        self.load_network_state(state, path)
+        self.progress = Progress(
+            epoch=state["epoch"],
+            step=state["step"],
+            position=state["position"],
+            best_value=state["best"]["value"],
+            best_epoch=state["best"]["epoch"],
+        )
         self.history = [dict(record) for record in state["history"]]
         if self.history and distributed.is_first():
             self.write_history()
@@ -479,9 +442,6 @@ class BaseTrainer(ABC):
 
 class TimeLimit(Exception):
     """`trainer.max_time` is over, and everything is saved; status 0."""
-
-
-SHOWN = ("train/loss", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")
 
 
 def epoch_of(path: Path) -> int:

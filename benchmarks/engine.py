@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_dataloader import Batch
-from base.base_trainer import Monitor, TrainerConfig
+from base.base_trainer import TrainerConfig
+from base.monitor import Monitor
 from models.build import build_model
 from trainer import Trainer
 from utils.classes import ClassTable, distinct_colors
@@ -253,7 +254,7 @@ def network_step(name: str, args: Mapping[str, Any], precision: torch.dtype) -> 
     def step() -> None:
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             output = model(images)
-        criterion(output, labels, criterion.norms(labels))["loss"].backward()
+        criterion(output, labels, criterion.normalizers(labels))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -287,7 +288,7 @@ def checkpoint_pause(rounds: int) -> list[tuple[str, float, str]]:
         trainer = make_trainer(Path(folder), arch)
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        trainer.descend()
+        trainer.update_weights()
         pauses, plain = [], []
         for _ in range(rounds):
             pauses.append(timed(trainer.save_last))

@@ -55,7 +55,7 @@ def looks(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
     """The prediction of one image in every mode."""
     found = {}
     for name, options in LOOKS.items():
-        predictor.look = replace(predictor.look, **options)
+        predictor.tta = replace(predictor.tta, **options)
         found[f"--mode {name.replace(', ', ' --')}"] = colorize(predictor.predict_image(image), predictor.classes)
     return found
 

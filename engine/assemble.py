@@ -1,11 +1,11 @@
-"""From a checked config to objects: model, trainer, predictor."""
+"""From a checked config to objects: loaders, network, trainer, predictor."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,7 +13,8 @@ from torch import nn
 from base.base_dataloader import Loader, LoaderOptions
 from base.base_dataset import DatasetView, JoinedDatasetView
 from base.base_model import BaseModel
-from base.base_trainer import Monitor
+from base.base_trainer import TrainerConfig
+from base.monitor import Monitor
 from dataloader.build import (
     build_dataset,
     build_val_loader,
@@ -25,12 +26,14 @@ from dataloader.build import (
     without_cache,
 )
 from dataloader.label_statistics import class_pixels
-from engine.config import InitFrom, RunConfig, normalization_of, protocol_of, result_keys, training_sections
+from engine.config import InitFrom, RunConfig, evaluation_data, normalization_of, result_keys, training_sections
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
 from models.fine_tuning import TransferReport, class_axes, match_classes, read_start, transfer, transfer_by_class_name
-from trainer import PRECISIONS, Trainer
+from trainer import Trainer
 from utils import checkpoint, distributed
+from utils.activation_checkpointing import checkpoint_activations
+from utils.checkpoint import Description
 from utils.classes import ClassTable, as_colors
 from utils.devices import choose_precision
 from utils.losses.criterion import build_criterion, needs_class_pixels
@@ -38,6 +41,7 @@ from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
 from utils.predict import Predictor
+from utils.protocol import EvaluationProtocol
 from utils.reproducibility import make_deterministic, stream
 from utils.schema import Component
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
@@ -46,7 +50,7 @@ logger = logging.getLogger("segwright")
 
 
 def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
-    """The training loader and, unless the trainer does not validate, the validation loader.
+    """Build the training loader and, unless the trainer does not validate, the validation loader.
 
     Args:
         config: A checked config.
@@ -96,14 +100,14 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
 
 
 def build_evaluation_loader(config: RunConfig, section: Component) -> Loader:
-    """The loader of an evaluation section: the images held out from training where it splits one off."""
+    """Build the loader of an evaluation section: the images held out from training where it splits one off."""
     dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
     held_out = hold_out(len(dataset), section.args["val_split"], config.seed)[1] if section.args["val_split"] else None
     return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
 
 
 def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:
-    """The model, as the config describes it, on the current default device."""
+    """Build the model that the config describes, on the current default device."""
     numbers = normalization_of(config)
     return build_model(
         config.arch,
@@ -125,7 +129,7 @@ def build_trainer(
     gpus: int = 1,
     unused: bool = False,
 ) -> Trainer:
-    """Everything that trains, ready to `fit` or to `resume`.
+    """Build everything that trains, ready to `fit` or to `resume`.
 
     Args:
         config: A checked config.
@@ -142,8 +146,8 @@ def build_trainer(
         UserError: Weights cannot be loaded, or parts do not fit.
     """
     train_loader, val_loader = loaders
-    seed, trainer = config.seed, config.trainer
-    torch.manual_seed(int(stream(seed, "init").integers(2**63)))
+    trainer = config.trainer
+    torch.manual_seed(int(stream(config.seed, "init").integers(2**63)))
     model = build_network(config, load_weights=load_weights)
     check_parts(config, model)
     check_last_batch(config, model, len(train_loader.view))
@@ -153,22 +157,15 @@ def build_trainer(
         logger.info("init_from %s", initialize_from(config.start, config, model))
     if trainer.deterministic:
         make_deterministic(model, device)
-    model.to(device)
-    if trainer.channels_last is True or (trainer.channels_last == "auto" and device.type == "cuda"):
-        model.to(memory_format=torch.channels_last)
-    steps = len(train_loader)
+    network = wrap_network(model.to(device), trainer, gpus=gpus, unused=unused)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train_loader.args["num_workers"])
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=device.type == "cuda")
+    steps = len(train_loader)
     total = trainer.total_steps(steps)
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
-    network: nn.Module
-    if gpus > 1:
-        network = SynchronizedDataParallel(model, list(range(gpus)))
-    else:
-        network = distributed.wrap(model, unused=unused)
     return Trainer(
         trainer,
         run_dir,
@@ -180,10 +177,38 @@ def build_trainer(
         train_loader=train_loader,
         val_loader=val_loader,
         classes=config.classes,
-        seed=seed,
+        seed=config.seed,
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
+        protocol=validation_protocol(config),
     )
+
+
+def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unused: bool = False) -> nn.Module:
+    """Wrap `model` for the training step: memory layout, activation checkpointing, several GPUs, compilation.
+
+    The model itself, its weights and their names stay what is saved and validated.
+
+    Args:
+        model: The network, on its device, with all its layers what they are going to be.
+        config: The `trainer` section.
+        gpus: How many of them this process uses, by threads.
+        unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
+    """
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    if config.channels_last is True or (config.channels_last == "auto" and on_cuda):
+        model.to(memory_format=torch.channels_last)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    network: nn.Module
+    if gpus > 1:
+        network = SynchronizedDataParallel(model, list(range(gpus)))
+    else:
+        network = distributed.wrap(model, unused=unused)
+    if config.compile:  # last, so that it sees how the network is divided among processes
+        mode = None if config.compile is True else config.compile
+        network = cast(nn.Module, torch.compile(network, mode=mode))
+    return network
 
 
 def initialize_from(start: InitFrom, config: RunConfig, model: BaseModel) -> TransferReport:
@@ -205,14 +230,13 @@ def initialize_from(start: InitFrom, config: RunConfig, model: BaseModel) -> Tra
 
 
 def loss_of(config: RunConfig) -> Any:
-    """The "loss" section, a single term without its list, so that errors name it as it was written."""
+    """Give the "loss" section, a single term without its list, so that errors name it as it was written."""
     return config.loss[0] if len(config.loss) == 1 else config.loss
 
 
-def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says about itself, in plain values."""
+def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
+    """Describe a config's model, in plain values, for its checkpoints."""
     resolved, classes = config.to_json(), config.classes
-    val_section = (config.val_loader or validation_of(config.train_loader)) if config.trainer.val else None
     return {
         "arch": resolved["arch"],
         "config": resolved,
@@ -221,9 +245,15 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> dict[str, Any
         "palette": [list(color) for color in classes.colors],
         "left_out": list(classes.left_out),
         "normalization": normalization_of(config),
-        "protocol": protocol_of(val_section),
         "environment": dict(environment),
     }
+
+
+def validation_protocol(config: RunConfig) -> EvaluationProtocol:
+    """State how validation in training predicts: each image once, as its loader delivers it, in float32."""
+    if not config.trainer.val:
+        return EvaluationProtocol()
+    return EvaluationProtocol(data=evaluation_data(config.val_loader or validation_of(config.train_loader)))
 
 
 def load_predictor(
@@ -234,7 +264,7 @@ def load_predictor(
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
 ) -> Predictor:
-    """The model in a checkpoint, ready to predict; the averaged weights, where there are some.
+    """Load the model in a checkpoint, ready to predict; the averaged weights, where there are some.
 
     Args:
         path: A checkpoint or, with `config`, any file of weights.
@@ -246,12 +276,19 @@ def load_predictor(
     Raises:
         CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
     """
+    about: Mapping[str, Any]
+    state: Mapping[str, Any]
     if config is None:
         state = about = checkpoint.load_run(path)
         require_modules(state, modules, path)
     else:
         state = checkpoint.load(path)
-        about = {**describe(config, {}), "epoch": state.get("epoch"), "step": state.get("step")}
+        about = {
+            **describe(config, {}),
+            "protocol": validation_protocol(config).to_json(),
+            "epoch": state.get("epoch"),
+            "step": state.get("step"),
+        }
     model = build_model(
         about["arch"],
         num_classes=len(about["classes"]),
@@ -267,4 +304,4 @@ def load_predictor(
         left_out=tuple(about["left_out"]),
     )
     about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
-    return Predictor(model.to(device), classes, about, PRECISIONS[choose_precision(precision, device)])
+    return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from base.base_trainer import Monitor
+from base.monitor import Monitor
 from dataloader.build import channels_of, classes_of
 from engine.config import RunConfig, normalization_of, result_keys
 from utils.classes import IGNORE

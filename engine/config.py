@@ -36,6 +36,7 @@ from utils.losses.criterion import LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
+from utils.protocol import EvaluationData
 from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
 from utils.schema import Between, Component, join, object_schema, to_json
 
@@ -263,26 +264,19 @@ def evaluation_section(
     return section
 
 
-def protocol_of(section: Component | None) -> dict[str, Any]:
-    """How validation measures, for stamping on every figure."""
-    if section is None:
-        return {"mode": "none"}
+def evaluation_data(section: Component) -> EvaluationData:
+    """The images of a loader section, as the stamp on figures describes them."""
     chain: ChainOptions = options_of(ChainOptions, section.type, section.args, "chain")
-    size: list[int] | str = list(chain.crop) if chain.crop else "native"
+    size: tuple[int, int] | str = chain.crop or "native"
     if not chain.crop and (chain.resize or chain.transforms):
         size = "resized"
-    held_out = {"held_out": section.args["val_split"]} if section.args["val_split"] else {}
-    return {
-        "mode": preprocessing_of(chain),
-        "size": size,
-        "dataset": section.type,
-        "split": section.args.get("split"),
-        **held_out,
-        "scales": [1.0],
-        "flip": False,
-        "precision": "fp32",
-        "mean": "classes absent from truth and prediction are left out",
-    }
+    return EvaluationData(
+        preprocessing=preprocessing_of(chain),
+        size=size,
+        dataset=section.type,
+        split=section.args.get("split"),
+        held_out=section.args["val_split"] or None,
+    )
 
 
 def normalization_of(config: RunConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataloader import label_statistics
 from dataloader.build import size_of, validation_of
 from dataloader.label_statistics import DataCheck, largest_image
 from engine.config import RunConfig
+from engine.memory_check import try_step
 from models.fine_tuning import public_name
 from trainer import Trainer
 from utils import checkpoint, distributed
@@ -73,7 +74,7 @@ def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
 FILES = 65536  # open at once are more than any number of workers needs
 
 
-def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+def memory_check(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
     """Take a training step and a validation of the largest images there will be, so that both are known to fit.
 
     Raises:
@@ -91,15 +92,15 @@ def drill(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
         image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
         what += f", or validating one of {high}x{wide},"
     try:
-        trainer.memory_check(Batch(images, labels, ("drill",) * share).to(trainer.device), image)
+        try_step(trainer, Batch(images, labels, ("memory check",) * share).to(trainer.device), image)
     except (MemoryError, RuntimeError) as error:
         if not (failure := failure_of_machine(error)):
             raise
         raise Stopped(
-            f"memory drill: {what} takes more than there is: {failure}. Raise trainer.accumulate, set "
+            f"memory check: {what} takes more than there is: {failure}. Raise trainer.accumulate, set "
             f"trainer.activation_checkpointing, or lower train_loader.args.batch_size or a crop_size; no step was taken"
         ) from error
-    logger.info("memory drill: %s fits", what)
+    logger.info("memory check: %s fits", what)
 
 
 def raise_file_limit() -> None:

@@ -1,10 +1,11 @@
-"""What a finished run leaves behind: its figures, curves and some predictions."""
+"""What a finished run leaves behind: its figures, its curves and some predictions."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 from torch import nn
 
 from base.base_dataloader import Loader
-from base.base_trainer import TimeLimit
+from base.base_dataset import DatasetView, Item
 from dataloader.label_statistics import location_prior
 from engine.config import RunConfig
 from engine.reporting.figures import curves_picture
 from engine.reporting.write import measure_run, results_of_images, write_run_report
 from trainer import Trainer
-from utils import checkpoint, distributed, run_folder
+from utils import checkpoint, run_folder
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
 from utils.predict import Predictor
@@ -27,54 +28,38 @@ from utils.visualize import comparison, legend, png_palette
 
 logger = logging.getLogger("segwright")
 
-
 EXAMPLES = 8  # predictions that a finished run leaves on disk
-
 ROWS = 4  # of them in predictions.png
-
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
-    """What a reader of the figures should know."""
+    """List what a reader of the figures should know."""
     found = []
     if trainer.model.backbone_modules() and not config.arch.args["pretrained"] and config.init_from is None:
         found.append(RANDOM_START)
-    synchronised = (nn.SyncBatchNorm, SynchronizedBatchNorm)
-    if config.use_synch_bn and not any(isinstance(module, synchronised) for module in trainer.model.modules()):
+    synchronized = (nn.SyncBatchNorm, SynchronizedBatchNorm)
+    if config.use_synch_bn and not any(isinstance(module, synchronized) for module in trainer.model.modules()):
         found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
     return found
 
 
 def way_on(trainer: Trainer) -> str:
-    """What to do with a finished run."""
+    """Say what to do with a finished run."""
     if trainer.progress.step < trainer.total_steps:
         return f"It was stopped early, {trainer.config.early_stop} epochs after its best."
     return f"Raise trainer.{'max_steps' if trainer.config.max_steps else 'epochs'} to go on."
 
 
-def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
-    """Train to the end, and leave the figures and some predictions in the run folder."""
-    try:
-        progress = trainer.fit()
-    except TimeLimit as limit:
-        logger.info(str(limit))
-        return
-    distributed.leave()  # what is left to do takes one process
-    if not distributed.is_first():
-        return
+def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
+    """Leave the figures, the curves and some predictions in the folder of a run that has come to its end.
+
+    Raises:
+        Stopped: They cannot be written.
+    """
     run_dir, val_loader = trainer.run_dir, loaders[1]
-    best = run_dir / "best_model.pth"
-    used = best if best.exists() else run_dir / "last.pth"
-    epoch = progress.best_epoch or progress.epoch
-    results: dict[str, Any] = {
-        "checkpoint": used.name,
-        "epoch": epoch,
-        "steps": progress.step,
-        "protocol": trainer.description["protocol"],
-        "metrics": metrics_at(trainer, epoch),
-        "notes": notes(config, trainer),
-    }
+    used = kept_checkpoint(run_dir)
+    results = figures(config, trainer, used)
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
@@ -84,9 +69,7 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
             predictor = write_predictions(trainer, used, val_loader)
             measured = measure_run(predictor, val_loader, loaders[0])
             results |= results_of_images(measured)
-        write_run_report(
-            run_dir, trainer.description["protocol"], config.classes, results, measured, run_facts(trainer)
-        )
+        write_run_report(run_dir, results["protocol"], config.classes, results, measured, run_facts(trainer))
     except OSError as error:
         what = f"pictures cannot be written ({error})"
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
@@ -94,13 +77,32 @@ def finish(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | 
     report(results, config, run_dir)
 
 
+def kept_checkpoint(run_dir: Path) -> Path:
+    """Find the checkpoint that a finished run is for: the best model or, where nothing was monitored, the last."""
+    best = run_dir / "best_model.pth"
+    return best if best.exists() else run_dir / "last.pth"
+
+
+def figures(config: RunConfig, trainer: Trainer, used: Path) -> dict[str, Any]:
+    """Put together what results.json says of the model in `used`."""
+    epoch = trainer.progress.best_epoch or trainer.progress.epoch
+    return {
+        "checkpoint": used.name,
+        "epoch": epoch,
+        "steps": trainer.progress.step,
+        "protocol": trainer.protocol.to_json(),
+        "metrics": metrics_at(trainer, epoch),
+        "notes": notes(config, trainer),
+    }
+
+
 def run_facts(trainer: Trainer) -> dict[str, Any]:
-    """What the head of a run's report says besides."""
+    """Give what the head of a run's report says besides."""
     return {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
 
 
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
-    """The line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
+    """Find the line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
     records = [record for record in trainer.history if record["epoch"] == epoch]
     best = [record for record in records if record.get(trainer.monitor.key) == trainer.progress.best_value]
     return (best or records or [{}])[0]
@@ -109,31 +111,39 @@ def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
 def has_results(run_dir: Path, steps: int) -> bool:
     """Whether a finished run got as far as writing the figures of its `steps` steps."""
     try:
-        return json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["steps"] == steps
+        written = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return bool(written == steps)
 
 
 def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None:
-    """Print the figures of the model that the run leaves behind, and where to look."""
-    metrics, names = results["metrics"], config.classes.names
-    if "val/Mean_IoU" in metrics:
-        width = max(map(len, names))
-        for name in names:
-            value = metrics.get(f"val/Class_IoU/{name}")
-            logger.info("  %-*s  %s", width, name, "-" if value is None else f"{value:.3f}")
-        logger.info(
-            "Mean_IoU %.4f, Pixel_Accuracy %.4f at epoch %d. Guessing each place's most frequent class, without "
-            "looking at the image, scores Mean_IoU %.4f.",
-            *(metrics["val/Mean_IoU"], metrics["val/Pixel_Accuracy"], results["epoch"]),
-            results["location_prior"]["Mean_IoU"],
-        )
+    """Print the figures of the model that the run leaves behind, and where everything is."""
+    if "val/Mean_IoU" in results["metrics"]:
+        report_validation(results, config.classes.names)
     logger.info("report:      %s", run_dir / "report.html")
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
     if config.trainer.tensorboard:
         logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
+
+
+def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Print the IoU of each class, and the means beside what a guess scores."""
+    metrics = results["metrics"]
+    width = max(map(len, names))
+    for name in names:
+        value = metrics.get(f"val/Class_IoU/{name}")
+        logger.info("  %-*s  %s", width, name, "-" if value is None else f"{value:.3f}")
+    logger.info(
+        "Mean_IoU %.4f, Pixel_Accuracy %.4f at epoch %d. Guessing each place's most frequent class, without "
+        "looking at the image, scores Mean_IoU %.4f.",
+        metrics["val/Mean_IoU"],
+        metrics["val/Pixel_Accuracy"],
+        results["epoch"],
+        results["location_prior"]["Mean_IoU"],
+    )
 
 
 def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor:
@@ -148,22 +158,24 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor
     folder = trainer.run_dir / "predictions"
     folder.mkdir(exist_ok=True)
     state = checkpoint.load_run(used)
-    model, classes = trainer.model, trainer.classes
-    checkpoint.load_weights(model, checkpoint.judged_weights_of(state, used), used)
-    predictor = Predictor(model, classes, state)
+    classes, protocol = trainer.classes, trainer.protocol
+    checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
+    predictor = Predictor(trainer.model, classes, state, protocol.precision, protocol.tta)
     rows: list[np.ndarray] = []
-    for index in range(len(loader.view)):
-        if len(rows) == EXAMPLES:
-            break
-        try:
-            item = loader.view[0, index]
-        except DataError:
-            if loader.view.on_bad_sample == "stop":
-                raise
-            continue
+    for item in islice(good_items(loader.view), EXAMPLES):
         labels = predictor.predict_image(item.image)
         write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
         rows.append(comparison(item.image, [item.label, labels], classes))
     picture = np.concatenate([*rows[:ROWS], legend(classes)])
     write_picture(folder.parent / "predictions.png", picture)
     return predictor
+
+
+def good_items(view: DatasetView) -> Iterator[Item]:
+    """Read the images of a view with their labels; bad ones are passed over where its loader may skip them."""
+    for index in range(len(view)):
+        try:
+            yield view[0, index]
+        except DataError:
+            if view.on_bad_sample == "stop":
+                raise

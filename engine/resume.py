@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from engine.config import MAY_CHANGE, RunConfig, meaning_of
 from utils import checkpoint, distributed, run_folder
+from utils.checkpoint import Checkpoint
 from utils.config import differences
 from utils.errors import CheckpointError, UserError
 from utils.schema import show
@@ -18,60 +19,83 @@ from utils.schema import show
 logger = logging.getLogger("segwright")
 
 
-def compare(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
-    """Print how the config differs from a checkpoint's, and refuse what would change the run's meaning.
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint to go on from.
 
-    Raises:
-        UserError: It names each key that may not change.
+    Args:
+        path: Its file, in the folder of its run.
+        checkpoint: Its content.
     """
-    changed = differences(state["config"], config.to_json())
-    refused = {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}
-    if refused:
-        raise UserError(
-            *(
-                f"{key}: {show(new)}, but {path} was trained with {show(old)}. Keep that to resume, or start a new run "
-                f'with "init_from".'
-                for key, (old, new) in refused.items()
+
+    path: Path
+    checkpoint: Checkpoint
+
+    def compare(self, config: RunConfig) -> None:
+        """Print how `config` differs from the checkpoint's, and refuse what would change the run's meaning.
+
+        Raises:
+            UserError: It names each key that may not change.
+        """
+        changed = differences(self.checkpoint["config"], config.to_json())
+        refused = {key: pair for key, pair in changed.items() if not may_change(key)}
+        if refused:
+            raise UserError(
+                *(
+                    f"{key}: {show(new)}, but {self.path} was trained with {show(old)}. Keep that to resume, or start "
+                    f'a new run with "init_from".'
+                    for key, (old, new) in refused.items()
+                )
             )
-        )
-    for key, (old, new) in changed.items():
-        logger.info("%s: %s instead of %s", key, show(new), show(old))
+        for key, (old, new) in changed.items():
+            logger.info("%s: %s instead of %s", key, show(new), show(old))
+
+    def set_threads(self, device: torch.device) -> None:
+        """Compute with as many threads as the checkpoint's run did, and warn where something else changes the results.
+
+        Sums differ in their last bits with the number of threads, the version of torch and the device.
+        """
+        made = self.checkpoint["environment"]
+        torch.set_num_threads(made.get("num_threads", torch.get_num_threads()))
+        kind = str(made.get("device")).partition(":")[0]
+        then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("world_size"), kind)
+        now = (str(torch.__version__), torch.get_num_threads(), distributed.world_size(), device.type)
+        if then != now:
+            logger.warning(
+                "%s was made by torch %s with %s threads in %s processes on %s, this is torch %s with %d in %d on %s: "
+                "results will not be the same to the last bit.",
+                self.path,
+                *then,
+                *now,
+            )
 
 
-def set_threads(state: Mapping[str, Any], path: Path, device: torch.device) -> None:
-    """Compute with as many threads as the checkpoint's run did, and warn where something else will change the results.
-
-    Sums differ in their last bits with the number of threads, the version of torch and the device.
-    """
-    made = state["environment"]
-    torch.set_num_threads(made.get("num_threads", torch.get_num_threads()))
-    kind = str(made.get("device")).partition(":")[0]
-    then = (made.get("versions", {}).get("torch"), made.get("num_threads"), made.get("world_size"), kind)
-    now = (str(torch.__version__), torch.get_num_threads(), distributed.world_size(), device.type)
-    if then != now:
-        logger.warning(
-            "%s was made by torch %s with %s threads in %s processes on %s, this is torch %s with %d in %d on %s: "
-            "results will not be the same to the last bit.",
-            *(path, *then, *now),
-        )
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of the config's `key`, which may name an item of a list."""
+    return re.sub(r"\[\d+\]", "", key) in MAY_CHANGE
 
 
-def find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint of the newest run, by its step, that means the same as `config`; (None, None) if there is none.
+def find(config: RunConfig) -> Resume | None:
+    """Find the checkpoint of the run that means the same as `config` and has come furthest; None if there is none.
 
-    Of several processes rank 0 looks, and the others read what it has found.
+    Of several processes rank 0 searches, and the others read what it has found.
 
     Raises:
         CheckpointError: The only matching runs have no checkpoint that can be used.
     """
     if distributed.world_size() == 1:
-        return _find_run(config)
-    path = distributed.broadcast_object(lambda: _find_run(config)[0])
-    return (None, None) if path is None else (path, checkpoint.load_run(path))
+        return _find(config)
+
+    def found_path() -> Path | None:
+        found = _find(config)
+        return None if found is None else found.path
+
+    path = distributed.broadcast_object(found_path)
+    return None if path is None else Resume(path, checkpoint.load_run(path))
 
 
-def _find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
-    best: tuple[Path, dict[str, Any]] | None = None
+def _find(config: RunConfig) -> Resume | None:
+    best: Resume | None = None
     broken: list[str] = []
     for folder, resolved in run_folder.past_runs(config.trainer.save_dir, config.name):
         if meaning_of(resolved) != config.meaning or run_folder.is_locked(folder):
@@ -83,14 +107,13 @@ def _find_run(config: RunConfig) -> tuple[Path | None, dict[str, Any] | None]:
             continue
         if found is None:
             continue
-        path, state, passed = found
+        path, content, passed = found
         for line in passed:
             logger.warning("%s Going on from %s.", line, path)
-        if best is None or state["step"] >= best[1]["step"]:
-            best = path, state
+        if best is None or content["step"] >= best.checkpoint["step"]:
+            best = Resume(path, content)
     if best is None and broken:
         raise CheckpointError(*broken)
     if best is None:
         logger.info("--resume auto: no earlier run of '%s' with this config; starting afresh.", config.name)
-        return None, None
     return best

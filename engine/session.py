@@ -1,10 +1,11 @@
-"""One training session: from a checked config to a run folder with a trained model in it."""
+"""One training session: preflight, start, fit, results."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ from typing import Any
 import torch
 
 from base.base_dataloader import Loader
-from base.base_trainer import Writer
-from engine import assemble, dry_run
+from base.base_trainer import TimeLimit, Writer
+from engine import assemble, dry_run, results
 from engine.config import RunConfig
-from engine.preflight import check_data, check_workers, drill, raise_file_limit
+from engine.preflight import check_data, check_workers, memory_check, raise_file_limit
 from engine.reporting.write import record_run
-from engine.results import finish, has_results, notes, run_facts, way_on
-from engine.resume import compare, set_threads
+from engine.resume import Resume
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.config import dump_json
@@ -29,14 +29,38 @@ from utils.writers import open_writer
 
 logger = logging.getLogger("segwright")
 
+BYTES_PER_PARAMETER = 12  # of a checkpoint: the weight and what an optimiser such as Adam keeps of it, in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What is settled before a run has a folder.
+
+    Args:
+        config: A checked config.
+        device: Where to compute.
+        loaders: The training loader and the validation loader, if there is one.
+        dry: What the network is and needs.
+        modules: Names of third-party modules that have been imported.
+        resume: Checkpoint to go on from; None for a new run.
+        gpus: How many of them this process uses, by threads.
+    """
+
+    config: RunConfig
+    device: torch.device
+    loaders: tuple[Loader, Loader | None]
+    dry: dry_run.DryRun
+    modules: Sequence[str]
+    resume: Resume | None
+    gpus: int
+
 
 def train(
     config: RunConfig,
     device: torch.device,
     *,
     modules: Sequence[str] = (),
-    resume: Path | None = None,
-    state: Mapping[str, Any] | None = None,
+    resume: Resume | None = None,
     gpus: int = 1,
 ) -> Path:
     """Train as `config` says, or go on where a checkpoint stopped.
@@ -45,8 +69,7 @@ def train(
         config: A checked config.
         device: Where to compute.
         modules: Names of third-party modules that have been imported.
-        resume: Checkpoint to go on from.
-        state: Its content.
+        resume: Checkpoint to go on from; None for a new run.
         gpus: How many of them this process uses, by threads.
 
     Returns:
@@ -57,39 +80,44 @@ def train(
         Stopped: The environment or a NaN ended the training.
         Interrupted: A signal did, and all is saved.
     """
-    if state is not None and resume is not None:
-        compare(config, state, resume)
-        set_threads(state, resume, device)
+    if resume is not None:
+        resume.compare(config)
+        resume.set_threads(device)
+    session = preflight(config, device, modules=modules, resume=resume, gpus=gpus)
+    run_dir = distributed.broadcast_object(lambda: open_folder(session))
+    with alone_in(run_dir):
+        trainer = start(session, run_dir)
+        if trainer.finished and results.has_results(run_dir, trainer.progress.step):
+            logger.info("the run is finished: %d steps. %s", trainer.progress.step, results.way_on(trainer))
+        elif fit(trainer):
+            distributed.leave()  # what is left to do takes one process
+            if distributed.is_first():
+                results.write(config, trainer, session.loaders)
+    return run_dir
+
+
+def preflight(
+    config: RunConfig, device: torch.device, *, modules: Sequence[str], resume: Resume | None, gpus: int
+) -> Session:
+    """Check all that can be checked without a run folder.
+
+    Raises:
+        UserError: The network cannot be built, or the data is not there.
+        Stopped: The machine has no room for the data workers.
+    """
     raise_file_limit()
     check_workers(config)
     dry = dry_run.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
-    run_dir = distributed.broadcast_object(lambda: open_folder(config, loaders, resume))
-    with alone_in(run_dir):
-        environment = run_folder.environment(str(device), config.seed, modules)
-        try:
-            run_folder.check_space(run_dir, 12 * dry.parameters)
-            trainer = start(config, run_dir, device, loaders, environment, state, resume, gpus, dry.unused)
-        except (UserError, Stopped):
-            if resume is None and distributed.is_first():
-                run_folder.remove_unstarted(run_dir)
-            raise
-        announce(config, trainer, dry)
-        if resume is None and config.trainer.wants_memory_check(device.type):
-            drill(config, trainer, loaders)
-        if trainer.finished and has_results(run_dir, trainer.progress.step):
-            logger.info("the run is finished: %d steps. %s", trainer.progress.step, way_on(trainer))
-        else:
-            finish(config, trainer, loaders)
-    return run_dir
+    return Session(config=config, device=device, loaders=loaders, dry=dry, modules=modules, resume=resume, gpus=gpus)
 
 
-def open_folder(config: RunConfig, loaders: tuple[Loader, Loader | None], resume: Path | None) -> Path:
-    """The folder of a new run, if the data are good enough to begin one, or that of the run to go on with."""
-    check_data(config, loaders)
-    if resume is not None:
-        return resume.resolve().parent
-    return run_folder.create(config.trainer.save_dir, config.name, datetime.now())
+def open_folder(session: Session) -> Path:
+    """Make the folder of a new run, if the data are good enough to begin one; or give that of the run to go on with."""
+    check_data(session.config, session.loaders)
+    if session.resume is not None:
+        return session.resume.path.resolve().parent
+    return run_folder.create(session.config.trainer.save_dir, session.config.name, datetime.now())
 
 
 @contextmanager
@@ -108,73 +136,106 @@ def alone_in(run_dir: Path) -> Iterator[None]:
         log_to()
 
 
+def start(session: Session, run_dir: Path) -> Trainer:
+    """Make the trainer of a new run, or of one that goes on, with its first files written and its memory tried.
+
+    Raises:
+        UserError: Weights cannot be loaded, or parts do not fit; the folder of a new run is gone again.
+        Stopped: The disk or the memory does not suffice.
+    """
+    config, resume = session.config, session.resume
+    environment = run_folder.environment(str(session.device), config.seed, session.modules)
+    try:
+        run_folder.check_space(run_dir, BYTES_PER_PARAMETER * session.dry.parameters)
+        trainer = build(session, run_dir, environment)
+    except (UserError, Stopped):
+        if resume is None and distributed.is_first():
+            run_folder.remove_unstarted(run_dir)
+        raise
+    announce(config, trainer, session.dry)
+    if resume is None and config.trainer.wants_memory_check(session.device.type):
+        memory_check(config, trainer, session.loaders)
+    return trainer
+
+
+def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Trainer:
+    """Build the trainer, put it where a checkpoint stopped, and write the first files of the run."""
+    config, resume = session.config, session.resume
+    trainer = assemble.build_trainer(
+        config,
+        run_dir,
+        session.device,
+        loaders=session.loaders,
+        environment=environment,
+        load_weights=resume is None,
+        gpus=session.gpus,
+        unused=session.dry.unused,
+    )
+    if resume is not None:
+        trainer.resume(resume.checkpoint, resume.path)
+        announce_resume(trainer, resume)
+    if not trainer.finished and distributed.is_first():
+        # Steps from the next one on will be taken once more, so what was shown of them is void.
+        purge_step = None if resume is None else trainer.progress.step + 1
+        resumed_at = None if resume is None else trainer.progress.step
+        facts = results.run_facts(trainer)
+        recorder = record_run(run_dir, trainer.protocol.to_json(), config.classes, facts, resumed_at)
+        trainer.writers = [*open_writers(config, run_dir, purge_step), recorder]
+        run_folder.write_json(run_dir / "config.json", config.to_json())
+        run_folder.write_json(run_dir / "environment.json", environment)
+    return trainer
+
+
+def announce_resume(trainer: Trainer, resume: Resume) -> None:
+    """Log where a run goes on, and how the learning rate changes where its planned length does."""
+    step, planned = trainer.progress.step, resume.checkpoint["total_steps"]
+    logger.info("going on from %s at step %d of %d", resume.path, step, trainer.total_steps)
+    if trainer.total_steps != planned and not isinstance(trainer.schedule, TorchSchedule):
+        group = trainer.optimizer.param_groups[0]
+        rate = group["base_lr"] * trainer.schedule.factor(step)
+        logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], planned, rate)
+
+
+def open_writers(config: RunConfig, run_dir: Path, purge_step: int | None) -> list[Writer]:
+    """Open where the config wants results to be shown.
+
+    Args:
+        config: A checked config.
+        run_dir: Folder of the run.
+        purge_step: Forget what was shown of steps from this one on; None for nothing.
+    """
+    log_dir = config.trainer.log_dir / config.name / run_dir.name
+    found: list[Writer] = []
+    for index, writer in enumerate(config.trainer.writers):
+        if writer.type != "tensorboard" or config.trainer.tensorboard:
+            found += open_writer(writer, f"trainer.writers[{index}]", log_dir, purge_step)
+    return found
+
+
 def announce(config: RunConfig, trainer: Trainer, dry: dry_run.DryRun) -> None:
     """Log what is going to be trained."""
     logger.info("run folder: %s", trainer.run_dir)
     logger.info(
         "%s: %.2f M parameters, %.2f M of them trained, on %s",
-        *(config.arch.type, dry.parameters / 1e6, dry.trainable / 1e6, trainer.device),
+        config.arch.type,
+        dry.parameters / 1e6,
+        dry.trainable / 1e6,
+        trainer.device,
     )
     if distributed.world_size() > 1:
         share = trainer.batch_size // distributed.world_size()
         logger.info("%d processes, %d images of each step for each", distributed.world_size(), share)
     logger.debug("config: %s", dump_json(config.to_json()))
     logger.debug("model: %s", trainer.model)
-    for note in notes(config, trainer):
+    for note in results.notes(config, trainer):
         logger.info(note)
 
 
-def start(
-    config: RunConfig,
-    run_dir: Path,
-    device: torch.device,
-    loaders: tuple[Loader, Loader | None],
-    environment: dict[str, Any],
-    state: Mapping[str, Any] | None,
-    resume: Path | None,
-    gpus: int,
-    unused: bool,
-) -> Trainer:
-    """The trainer of a new run, or of one that goes on, with its first files written."""
-    trainer = assemble.build_trainer(
-        config,
-        run_dir,
-        device,
-        loaders=loaders,
-        environment=environment,
-        load_weights=state is None,
-        gpus=gpus,
-        unused=unused,
-    )
-    if state is not None and resume is not None:
-        trainer.resume(state, resume)
-        step = trainer.progress.step
-        logger.info("going on from %s at step %d of %d", resume, step, trainer.total_steps)
-        if trainer.total_steps != state["total_steps"] and not isinstance(trainer.schedule, TorchSchedule):
-            group = trainer.optimizer.param_groups[0]
-            new = group["base_lr"] * trainer.schedule.factor(step)
-            logger.info("learning rate: %.3g at the last step of %d, %.3g now", group["lr"], state["total_steps"], new)
-    if not trainer.finished and distributed.is_first():
-        going_on = trainer.progress.step if state else None
-        trainer.writers = open_writers(config, run_dir, None if going_on is None else going_on + 1)
-        trainer.writers.append(
-            record_run(run_dir, trainer.description["protocol"], config.classes, run_facts(trainer), going_on)
-        )
-        run_folder.write_json(run_dir / "config.json", config.to_json())
-        run_folder.write_json(run_dir / "environment.json", environment)
-    return trainer
-
-
-def open_writers(config: RunConfig, run_dir: Path, purge_step: int | None) -> list[Writer]:
-    """Where the config wants results to be shown.
-
-    Args:
-        config: A checked config.
-        run_dir: Folder of the run.
-        purge_step: Steps from this one on will be taken once more, so what was shown of them is void.
-    """
-    log_dir, found = config.trainer.log_dir / config.name / run_dir.name, []
-    for index, writer in enumerate(config.trainer.writers):
-        if writer.type != "tensorboard" or config.trainer.tensorboard:
-            found += open_writer(writer, f"trainer.writers[{index}]", log_dir, purge_step)
-    return found
+def fit(trainer: Trainer) -> bool:
+    """Train to the end; returns whether it was reached, and not `trainer.max_time` before."""
+    try:
+        trainer.fit()
+    except TimeLimit as limit:
+        logger.info(str(limit))
+        return False
+    return True

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import trainer
-from utils import checkpoint
+from utils import checkpoint, metrics
 
 point, _, number = os.environ.get("SEGWRIGHT_TEST_KILL", "never:1").partition(":")
 left = int(number)
@@ -66,7 +66,7 @@ def save_half(state: Any, file: Any) -> None:
 
 torch_save = torch.save
 torch.save = save_half
-around(trainer.Trainer, "descend", before="step")
-around(trainer.Metrics, "add", before="mid_validation")
+around(trainer.Trainer, "update_weights", before="step")
+around(metrics.Metrics, "add", before="mid_validation")
 around(checkpoint, "save", after="after_best", when=lambda path, state: path.name == "best_model.pth")
 around(os, "replace", before="before_rename", after="after_rename")

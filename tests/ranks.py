@@ -77,10 +77,7 @@ def steps_of(
     """Losses, gradients and figures of two steps and a validation, in however many processes there are."""
     from tests import test_trainer
 
-    trainer = test_trainer.make_trainer(folder, freeze_bn=freeze_bn, val_length=val_length, **options)
-    if unused:
-        trainer.model.register_parameter("spare", torch.nn.Parameter(torch.ones(2)))
-    trainer.network = distributed.wrap(trainer.model, unused=unused)
+    trainer = test_trainer.make_trainer(folder, freeze_bn=freeze_bn, val_length=val_length, unused=unused, **options)
     gradients: list[dict[str, Any]] = []
 
     def keep(*_: Any) -> None:

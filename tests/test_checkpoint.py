@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from engine.assemble import load_predictor
+from tests.test_trainer import ARCH, make_trainer
 from utils import checkpoint
 from utils.errors import CheckpointError, Stopped
 
@@ -337,6 +339,65 @@ def test_a_checkpoint_that_lacks_something_is_refused_by_its_name(run_dir, key):
     assert f"lacks '{key}'" in problem(checkpoint.load_run, path)
     torch.save({**state, key: 0.5}, path)
     assert f"'{key}' is not what it should be" in problem(checkpoint.load_run, path)
+
+
+def first_form(trainer):
+    """The content of a checkpoint as the first version wrote it, key by key: after an epoch of two."""
+    return {
+        "format": 1,
+        "arch": {"type": ARCH["type"], "args": ARCH["args"]},
+        "config": {"name": "old"},
+        "meaning_hash": "0123456789abcdef",
+        "classes": ["ground", "square", "dot"],
+        "palette": [[90, 60, 30], [250, 200, 0], [0, 90, 250]],
+        "left_out": [],
+        "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        "protocol": {"mode": "single", "size": "native", "scales": [1.0], "flip": False, "precision": "fp32"},
+        "environment": {"versions": {"torch": "2.10.0"}, "num_threads": 1, "world_size": 1, "device": "cpu"},
+        "epoch": 1,
+        "step": 2,
+        "total_steps": 4,
+        "position": 0,
+        "best": {"value": 0.25, "epoch": 1},
+        "history": [{"epoch": 1, "step": 2, "train/loss": 1.5, "val/Mean_IoU": 0.25}],
+        "state_dict": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": {},
+        "ema": None,
+        "lr_scheduler": {},
+        "running": {
+            "loss": torch.zeros((), dtype=torch.float64),
+            "matrix": {"counts": torch.zeros(3, 3, dtype=torch.int64)},
+        },
+    }
+
+
+def test_a_checkpoint_of_the_first_form_predicts_and_goes_on(tmp_path):
+    trainer = make_trainer(tmp_path)
+    path = tmp_path / "old.pth"
+    torch.save(first_form(trainer), path)
+    predictor = load_predictor(path, torch.device("cpu"))
+    assert predictor.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+    assert predictor.classes.names == ("ground", "square", "dot")
+    trainer.resume(checkpoint.load_run(path), path)
+    assert (trainer.progress.step, trainer.progress.best_value, trainer.progress.best_epoch) == (2, 0.25, 1)
+    assert trainer.fit().step == 4
+    assert [record["step"] for record in trainer.history] == [2, 4]
+    assert trainer.history[0]["train/loss"] == 1.5
+
+
+def test_what_only_training_needs_is_missed_only_by_training(tmp_path):
+    trainer = make_trainer(tmp_path)
+    content = first_form(trainer)
+    del content["optimizer"], content["history"]
+    torch.save(content, tmp_path / "small.pth")
+    load_predictor(tmp_path / "small.pth", torch.device("cpu"))
+    line = problem(trainer.resume, checkpoint.load_run(tmp_path / "small.pth"), Path("small.pth"))
+    assert line == "small.pth: lacks history, optimizer. Use it as init_from, not as --resume."
+
+
+def test_every_key_that_is_checked_is_a_documented_one():
+    assert checkpoint.CONTENT.keys() | set(checkpoint.RESUMABLE) <= checkpoint.Checkpoint.__annotations__.keys()
 
 
 @pytest.mark.parametrize(("change", "expected"), [({}, "no 'format'"), ({"format": 99}, "format 99, expected 1")])

@@ -24,7 +24,7 @@ from dataloader.label_statistics import largest_image
 from tests.test_resume import assert_same_end, only_run, train_in_child, write_config
 from tests.test_trainer import launch, make_trainer, metrics
 from tests.tiny import Squares
-from trainer import Trainer
+from trainer import StepResult, Trainer
 from utils.checkpoint import judged_weights_of
 from utils.errors import Stopped
 from utils.registry import WRITERS
@@ -53,16 +53,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_its_images_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(tmp_path, epochs=3, nan_streak=2, ema=0.5, log_per_iter=1)
-    undo, seen = trainer.undo, []
-    assert undo is not None
-    take_back = undo.take_back
+    rollback, seen = trainer.guard.rollback, []
+    assert rollback is not None
+    undo = rollback.undo
 
-    def watch(spoilt: torch.Tensor) -> None:
-        take_back(spoilt)
-        same = [torch.equal(kept, value) for kept, value in zip(undo.kept, undo.values, strict=True)]
-        seen.append((bool(spoilt), all(same)))
+    def watch(undone: torch.Tensor) -> None:
+        undo(undone)
+        same = [torch.equal(kept, value) for kept, value in zip(rollback.kept, rollback.values, strict=True)]
+        seen.append((bool(undone), all(same)))
 
-    undo.take_back = watch  # type: ignore[method-assign]
+    rollback.undo = watch  # type: ignore[method-assign]
     spoil(trainer, 3)
     with caplog.at_level("WARNING", "segwright"):
         trainer.fit()
@@ -89,7 +89,7 @@ def test_a_run_stops_after_so_many_steps_in_a_row(
     spoil(trainer, *bad)
     if stops is None:
         trainer.fit()
-        assert trainer.streak == 0
+        assert trainer.guard.streak == 0
         return
     with pytest.raises(Stopped, match=rf"the loss became nan at step {stops} of 6 \(epoch {-(-stops // 2)}, images"):
         trainer.fit()
@@ -184,7 +184,7 @@ def test_results_are_shown_where_a_registered_writer_shows_them(tmp_path: Path) 
     assert {"2 train/loss", "5 val/Mean_IoU", "5 val/inputs_targets_predictions", "0 the end"} <= set(lines)
 
 
-class TestDrill:
+class TestMemoryCheck:
     """`memory_drill`."""
 
     def test_it_changes_nothing(self, tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ class TestDrill:
         without, with_it = (launch(tmp_path, trainer={**options, "memory_drill": each}) for each in (False, True))
         assert (with_it / "metrics.jsonl").read_bytes() == (without / "metrics.jsonl").read_bytes()
         log = (with_it / "train.log").read_text()
-        assert "memory drill: a step on 2 images of 32x32, or validating one of 40x48, fits" in log
-        assert "memory drill" not in (without / "train.log").read_text()
+        assert "memory check: a step on 2 images of 32x32, or validating one of 40x48, fits" in log
+        assert "memory check" not in (without / "train.log").read_text()
 
     def test_it_names_what_to_turn(
         self, tmp_path: Path, config_file: Any, train_command: Any, monkeypatch: pytest.MonkeyPatch
@@ -201,10 +201,10 @@ class TestDrill:
         def fail(self: Trainer) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-        monkeypatch.setattr(Trainer, "descend", fail)
+        monkeypatch.setattr(Trainer, "update_weights", fail)
         answer = train_command("-c", config_file({"trainer.memory_drill": True}), "--import", "tests.tiny")
         assert answer.status == 4
-        assert answer.errors[0].startswith("memory drill: a step on 2 images of 32x32, or validating one of 40x48, ")
+        assert answer.errors[0].startswith("memory check: a step on 2 images of 32x32, or validating one of 40x48, ")
         assert "trainer.activation_checkpointing" in answer.errors[0]
         assert not list((tmp_path / "saved").glob("tiny/*/last.pth"))
 
@@ -270,19 +270,19 @@ def test_no_step_waits_for_its_device_between_two_log_steps(
             torch.Tensor, name, lambda self, *a, f=original, n=name: waits.found.append(n) or f(self, *a)
         )
 
-    def look() -> None:
+    def note() -> None:
         read.append(list(waits.found))
         after_step()
 
     step = trainer.train_step
 
-    def start(batch: Any) -> torch.Tensor:
+    def start(batch: Any) -> StepResult:
         waits.found.clear()  # at the start of an epoch torch draws a number for its data workers
         return step(batch)
 
-    trainer.after_step, trainer.train_step = look, start  # type: ignore[method-assign]
+    trainer.after_step, trainer.train_step = note, start  # type: ignore[method-assign]
     step(next(iter(trainer.train_loader.batches())))  # what depends on sizes alone is computed once
     with waits:
         trainer.train_epoch()
     assert read[0] == []
-    assert "tolist" in read[1]  # the last step of an epoch is looked at, or this would show nothing
+    assert "tolist" in read[1]  # the last step of an epoch is read, or this would show nothing

@@ -94,10 +94,10 @@ def test_two_processes_on_one_gpu_with_batch_norm_over_both_train_as_one_does(
             assert two[key] == pytest.approx(one[key], rel=0.02), key
 
 
-def test_a_memory_drill_comes_first(tmp_path: Path, train_command: Any) -> None:
+def test_a_memory_check_comes_first(tmp_path: Path, train_command: Any) -> None:
     answer = trained(tmp_path, train_command, "-d", "cuda", epochs=1)
     assert answer.status == 0
-    assert "memory drill: a step on 2 images of 32x32, or validating one of 40x48, fits" in answer.out
+    assert "memory check: a step on 2 images of 32x32, or validating one of 40x48, fits" in answer.out
 
 
 @pytest.mark.parametrize("parts", [{"activation_checkpointing": True}, {"nan_streak": 2}])

@@ -117,7 +117,7 @@ def predict(command, run_dir, images, output, *more):
 
 
 @pytest.mark.parametrize(
-    "look",
+    "flags",
     [
         ["--mode", "single"],
         ["--mode", "single", "--flip"],
@@ -128,13 +128,13 @@ def predict(command, run_dir, images, output, *more):
     ],
     ids=" ".join,
 )
-def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path, look):
+def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path, flags):
     run_dir, data = file_run
-    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "new" / "r.json", *look)
+    answer = evaluate_command("-m", run_dir / "last.pth", "--output", tmp_path / "new" / "r.json", *flags)
     assert answer.status == 0, answer.err
     results = json.loads((tmp_path / "new" / "r.json").read_text())
     answer = inference_command(
-        *("-m", run_dir / "last.pth", "-i", data / "val" / "images", "-o", tmp_path / "out", "--save", "index", *look)
+        *("-m", run_dir / "last.pth", "-i", data / "val" / "images", "-o", tmp_path / "out", "--save", "index", *flags)
     )
     assert answer.status == 0, answer.err
     counts = np.zeros((3, 3), np.int64)
@@ -150,21 +150,21 @@ def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inf
     assert results["metrics"]["Mean_IoU"] == pytest.approx((np.diag(counts)[union > 0] / union[union > 0]).mean())
     assert results["images"] == len(SIZES)
     assert results["protocol"]["size"] == "native"
-    assert results["protocol"]["mode"] == look[1]
-    assert results["protocol"]["flip"] is ("--flip" in look)
+    assert results["protocol"]["mode"] == flags[1]
+    assert results["protocol"]["flip"] is ("--flip" in flags)
     assert [row["name"] for row in results["classes"]] == ["ground", "square", "dot"]
 
 
 @pytest.mark.parametrize(
-    "look", [["--mode", "sliding", "--window", "128", "128"], ["--mode", "multiscale", "--scales", "1"]], ids=" ".join
+    "flags", [["--mode", "sliding", "--window", "128", "128"], ["--mode", "multiscale", "--scales", "1"]], ids=" ".join
 )
-def test_one_look_is_the_single_mode(file_run, inference_command, tmp_path, look):
+def test_one_window_or_one_scale_is_the_single_mode(file_run, inference_command, tmp_path, flags):
     run_dir, data = file_run
     outputs = []
-    for number, flags in enumerate((["--mode", "single"], look)):
+    for number, mode in enumerate((["--mode", "single"], flags)):
         outputs.append(tmp_path / str(number))
         files = ["-i", data / "val" / "images", "-o", outputs[-1], "--save", "index"]
-        assert inference_command("-m", run_dir / "last.pth", *files, *flags).status == 0
+        assert inference_command("-m", run_dir / "last.pth", *files, *mode).status == 0
     for path in outputs[0].iterdir():
         assert path.read_bytes() == (outputs[1] / path.name).read_bytes()
 
@@ -181,7 +181,7 @@ def test_one_look_is_the_single_mode(file_run, inference_command, tmp_path, look
         (["--batch-size", "0"], "--batch-size 0: too few."),
     ],
 )
-def test_a_look_that_cannot_be_meant_is_refused(finished_run, pictures, inference_command, tmp_path, flags, expected):
+def test_flags_that_cannot_be_meant_are_refused(finished_run, pictures, inference_command, tmp_path, flags, expected):
     answer = inference_command("-m", finished_run / "last.pth", "-i", pictures, "-o", tmp_path / "out", *TINY, *flags)
     assert answer.status == 2
     assert answer.errors[0].startswith(expected)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import pytest
 import torch
 
 import train
+from engine.check import check_config
+from engine.config import RunConfig
+from engine.resume import Resume
 from tests.tiny import tiny_config
 from utils.errors import UserError, run
 from utils.run_folder import Lock, is_locked
@@ -306,6 +310,24 @@ def test_another_config_is_refused_by_name(tmp_path: Path, capsys: pytest.Captur
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert [line.split(": ")[1] for line in lines] == ["optimizer.args.lr", "aux_factor"]
     assert "0.5, but" in lines[0]
+
+
+def test_a_run_on_several_training_sets_may_go_on_with_other_workers_and_folders(tmp_path: Path) -> None:
+    first = tiny_config(tmp_path)["train_loader"]
+    own = {name: value for name, value in first["args"].items() if name not in ("batch_size", "num_workers")}
+    other = {"type": "Squares", "args": {**own, "split": "val"}}
+    made = check_config(tiny_config(tmp_path, train_loader=[first, other]))
+    resume = Resume(tmp_path / "last.pth", {"config": made.to_json()})  # type: ignore[typeddict-item]
+
+    def changed(number: int, **args: Any) -> RunConfig:
+        loaders = [deepcopy(first), deepcopy(other)]
+        loaders[number]["args"] |= args
+        return check_config(tiny_config(tmp_path, train_loader=loaders))
+
+    resume.compare(changed(0, num_workers=3))
+    resume.compare(changed(1, data_dir="/moved"))
+    with pytest.raises(UserError, match=r"^train_loader\[1\]\.args\.length: 4, but .*last\.pth was trained with 11\."):
+        resume.compare(changed(1, length=4))
 
 
 def test_auto_starts_afresh_where_nothing_matches(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine.assemble import describe
+from engine.assemble import validation_protocol
 from engine.check import check_config
-from engine.config import RunConfig, evaluation_section, protocol_of, result_keys
+from engine.config import RunConfig, evaluation_data, evaluation_section, result_keys
 from tests.tiny import tiny_config
 from utils.errors import ConfigError
+from utils.protocol import EvaluationProtocol
 
 
 def checked(**changes: Any) -> RunConfig:
@@ -36,27 +37,28 @@ def validated_on(**args: Any) -> dict[str, Any]:
     ],
 )
 def test_figures_are_stamped_with_what_validation_looked_at(args: dict[str, Any], mode: str, size: Any) -> None:
-    stamp = describe(checked(val_loader=validated_on(**args)), {})["protocol"]
+    stamp = validation_protocol(checked(val_loader=validated_on(**args))).to_json()
     assert (stamp["mode"], stamp["size"]) == (mode, size)
 
 
 def test_a_run_without_validation_is_stamped_so() -> None:
     trainer = {**tiny_config(Path("saved"))["trainer"], "val": False, "monitor": "off"}
-    assert describe(checked(trainer=trainer), {})["protocol"] == {"mode": "none"}
+    assert validation_protocol(checked(trainer=trainer)).to_json() == {"mode": "none"}
 
 
 def test_what_is_held_out_is_stamped_and_validated_without_augmentation() -> None:
     loader = tiny_config(Path("saved"))["train_loader"]
     loader["args"] |= {"val_split": 0.25}
     config = checked(train_loader=loader, val_loader=None)
-    stamp = describe(config, {})["protocol"]
+    stamp = validation_protocol(config).to_json()
     assert (stamp["mode"], stamp["size"], stamp["held_out"]) == ("center_crop", [32, 32], 0.25)
-    assert "held_out" not in protocol_of(evaluation_section(config, split="val"))
+    assert evaluation_data(evaluation_section(config, split="val")).held_out is None
 
 
 @pytest.mark.parametrize("args", [{"augment": True, "crop_size": 33, "flip": True}, {"resize": {"short_side": 50}}])
 def test_evaluation_looks_at_whole_images_whatever_validation_did(args: dict[str, Any]) -> None:
-    stamp = protocol_of(evaluation_section(checked(val_loader=validated_on(**args))))
+    data = evaluation_data(evaluation_section(checked(val_loader=validated_on(**args))))
+    stamp = EvaluationProtocol(data=data).to_json()
     assert (stamp["mode"], stamp["size"]) == ("single", "native")
 
 

@@ -1,4 +1,4 @@
-"""Windows, scales and mirror images: every pixel is seen, and one look changes nothing."""
+"""Windows, scales and mirror images: every pixel is seen, and the whole image once is plain prediction."""
 
 from __future__ import annotations
 

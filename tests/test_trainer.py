@@ -22,18 +22,23 @@ from torch import nn
 import train
 from base.base_dataloader import BatchSampler, Loader
 from base.base_dataset import DatasetView
-from base.base_trainer import Monitor, TrainerConfig
+from base.base_trainer import TrainerConfig
+from base.monitor import Monitor
 from engine import preflight, results
+from engine.assemble import wrap_network
 from models.build import build_model
 from tests.tiny import Squares, tiny_config
-from trainer import AveragedModel, Trainer
+from trainer import StepResult, Trainer
 from utils import checkpoint, distributed
+from utils.ema import ExponentialMovingAverage
 from utils.errors import ConfigError, DataError, Interrupted, Stopped, run
 from utils.images import read_image
 from utils.losses.criterion import build_criterion
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
+from utils.protocol import EvaluationData, EvaluationProtocol
 from utils.reproducibility import make_deterministic
+from utils.tta import TestTimeAugmentation
 
 ARCH = {
     "type": "EncoderDecoder",
@@ -51,6 +56,7 @@ def make_trainer(
     loss: Any = "CrossEntropyLoss2d",
     freeze_bn: bool = False,
     val_length: int = 3,
+    unused: bool = False,
     **options: Any,
 ) -> Trainer:
     """A trainer from finished objects: no JSON file, no run folder of its own making."""
@@ -62,10 +68,13 @@ def make_trainer(
     validation = DatasetView(Squares(length=val_length, split="val"), None)
     config = TrainerConfig(**{"epochs": 2, "log_per_iter": 1, **options})
     optimizer = build_optimizer({"type": "SGD", "args": {"lr": 0.05, "momentum": 0.9}}, model)
+    if unused:
+        model.register_parameter("spare", nn.Parameter(torch.ones(2)))
     return Trainer(
         config,
         folder,
         model=model,
+        network=wrap_network(model, config, unused=unused),
         criterion=build_criterion(loss, num_classes=3),
         optimizer=optimizer,
         schedule=build_scheduler("Poly", optimizer, total_steps=4, steps_per_epoch=2),
@@ -106,14 +115,14 @@ def test_a_trainer_needs_no_config_file(tmp_path: Path) -> None:
         {"type": "TopKCrossEntropyLoss", "args": {"per_image": True}},
     ],
 )
-def test_parts_of_a_batch_train_as_the_whole_does(tmp_path: Path, loss: Any) -> None:
+def test_micro_batches_train_as_the_whole_batch_does(tmp_path: Path, loss: Any) -> None:
     whole = make_trainer(tmp_path, loss=loss, freeze_bn=True)
     parts = make_trainer(tmp_path, loss=loss, freeze_bn=True, accumulate=4)
     before = {name: value.clone() for name, value in whole.model.state_dict().items()}
     for each in (whole, parts):
         each.model.train()
         batch = next(iter(each.train_loader.batches()))
-        each.loss = each.train_step(batch)  # type: ignore[attr-defined]
+        each.loss = each.train_step(batch).loss  # type: ignore[attr-defined]
     torch.testing.assert_close(whole.loss, parts.loss, rtol=1e-5, atol=0)  # type: ignore[attr-defined]
     moved = 0
     for name, value in whole.model.state_dict().items():
@@ -122,7 +131,7 @@ def test_parts_of_a_batch_train_as_the_whole_does(tmp_path: Path, loss: Any) -> 
     assert moved > 20
 
 
-def test_losses_hear_the_step_being_taken_also_in_parts_and_after_resuming(tmp_path: Path) -> None:
+def test_losses_hear_the_step_being_taken_also_in_micro_batches_and_after_resuming(tmp_path: Path) -> None:
     loss = {"type": "TopKCrossEntropyLoss", "args": {"top_k_percent": 0.2, "hard_example_mining_step": 4}}
     shares: list[float] = []
 
@@ -132,7 +141,9 @@ def test_losses_hear_the_step_being_taken_also_in_parts_and_after_resuming(tmp_p
         return trainer
 
     listen(make_trainer(tmp_path, loss=loss, accumulate=2, val=False)).fit()
-    assert shares == pytest.approx([share for share in (1, 0.8, 0.6, 0.4) for _ in range(4)])  # 2 parts, each with aux
+    assert shares == pytest.approx(
+        [share for share in (1, 0.8, 0.6, 0.4) for _ in range(4)]
+    )  # 2 micro-batches, each with aux
     shares.clear()
     path = tmp_path / "last.pth"
     longer = listen(make_trainer(tmp_path, loss=loss, accumulate=2, val=False, epochs=3))
@@ -146,7 +157,7 @@ def test_losses_hear_the_step_being_taken_also_in_parts_and_after_resuming(tmp_p
 
 def test_the_average_of_the_weights_is_what_the_formula_says() -> None:
     model = build_model(ARCH, num_classes=3)
-    average, expected = AveragedModel(model, 0.9), model.head.classify.bias.detach().clone()
+    average, expected = ExponentialMovingAverage(model, 0.9), model.head.classify.bias.detach().clone()
     for n in (1, 2, 3):
         with torch.no_grad():
             model.head.classify.bias += n
@@ -179,7 +190,7 @@ def test_dropout_depends_on_the_step_and_not_on_what_happened_before(tmp_path: P
                 module.p = 0.5
         trainer.model.train()
         torch.rand(3 * len(losses))
-        losses.append(trainer.train_step(next(iter(trainer.train_loader.batches()))).item())
+        losses.append(trainer.train_step(next(iter(trainer.train_loader.batches()))).loss.item())
     assert losses[0] == losses[1]
 
 
@@ -298,10 +309,10 @@ def test_max_steps_stops_exactly_there(tmp_path: Path) -> None:
 
 
 def test_a_signal_that_comes_while_a_step_is_counted_is_not_obeyed_before_all_is_saved(tmp_path: Path) -> None:
-    looks = iter([0])  # the first look sees nothing; all later ones do
+    signals = iter([0])  # none when it is first read; one whenever it is read later
 
     class Late(Trainer):
-        signal = property(lambda self: next(looks, signal.SIGTERM), lambda self, value: None)
+        signal = property(lambda self: next(signals, signal.SIGTERM), lambda self, value: None)
 
     trainer = make_trainer(tmp_path)
     trainer.__class__ = Late
@@ -327,7 +338,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path: Pa
     trainer = make_trainer(tmp_path, epochs=5, log_per_iter=1)
     step = trainer.train_step
 
-    def explode(batch: Any) -> torch.Tensor:
+    def explode(batch: Any) -> StepResult:
         if trainer.progress.step == 5:
             with torch.no_grad():
                 next(trainer.model.parameters()).fill_(math.nan)
@@ -346,15 +357,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path: Pa
 
 def test_weights_that_are_not_finite_are_never_saved_though_the_loss_was(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    descend = trainer.descend
+    update_weights = trainer.update_weights
 
     def explode() -> None:
-        descend()
+        update_weights()
         if trainer.progress.step == 3:  # of four: no loss will ever tell
             with torch.no_grad():
                 trainer.model.head.classify.bias.fill_(math.inf)
 
-    trainer.descend = explode  # type: ignore[method-assign]
+    trainer.update_weights = explode  # type: ignore[method-assign]
     with pytest.raises(
         Stopped, match=r"weights such as 'head\.classify\.bias' are not finite after step 4 of 4"
     ) as error:
@@ -377,7 +388,7 @@ def test_what_the_machine_fails_to_do_ends_with_status_4_and_the_last_checkpoint
 ) -> None:
     step = Trainer.train_step
 
-    def fail(self: Trainer, batch: Any) -> torch.Tensor:
+    def fail(self: Trainer, batch: Any) -> StepResult:
         if self.progress.step == 5:
             raise error
         return step(self, batch)
@@ -397,7 +408,7 @@ def test_a_data_worker_that_dies_during_a_step_is_named(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.train_loader = Loader(DatasetView(Squares(length=9, size=(33, 41)), None), 4, training=True, num_workers=1)
 
-    def murder(batch: Any) -> torch.Tensor:
+    def murder(batch: Any) -> StepResult:
         iterator = trainer.train_loader._loader._iterator
         os.kill(iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
         time.sleep(60)  # torch tells of it by an error from here
@@ -418,7 +429,7 @@ def test_errors_of_ours_stay_what_they_are(tmp_path: Path) -> None:
 def test_an_operation_that_cannot_be_deterministic_is_refused_by_the_key_that_asked(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
 
-    def step(batch: Any) -> torch.Tensor:
+    def step(batch: Any) -> StepResult:
         raise RuntimeError("pool_backward_cuda does not have a deterministic implementation, but you set ...")
 
     trainer.train_step = step  # type: ignore[method-assign]
@@ -521,6 +532,43 @@ def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
     assert "Guessing each place's most frequent class" in log
 
 
+def test_validation_predicts_by_the_protocol_that_is_stamped_on_its_figures(tmp_path: Path) -> None:
+    data = EvaluationData(preprocessing="single", size="native", dataset="Squares", split="val")
+    trainer = make_trainer(tmp_path, epochs=1)
+    trainer.protocol = EvaluationProtocol(data=data, tta=TestTimeAugmentation(flip=True), precision="bf16")
+    seen: list[torch.dtype] = []
+
+    def listen(_: nn.Module, inputs: Any, output: Any) -> None:
+        if not trainer.model.training:
+            seen.append(output.dtype)
+
+    trainer.model.head.classify.register_forward_hook(listen)
+    trainer.fit()
+    assert seen == [torch.bfloat16] * 6  # three images, each of them mirrored too
+    stamp = torch.load(tmp_path / "last.pth", weights_only=True)["protocol"]
+    assert stamp == {
+        "mode": "single",
+        "size": "native",
+        "dataset": "Squares",
+        "split": "val",
+        "scales": [1.0],
+        "flip": True,
+        "precision": "bf16",
+        "mean": "classes absent from truth and prediction are left out",
+    }
+
+
+def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) -> None:
+    model = build_model(ARCH, num_classes=3)
+    names = list(model.state_dict())
+    config = TrainerConfig(epochs=1, activation_checkpointing=True, channels_last=True)
+    network = wrap_network(model, config)
+    assert list(model.state_dict()) == names
+    assert model.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    network(torch.zeros(2, 3, 33, 41, dtype=torch.uint8)).logits.sum().backward()
+    assert model.backbone.conv1.weight.grad is not None
+
+
 def test_freezing_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, freeze_bn=True)
     before = {name: value.clone() for name, value in trainer.model.named_buffers()}
@@ -548,7 +596,7 @@ def test_init_from_takes_the_weights_that_fit(tmp_path: Path, capsys: pytest.Cap
     assert results.RANDOM_START not in second_log
 
 
-def test_fine_tuning_starts_from_the_weights_that_were_judged_and_so_does_their_average(tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_weights_that_were_validated_and_so_does_their_average(tmp_path: Path) -> None:
     first = launch(tmp_path, trainer={"ema": 0.5})
     wanted = torch.load(first / "best_model.pth", weights_only=True)["ema"]["state_dict"]
     second = launch(tmp_path, "--set", f"init_from={first / 'best_model.pth'}", "--lr", "0", trainer={"ema": 0.5})
@@ -611,7 +659,7 @@ class TestOrder:
 
 
 def test_the_last_batch_may_be_kept_and_then_counts_in_full(tmp_path: Path) -> None:
-    """11 images in batches of 4: three steps, the last one on 3 images in 2 parts."""
+    """11 images in batches of 4: three steps, the last one on 3 images in 2 micro-batches."""
     config = tiny_config(tmp_path)
     config["train_loader"]["args"] |= {"batch_size": 4, "drop_last": False}
     run_dir = launch(tmp_path, trainer={"epochs": 2, "accumulate": 2}, train_loader=config["train_loader"])
@@ -619,7 +667,7 @@ def test_the_last_batch_may_be_kept_and_then_counts_in_full(tmp_path: Path) -> N
     loader = Loader(DatasetView(Squares(length=11), None), 4, training=True, drop_last=False)
     assert [len(batch.keys) for batch in loader.batches()] == [4, 4, 3]
     assert len({key for batch in loader.batches() for key in batch.keys}) == 11
-    # Parts of an incomplete batch train as the whole does.
+    # Micro-batches of an incomplete batch train as the whole does.
     (last,) = list(loader.batches(position=8))
     parameters = []
     for parts in (1, 2, 4):

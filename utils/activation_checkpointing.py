@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 def checkpoint_activations(model: nn.Module) -> None:
     """Let each block of `model` keep only its input when it trains; its state dict stays as it is."""
     for block in blocks_of(model):
-        block.forward = functools.partial(_call, block, block.forward)  # type: ignore[method-assign]
+        block.forward = functools.partial(_call, block, block.forward)
 
 
 def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
-    """What to compute twice: the largest modules inside that are no chains or branches of such modules themselves.
+    """Give the modules to compute twice: the largest inside that are no chains or branches of such modules themselves.
 
     In a ResNet these are its residual blocks; in a pyramid, its levels.
     """
@@ -51,13 +51,13 @@ def _call(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: 
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first pass, and the second."""
-    return nullcontext(), _forgetting(block)
+    """Give what surrounds the first pass, and the second."""
+    return nullcontext(), _throwaway_statistics(block)
 
 
 @contextmanager
-def _forgetting(block: nn.Module) -> Iterator[None]:
-    """Let batch norm remember what it sees in copies of its buffers, which are thrown away."""
+def _throwaway_statistics(block: nn.Module) -> Iterator[None]:
+    """Let batch norm update copies of its running statistics, which are thrown away."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     buffers = [norm._buffers for norm in norms]
     for norm in norms:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,102 @@ from utils.errors import CheckpointError, Stopped, failure_of_machine
 from utils.schema import fits
 
 FORMAT = 1
-# What everybody who reads one of our checkpoints counts on; the trainer checks what is its own.
+
+
+class Description(TypedDict):
+    """What a checkpoint says about its model: enough to use it without the config it was trained with.
+
+    Keys:
+        arch: Type and arguments of the network.
+        config: The resolved config.
+        meaning_hash: Hash of what in it changes the results.
+        classes: Names of the classes.
+        palette: Their colors.
+        left_out: Classes that are in no mean.
+        normalization: Mean and std by which the model normalises.
+        environment: Versions, device, command line; `modules` names those with third-party components.
+    """
+
+    arch: dict[str, Any]
+    config: dict[str, Any]
+    meaning_hash: str
+    classes: list[str]
+    palette: list[list[int]]
+    left_out: list[int]
+    normalization: dict[str, list[float]]
+    environment: dict[str, Any]
+
+
+class Best(TypedDict):
+    """The best monitored value, None before the first, and the epoch that gave it."""
+
+    value: float | None
+    epoch: int
+
+
+class Running(TypedDict):
+    """Sums over the open epoch: losses, pixels, and the steps whose loss was not finite (not in early files)."""
+
+    loss: Tensor
+    matrix: dict[str, Tensor]
+    left_out: int
+
+
+class NetworkState(TypedDict):
+    """What training has made of the network and of all that it trains with.
+
+    Keys:
+        protocol: How validation measures.
+        state_dict: Weights and buffers by name, without prefixes of wrappers.
+        optimizer: State of the optimiser.
+        scaler: State of the loss scaling of fp16; empty without.
+        ema: Averaged weights (`state_dict`) and the number of `updates`; None without.
+        lr_scheduler: State of a schedule of torch's own; ours are functions of the step.
+        running: Sums over the open epoch.
+        nan_streak: Steps in a row, up to the newest, whose loss was not finite; not in early files.
+    """
+
+    protocol: dict[str, Any]
+    state_dict: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    ema: dict[str, Any] | None
+    lr_scheduler: dict[str, Any]
+    running: Running
+    nan_streak: int
+
+
+class Position(TypedDict):
+    """How far a run has come.
+
+    Keys:
+        epoch: Completed epochs.
+        step: Optimiser steps taken.
+        total_steps: Steps of the whole run as it was planned.
+        position: Images of the open epoch that have been used.
+        best: The best result so far.
+        history: The lines of metrics.jsonl.
+    """
+
+    epoch: int
+    step: int
+    total_steps: int
+    position: int
+    best: Best
+    history: list[dict[str, Any]]
+
+
+class TrainingState(Position, NetworkState):
+    """All that training goes on from, exactly."""
+
+
+class Checkpoint(Description, TrainingState):
+    """The content of a checkpoint. One that is only to predict may lack what only training needs."""
+
+    format: int
+
+
+# What everybody who reads one of our checkpoints counts on.
 CONTENT: dict[str, Any] = {
     "arch": dict[str, Any],
     "config": dict[str, Any],
@@ -37,6 +132,8 @@ CONTENT: dict[str, Any] = {
     "state_dict": dict[str, Any],
     "ema": dict[str, Any] | None,
 }
+# What exact resume counts on besides.
+RESUMABLE = ("epoch", "step", "total_steps", "position", "best", "history", "state_dict", "optimizer")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, DistributedDataParallel and torch.compile
 
 
@@ -130,7 +227,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with the file, or an empty text.
+    """Say what is wrong with the file; an empty text if nothing is.
 
     `torch.load` skips the checksums that `torch.save` writes (four of five flipped bits load silently), so they
     are compared here.
@@ -176,7 +273,7 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_run(path: Path) -> dict[str, Any]:
+def load_run(path: Path) -> Checkpoint:
     """Read a checkpoint of ours, complete with what describes it.
 
     Raises:
@@ -191,11 +288,22 @@ def load_run(path: Path) -> dict[str, Any]:
         if key not in state or not fits(state[key], kind):
             what = f"'{key}' is not what it should be" if key in state else f"lacks '{key}'"
             raise CheckpointError(f"{path}: is not a whole Segwright checkpoint ({what}). Name another one.")
-    return state
+    return cast(Checkpoint, state)
+
+
+def training_state_of(state: Mapping[str, Any], path: Path) -> TrainingState:
+    """Take a checkpoint's content as what training goes on from.
+
+    Raises:
+        CheckpointError: It lacks some of that.
+    """
+    if missing := [key for key in RESUMABLE if key not in state]:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}. Use it as init_from, not as --resume.")
+    return cast(TrainingState, state)
 
 
 def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint or a bare state dict, without prefixes of wrappers.
+    """Take the model's weights from a checkpoint or a bare state dict, without prefixes of wrappers.
 
     Raises:
         CheckpointError: There are none.
@@ -207,7 +315,7 @@ def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def judged_weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights that validation judged: the averaged ones, where a checkpoint has some; else as `weights_of`.
+    """Take the weights that validation measured: the averaged ones, where a checkpoint has some; else as `weights_of`.
 
     Raises:
         CheckpointError: There are none.
@@ -216,7 +324,7 @@ def judged_weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]
 
 
 def strip_prefixes(name: str) -> str:
-    """`name` of a parameter without what wrappers put before it."""
+    """Take off a parameter's `name` what wrappers put before it."""
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name
@@ -250,8 +358,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     model.load_state_dict(dict(weights))
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The checkpoint of a run folder to go on from: last.pth or, where it is damaged, last.prev.pth.
+def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]] | None:
+    """Find the checkpoint of a run folder to go on from: last.pth or, where it is damaged, last.prev.pth.
 
     Returns:
         Path, content, and a line for each file that had to be passed over; None if there is no checkpoint at all.

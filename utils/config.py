@@ -230,7 +230,17 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
         for key in (*old, *(key for key in new if key not in old)):
             found |= differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         return found
+    if is_list_of_objects(old) and is_list_of_objects(new) and len(old) == len(new):
+        found = {}
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            found |= differences(before, after, f"{where}[{index}]")
+        return found
     return {} if old == new else {where: (old, new)}
+
+
+def is_list_of_objects(value: Any) -> bool:
+    """Whether a config's value is a list whose items have keys, such as several training sets."""
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def _whole(value: Any) -> Any:

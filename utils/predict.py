@@ -1,4 +1,4 @@
-"""From an image to a label map, by the same steps in validation, evaluation and inference."""
+"""From an image to a label map: the same steps in validation while training, in evaluate.py and in inference.py."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from torch import Tensor, nn
 from utils.classes import ClassTable
 from utils.images import read_bands, read_image
 from utils.losses.strips import predicted_labels
-from utils.outputs import resize
-from utils.tta import Predict, TestTimeAugmentation, mirrored, multi_scale, sliding
+from utils.outputs import SegOutput, resize
+from utils.precision import autocast
+from utils.protocol import EvaluationData, EvaluationProtocol
+from utils.tta import TestTimeAugmentation
 
 
 class Predictor:
-    """A trained model that turns images into label maps.
+    """Turn images into label maps with a trained model.
 
     Args:
-        model: Takes raw images (N, C, H, W) and gives a SegOutput; on its device, in evaluation mode.
+        model: Takes raw images (N, C, H, W) and gives a SegOutput; on its device. It is put into evaluation mode.
         classes: Its classes.
         about: What its checkpoint says about itself.
-        precision: Arithmetic of the forward pass.
-        look: How to look at an image.
+        precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
+        tta: How to predict an image; None for the whole image once.
     """
 
     def __init__(
@@ -33,42 +35,41 @@ class Predictor:
         model: nn.Module,
         classes: ClassTable,
         about: Mapping[str, Any],
-        precision: torch.dtype = torch.float32,
-        look: TestTimeAugmentation | None = None,
+        precision: str = "fp32",
+        tta: TestTimeAugmentation | None = None,
     ) -> None:
-        self.model, self.classes, self.about = model.eval(), classes, about
-        self.look = look or TestTimeAugmentation()
+        self.model = model.eval()
+        self.classes = classes
+        self.about = about
+        self.precision = precision
+        self.tta = tta or TestTimeAugmentation()
         self.device = next(model.parameters()).device
-        self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+        self.autocast = autocast(self.device, precision)
+
+    def protocol(self, data: EvaluationData | None) -> EvaluationProtocol:
+        """State how figures are measured that this predicts on `data`."""
+        return EvaluationProtocol(data=data, tta=self.tta, precision=self.precision)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes, h, w) of raw images (N, C, H, W), at the resolution at which they were averaged.
+        """Predict raw images (N, C, H, W): logits (N, num_classes, h, w), at the resolution of their average.
 
-        A single look leaves them at the head's own.
+        The whole image once leaves them at the head's own.
         """
-        look, predict = self.look, self._one_look
-        predict = mirrored(predict) if look.flip else predict
-        images = images.to(self.device)
-        if look.mode == "sliding":
-            return sliding(predict, images, window=look.window, overlap=look.overlap, batch_size=look.batch_size)
-        return multi_scale(predict, images, look.scales, fast=look.fast)
+        return self.tta.logits(self._forward, images.to(self.device))
 
-    @property
-    def _one_look(self) -> Predict:
-        def predict(images: Tensor) -> Tensor:
-            with self.autocast:
-                return self.model(images).logits.float()
-
-        return predict
+    def _forward(self, images: Tensor) -> Tensor:
+        with self.autocast:
+            output: SegOutput = self.model(images)
+        return output.logits.float()
 
     @torch.inference_mode()
     def predict_batch(self, images: Tensor) -> Tensor:
-        """Label maps (N, H, W) uint8 of raw images (N, C, H, W)."""
+        """Predict label maps (N, H, W) uint8 of raw images (N, C, H, W)."""
         return predicted_labels(self.logits(images), (images.shape[-2], images.shape[-1]))
 
     def predict(self, image: str | Path | np.ndarray) -> np.ndarray:
-        """Label map (H, W) uint8 of an image: a file, or an array (H, W, C) uint8, RGB.
+        """Predict the label map (H, W) uint8 of an image: a file, or an array (H, W, C) uint8, RGB.
 
         Raises:
             DataError: The file cannot be read.
@@ -81,7 +82,7 @@ class Predictor:
         return self.predict_image(image)
 
     def read(self, path: Path) -> np.ndarray:
-        """The image in `path` with the channels that the model takes.
+        """Read the image in `path` with the channels that the model takes.
 
         Raises:
             DataError: It cannot be read, or has other channels.
@@ -90,7 +91,7 @@ class Predictor:
         return read_image(path) if channels == 3 and path.suffix != ".npy" else read_bands(path, channels)
 
     def predict_image(self, image: np.ndarray) -> np.ndarray:
-        """Label map (H, W) uint8 of an image (H, W, C), at its own size.
+        """Predict the label map (H, W) uint8 of an image (H, W, C), at its own size.
 
         Raises:
             TypeError: The image is no array of what files may hold.
@@ -99,13 +100,13 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Probability of each class at each pixel, (num_classes, H, W) float32, of an image (H, W, C)."""
+        """Predict the probability of each class at each pixel, (num_classes, H, W) float32, of an image (H, W, C)."""
         logits = resize(self.logits(as_batch(image)), (image.shape[0], image.shape[1]))
         return logits[0].softmax(dim=0).cpu().numpy()
 
 
 def as_batch(image: np.ndarray) -> Tensor:
-    """An image (H, W, C), uint8, or uint16 or float32 as in training, as a batch (1, C, H, W) of raw values.
+    """Make a batch (1, C, H, W) of raw values of an image (H, W, C), uint8, or uint16 or float32 as in training.
 
     Raises:
         TypeError: It is something else.

@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # it needs torch, which --help need not wait for
 
 # Scales of the multiscale mode, as pytorch-segmentation has them; its Cityscapes adds one.
 SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-
 CITYSCAPES_SCALES = (*SCALES, 2.25)
 
 OVERLAP = 1 / 3
@@ -36,7 +35,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str) -> None:
     """Give `parser` the flags that `tta_from_args` reads."""
     add = parser.add_argument
-    add("-mo", "--mode", choices=modes, default=default, help=f"how to look at an image (default: {default})")
+    add("-mo", "--mode", choices=modes, default=default, help=f"how to predict an image (default: {default})")
     shown = " ".join(f"{scale:g}" for scale in SCALES)
     add("--scales", type=float, nargs="+", metavar="S", help=f"multiscale: factors of the size (default: {shown})")
     add("--flip", action="store_true", help="average with the mirrored image too")
@@ -47,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
 
 
 def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTimeAugmentation:
-    """The look that flags ask for.
+    """Make the test-time augmentation that flags ask for.
 
     Args:
         args: With the flags of `add_flags`.
@@ -58,14 +57,44 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
     """
     from utils.tta import TestTimeAugmentation
 
-    used = {"scales": "multiscale", "window": "sliding"}
-    problems = [
+    if problems := [*flags_without_effect(args), *values_out_of_range(args)]:
+        raise UserError(*problems)
+    loaders = about["config"]["train_loader"]
+    loader = loaders[0] if isinstance(loaders, list) else loaders
+    crop = args.window or loader["args"].get("crop_size") or WINDOW
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    scales: Sequence[float] = (1.0,)
+    if args.mode == "multiscale":
+        usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
+        scales = args.scales or usual
+    return TestTimeAugmentation(
+        mode=args.mode,
+        scales=tuple(scales),
+        flip=args.flip,
+        window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
+        overlap=args.overlap,
+        fast=args.fast,
+        batch_size=args.batch_size,
+    )
+
+
+def flags_without_effect(args: argparse.Namespace) -> list[str]:
+    """Say which flags were given that this mode does not read."""
+    given = {
+        "scales": ("multiscale", args.scales is not None),
+        "window": ("sliding", args.window is not None),
+        "fast": ("multiscale", args.fast),
+    }
+    return [
         f"--{flag}: has no effect in mode {args.mode}. Use --mode {mode} or leave it out."
-        for flag, mode in used.items()
-        if getattr(args, flag) is not None and args.mode != mode
+        for flag, (mode, is_given) in given.items()
+        if is_given and args.mode != mode
     ]
-    if args.fast and args.mode != "multiscale":
-        problems.append(f"--fast: has no effect in mode {args.mode}. Use --mode multiscale or leave it out.")
+
+
+def values_out_of_range(args: argparse.Namespace) -> list[str]:
+    """Say which values of flags make no sense."""
+    problems = []
     if args.scales and not all(0.05 <= scale <= 16 for scale in args.scales):
         problems.append(f"--scales {' '.join(map(str, args.scales))}: out of range. Use factors from 0.05 to 16.")
     if args.window and min(args.window) < 1:
@@ -74,19 +103,4 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
         problems.append(f"--overlap {args.overlap}: out of range. Use a share from 0 to 0.95.")
     if args.batch_size < 1:
         problems.append(f"--batch-size {args.batch_size}: too few. Use at least 1.")
-    if problems:
-        raise UserError(*problems)
-    loaders = about["config"]["train_loader"]
-    loader = loaders[0] if isinstance(loaders, list) else loaders
-    crop = args.window or loader["args"].get("crop_size") or WINDOW
-    height, width = (crop, crop) if isinstance(crop, int) else crop
-    usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
-    return TestTimeAugmentation(
-        mode=args.mode,
-        scales=tuple(args.scales or usual) if args.mode == "multiscale" else (1.0,),
-        flip=args.flip,
-        window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
-        overlap=args.overlap,
-        fast=args.fast,
-        batch_size=args.batch_size,
-    )
+    return problems

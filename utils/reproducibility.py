@@ -1,7 +1,7 @@
 """Randomness as a pure function of what it is for.
 
 Nothing draws from a generator that somebody else advances: the order of an epoch is a function of (seed, epoch),
-an augmentation of (seed, epoch, index), dropout of (seed, step, part, rank). So a run can go on from any step
+an augmentation of (seed, epoch, index), dropout of (seed, step, micro-batch, rank). So a run can go on from any step
 without a single generator state having been saved, and for any number of workers.
 """
 
@@ -45,9 +45,9 @@ def stream(
     return np.random.default_rng((seed, TAGS[tag], epoch, index))
 
 
-def seed_micro_batch(seed: int, step: int, part: int = 0, rank: int = 0) -> None:
-    """Seed torch's global generators, which dropout draws from, for one part of one optimiser step.
+def seed_micro_batch(seed: int, step: int, micro_batch: int = 0, rank: int = 0) -> None:
+    """Seed torch's global generators, which dropout draws from, for one micro-batch of one optimiser step.
 
     Called before each forward pass of training (82 us): whatever drew from them before does not matter.
     """
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, part, rank)).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, micro_batch, rank)).generate_state(1, np.uint64)[0] >> 1))

@@ -24,7 +24,7 @@ LONGEST = 200  # bytes; file systems take 255, and TensorBoard's files need some
 
 
 def check_name(name: str) -> str:
-    """What is wrong with `name` as the name of a run, or an empty text."""
+    """Say what is wrong with `name` as the name of a run; an empty text if nothing is."""
     plain = name.isprintable() and not FORBIDDEN & set(name) and name.strip(". ") not in ("", "runs")
     if not plain or len(name.encode()) > LONGEST:
         return f"name: {show(name)} cannot name a folder of runs. Use up to {LONGEST} letters, digits, '-' and '_'."
@@ -63,7 +63,7 @@ def remove_unstarted(folder: Path) -> None:
 
 
 class Lock:
-    """Keeps other processes from going on with a run; the kernel lets go of it when this process dies.
+    """Keep other processes from going on with a run; the kernel lets go of it when this process dies.
 
     Args:
         folder: The run's folder.
@@ -100,7 +100,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def past_runs(save_dir: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders of earlier runs of `name` and their resolved configs."""
+    """Give the folders of earlier runs of `name` and their resolved configs."""
     for path in sorted((save_dir / name).glob("*/config.json")):
         try:
             yield path.parent, json.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def check_space(folder: Path, checkpoint_bytes: int) -> None:
 
 
 def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions, device, seed, git commit and command line: what it takes to repeat a run."""
+    """Collect versions, device, seed, git commit and command line: what it takes to repeat a run."""
     import cv2
     import numpy
     import torch
@@ -150,7 +150,7 @@ def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, with ``+`` where files were changed; None outside a repository."""
+    """Find the commit of the code that runs, with ``+`` where files were changed; None outside a repository."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

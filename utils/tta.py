@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +12,16 @@ from torch import Tensor
 from utils.outputs import resize
 from utils.prediction_flags import OVERLAP, WINDOW
 
+Predict = Callable[[Tensor], Tensor]  # raw images (N, channels, H, W) to logits (N, C, h, w)
+
 
 @dataclass(frozen=True)
 class TestTimeAugmentation:
-    """What to average over.
+    """How to predict an image, and what to average over.
 
     Args:
-        mode: "single" whole image, "sliding" windows, "multiscale" resized copies, or "center_crop" of validation.
+        mode: "single" is the whole image once, "sliding" windows, "multiscale" resized copies, and "center_crop" what
+            validation in training cropped.
         scales: Factors of height and width in multiscale mode.
         flip: Average with the mirrored image too.
         window: Height and width of the windows in sliding mode.
@@ -27,6 +29,8 @@ class TestTimeAugmentation:
         fast: Average scales at the resolution of the head instead of the image's; nearly the same, much cheaper.
         batch_size: Windows per forward pass.
     """
+
+    __test__ = False  # pytest takes classes called Test... for tests
 
     mode: str = "single"
     scales: tuple[float, ...] = (1.0,)
@@ -36,19 +40,19 @@ class TestTimeAugmentation:
     fast: bool = False
     batch_size: int = 1
 
-    def protocol(self) -> dict[str, Any]:
-        """What to stamp on figures."""
-        stamp: dict[str, Any] = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip}
+    def logits(self, predict: Predict, images: Tensor) -> Tensor:
+        """Predict raw images (N, channels, H, W): logits (N, C, h, w), averaged over all that this asks for.
+
+        Their resolution is the one at which they were averaged; the whole image once leaves them at the head's own.
+        """
+        predict = mirrored(predict) if self.flip else predict
         if self.mode == "sliding":
-            stamp |= {"window": list(self.window), "overlap": round(self.overlap, 6)}
-        return stamp | ({"fast": True} if self.fast else {})
-
-
-Predict = Callable[[Tensor], Tensor]
+            return sliding(predict, images, window=self.window, overlap=self.overlap, batch_size=self.batch_size)
+        return multi_scale(predict, images, self.scales, fast=self.fast)
 
 
 def mirrored(predict: Predict) -> Predict:
-    """`predict`, averaged with what it says of the image with left and right exchanged."""
+    """Average what `predict` gives with what it says of the image with left and right exchanged."""
 
     def both(images: Tensor) -> Tensor:
         return (predict(images) + predict(images.flip(-1)).flip(-1)) / 2
@@ -57,7 +61,7 @@ def mirrored(predict: Predict) -> Predict:
 
 
 def multi_scale(predict: Predict, images: Tensor, scales: Sequence[float], *, fast: bool = False) -> Tensor:
-    """Logits averaged over resized copies of the images.
+    """Average logits over resized copies of the images.
 
     Args:
         predict: Gives logits of raw images.
@@ -85,7 +89,7 @@ def multi_scale(predict: Predict, images: Tensor, scales: Sequence[float], *, fa
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along a side so that each of its pixels is in at least one and none sticks out.
+    """List where windows begin along a side so that each of its pixels is in at least one and none sticks out.
 
     Args:
         length: Pixels of the side.
@@ -105,7 +109,7 @@ def sliding(
     overlap: float = 1 / 3,
     batch_size: int = 1,
 ) -> Tensor:
-    """Logits averaged over windows that cover the images.
+    """Average logits over windows that cover the images.
 
     A window is never larger than the image, and the last ones are moved back inside, so no border is invented.
 
@@ -120,26 +124,28 @@ def sliding(
         (N, C, H, W), or smaller if one window covers all.
     """
     size = (images.shape[-2], images.shape[-1])
-    tall, wide = min(window[0], size[0]), min(window[1], size[1])
-    if (tall, wide) == size:
+    height, width = min(window[0], size[0]), min(window[1], size[1])
+    if (height, width) == size:
         return predict(images)
-    rows, columns = window_starts(size[0], tall, overlap), window_starts(size[1], wide, overlap)
-    places = [(top, left) for top in rows for left in columns]
+    rows = window_starts(size[0], height, overlap)
+    columns = window_starts(size[1], width, overlap)
+    corners = [(top, left) for top in rows for left in columns]
     total: Tensor | None = None
-    for first in range(0, len(places), batch_size):
-        some = places[first : first + batch_size]
-        crops = torch.cat([images[..., top : top + tall, left : left + wide] for top, left in some])
-        parts = resize(predict(crops), (tall, wide)).split(len(images))
+    for first in range(0, len(corners), batch_size):
+        chosen = corners[first : first + batch_size]
+        crops = torch.cat([images[..., top : top + height, left : left + width] for top, left in chosen])
+        logits = resize(predict(crops), (height, width))
         if total is None:
-            total = parts[0].new_zeros(len(images), parts[0].shape[1], *size)
-        for (top, left), logits in zip(some, parts, strict=True):
-            total[..., top : top + tall, left : left + wide] += logits
+            total = logits.new_zeros(len(images), logits.shape[1], *size)
+        for number, (top, left) in enumerate(chosen):  # the crops of a window, one of each image, lie together
+            crop = logits[number * len(images) : (number + 1) * len(images)]
+            total[..., top : top + height, left : left + width] += crop
     assert total is not None
-    return total / (_cover(size[0], rows, tall, total)[:, None] * _cover(size[1], columns, wide, total))
+    return total / (_cover(size[0], rows, height, total)[:, None] * _cover(size[1], columns, width, total))
 
 
 def _cover(length: int, starts: Sequence[int], window: int, like: Tensor) -> Tensor:
-    """How many windows cover each pixel of a side, (length,)."""
+    """Count the windows that cover each pixel of a side, (length,)."""
     counts = like.new_zeros(length)
     for start in starts:
         counts[start : start + window] += 1

@@ -47,7 +47,7 @@ class Criterion(nn.Module):
         self.losses = nn.ModuleList(loss for _, loss, _ in terms)
         self.aux_factor = aux_factor
 
-    def norms(self, labels: Tensor) -> Tensor:
+    def normalizers(self, labels: Tensor) -> Tensor:
         """Share of labels (N, H, W) in the denominator of each of the K terms: (K,) on their device, no host sync.
 
         To train on a batch in parts, add up the norms of all parts on all processes, give `forward` that sum with
@@ -70,7 +70,7 @@ class Criterion(nn.Module):
             "loss", to call `backward` on, and, detached, each term by name, for the main logits and without its
             factor, and "aux", if there is any.
         """
-        norms = self.norms(labels) if norms is None else norms
+        norms = self.normalizers(labels) if norms is None else norms
         self._set_step(step)
         terms = self._values(output.logits, labels, norms)
         loss = self._total(terms)
@@ -89,7 +89,7 @@ class Criterion(nn.Module):
         numerators, norms = [], []
         self._set_step(None)  # what validation measures is the same in every epoch
         for logits, label in zip(output.logits.split(1), labels.split(1), strict=True):
-            own = self.norms(label)
+            own = self.normalizers(label)
             numerators.append(torch.stack(self._values(logits, label, own)) * own)
             norms.append(own)
         return torch.stack(numerators).sum(0), torch.stack(norms).sum(0)
