@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from base.base_dataloader import Batch
+from base.base_dataloader import DevicePrefetcher, Loader
+from base.evaluation import evaluate
 from engine.reporting.calibration import Calibration
 from engine.reporting.errors import KINDS, ErrorCounts, find_errors
 from engine.reporting.gallery import Gallery, reduce
 from engine.reporting.statistics import class_iou, interval_of_mean, mean_iou
 from utils.classes import ClassTable
+from utils.epoch_figures import PredictedBatch
 from utils.losses.strips import winning_probabilities
 from utils.metrics import BoundaryIoU, ConfusionMatrix, Metrics
+from utils.predict import Predictor
 from utils.visualize import png_palette
 
 CONFUSIONS = 40  # pairs of classes whose images are named
@@ -25,71 +28,104 @@ IMAGES_OF_A_CONFUSION = 6
 SIZE_BINS = 16  # of objects: 1, 2, 4 ... pixels
 
 
-class GivesLogits(Protocol):
-    """What predicts: a `Predictor`, or several of them."""
-
-    @property
-    def classes(self) -> ClassTable: ...
-
-    def logits(self, images: Tensor) -> Tensor: ...
-
-
-class Collector:
-    """Figures of single images and of all of them together.
+class ImageFigures:
+    """Count the pixels of single images, so that models can be compared on them; listens to `evaluate`.
 
     Args:
         classes: The classes C.
-        extra: Names of figures to report besides, as for `Metrics`.
     """
 
-    def __init__(self, classes: ClassTable, extra: Sequence[str] = ()) -> None:
-        self.classes, self.num_classes = classes, len(classes)
-        self.metrics = Metrics(len(classes), classes.names, classes.left_out, extra)
+    def __init__(self, classes: ClassTable) -> None:
+        self.classes = classes
+        self.num_classes = len(classes)
         self.shown = np.array([index not in classes.left_out for index in range(len(classes))])
         self.keys: list[str] = []
+        self.image_counts: list[np.ndarray] = []  # (C, 3) int64 of each: pixels hit, labelled, predicted
+
+    def listen(self, batch: PredictedBatch) -> None:
+        """Count a batch."""
+        truth, predicted = batch.labels.cpu(), batch.predicted.cpu()
+        for index, key in enumerate(batch.keys):
+            self.add(key, truth[index], predicted[index])
+
+    def add(self, key: str, truth: Tensor, predicted: Tensor) -> np.ndarray:
+        """Count an image, truth and prediction (H, W) uint8; returns its confusion matrix (C, C) int64."""
+        confusion = ConfusionMatrix(self.num_classes, self.classes.names)
+        confusion.update(predicted[None], truth[None])
+        matrix: np.ndarray = confusion.counts.numpy()
+        self.keys.append(key)
+        self.image_counts.append(np.stack([matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)], axis=1))
+        return matrix
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Pixels hit, labelled and predicted, by image and class, (N, C, 3) int64."""
+        return np.array(self.image_counts, np.int64).reshape(-1, self.num_classes, 3)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Give each image's part of the figures, see `image_figures`."""
+        return image_figures(self.keys, self.counts, self.shown)
+
+
+class Collector:
+    """Figures of single images and of all of them together, and pictures; listens to `evaluate`.
+
+    Args:
+        classes: The classes C.
+        metrics: What counts the pixels of all images meanwhile.
+    """
+
+    def __init__(self, classes: ClassTable, metrics: Metrics) -> None:
+        self.classes = classes
+        self.metrics = metrics
+        self.num_classes = len(classes)
+        self.images = ImageFigures(classes)
         self.sizes: list[tuple[int, int]] = []
-        self.counts: list[np.ndarray] = []  # (C, 3) int64 of each image: pixels hit, labelled, predicted
         self.mistakes: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)  # (pixels, image), most first
         self.boundary = BoundaryIoU(len(classes))
         self.errors = ErrorCounts(len(classes))
         self.calibration = Calibration(len(classes))
         self.gallery = Gallery(len(classes))
-        self.void = self.pixels = 0
+        self.void = 0  # pixels
+        self.pixels = 0
 
-    @torch.inference_mode()
-    def add(self, logits: Tensor, batch: Batch) -> None:
-        """Count a batch; logits (N, C, h, w) are of its images."""
-        labels = batch.labels.to(logits.device)
-        predictions = self.metrics.add(logits, labels)
-        size = (labels.shape[-2], labels.shape[-1])
-        probabilities = winning_probabilities(logits, size).float().cpu().numpy()
+    def listen(self, batch: PredictedBatch) -> None:
+        """Count a batch."""
+        size = (batch.labels.shape[-2], batch.labels.shape[-1])
+        probabilities = winning_probabilities(batch.logits, size).float().cpu().numpy()
         for index, key in enumerate(batch.keys):
-            self.boundary.add(logits[index], predictions[index], labels[index])
+            self.boundary.add(batch.logits[index], batch.predicted[index], batch.labels[index])
             image = batch.images[index].permute(1, 2, 0).cpu().numpy()
-            maps = labels[index].cpu().numpy(), predictions[index].cpu().numpy(), probabilities[index]
-            self._add_image(key, image, logits[index], *maps)
+            truth, predicted = batch.labels[index].cpu(), batch.predicted[index].cpu()
+            matrix = self.images.add(key, truth, predicted)
+            maps = truth.numpy(), predicted.numpy(), probabilities[index]
+            self._add_image(key, matrix, image, batch.logits[index], *maps)
 
     def _add_image(
-        self, key: str, image: np.ndarray, logits: Tensor, truth: np.ndarray, predicted: np.ndarray, sure: np.ndarray
+        self,
+        key: str,
+        matrix: np.ndarray,
+        image: np.ndarray,
+        logits: Tensor,
+        truth: np.ndarray,
+        predicted: np.ndarray,
+        sure: np.ndarray,
     ) -> None:
-        """Count an image (H, W, channels), its logits (C, h, w) and maps (H, W)."""
-        confusion = ConfusionMatrix(self.num_classes, self.classes.names)
-        confusion.update(torch.from_numpy(predicted)[None], torch.from_numpy(truth)[None])
-        matrix = confusion.counts.numpy()
-        counts = np.stack([matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)], axis=1)
-        self.keys.append(key)
+        """Count an image (H, W, channels), its confusion matrix, its logits (C, h, w) and maps (H, W)."""
         self.sizes.append((truth.shape[0], truth.shape[1]))
-        self.counts.append(counts)
         self.pixels += truth.size
         self.void += truth.size - int(matrix.sum())
         self._remember_mistakes(key, matrix)
         errors = find_errors(truth, predicted, self.num_classes)
         self.errors.add(errors, truth, predicted)
         self.calibration.add(sure, logits, truth, predicted)
-        iou, mean = class_iou(counts), float(mean_iou(counts, self.shown))
+        counts, shown = self.images.image_counts[-1], self.images.shown
+        iou, mean = class_iou(counts), float(mean_iou(counts, shown))
         if np.isnan(mean):  # nothing but void
             return
-        labelled = {name: float(iou[c]) for c, name in enumerate(self.classes.names) if counts[c, 1] and self.shown[c]}
+        labelled = {}
+        for index in np.nonzero((counts[:, 1] > 0) & shown)[0].tolist():
+            labelled[self.classes.names[index]] = float(iou[index])
         if self.gallery.wants(key, mean, labelled):
             self.gallery.keep(reduce(key, mean, image, truth, predicted, errors.kinds, sure))
 
@@ -106,13 +142,13 @@ class Collector:
     def to_json(self) -> dict[str, Any]:
         """All figures in plain values; pictures are `pictures`' business."""
         matrix = self.metrics.counts.cpu().numpy()
-        counts = np.array(self.counts, np.int64).reshape(-1, self.num_classes, 3)
+        counts = self.images.counts
         return {
             "metrics": self.metrics.results(),
-            "interval": interval_of_mean(counts, self.shown).to_json(),
+            "interval": interval_of_mean(counts, self.images.shown).to_json(),
             "matrix": matrix.tolist(),
             "table": self._table(counts),
-            "images": image_figures(self.keys, counts, self.shown),
+            "images": self.images.to_json(),
             "confusions": self._confusions(matrix),
             "errors": self._errors(counts.sum(axis=0)),
             "calibration": self.calibration.to_json(),
@@ -143,7 +179,7 @@ class Collector:
             row["boundary_iou"] = None if np.isnan(boundary) else boundary
             row["images"] = int(occurring[index])
             row["share_of_error"] = float(wrong[index] / max(wrong.sum(), 1))
-            row["ignored"] = not self.shown[index]
+            row["ignored"] = not self.images.shown[index]
             areas = self.errors.objects(index)
             row["objects"], row["missed_objects"] = len(areas), int(self.errors.missed[index])
             row["median_object"] = float(np.median(areas)) if len(areas) else None
@@ -176,7 +212,7 @@ class Collector:
     def _errors(self, counts: np.ndarray) -> dict[str, Any]:
         """Wrong pixels by kind and class, and what the IoU would gain without them."""
         gains = self.errors.gains(counts)
-        mean = [float(np.nanmean(row[self.shown])) if not np.isnan(row[self.shown]).all() else None for row in gains]
+        mean = [mean_of(row[self.images.shown]) for row in gains]
         return {
             "kinds": list(KINDS),
             "lost": self.errors.lost.tolist(),
@@ -186,21 +222,26 @@ class Collector:
         }
 
 
-def collect(
-    predictor: GivesLogits, batches: Iterable[Batch], extra: Sequence[str] = (), collector: Collector | None = None
-) -> Collector:
-    """Predict every batch and count.
+def collect(predictor: Predictor, loader: Loader, extra: Sequence[str] = ()) -> Collector:
+    """Predict every image of a loader and count.
 
     Args:
         predictor: What predicts.
-        batches: Images and labels.
-        extra: Names of figures to report besides.
-        collector: To go on with; None for a new one.
+        loader: Images and labels.
+        extra: Names of figures to report besides, as for `Metrics`.
     """
-    collector = collector or Collector(predictor.classes, extra)
-    for batch in batches:
-        collector.add(predictor.logits(batch.images), batch)
+    classes = predictor.classes
+    metrics = Metrics(len(classes), classes.names, classes.left_out, extra)
+    collector = Collector(classes, metrics)
+    move = DevicePrefetcher(predictor.device)
+    evaluate(predictor.logits, loader, metrics, move=move, listeners=[collector.listen], title="report")
     return collector
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    """Mean of the values (N,) that are not NaN; None where all are."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
 
 
 def image_figures(keys: Sequence[str], counts: np.ndarray, shown: np.ndarray) -> list[dict[str, Any]]:

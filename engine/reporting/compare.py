@@ -49,7 +49,7 @@ def read_measurement(path: Path) -> Measurement:
         results = json.loads(path.read_text(encoding="utf-8"))
         names = [row["name"] for row in results["classes"]]
         ignored = [index for index, row in enumerate(results["classes"]) if row.get("ignored")]
-        return Measurement(str(path), names, ignored, results["protocol"], list(results["images"]))
+        return Measurement(str(path), names, ignored, results["protocol"], list(results["image_figures"]))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Name a results.json or a report.html.") from None
     except (ValueError, KeyError, TypeError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from base.base_dataloader import Loader
-from engine.reporting.collect import Collector, GivesLogits, collect
+from engine.reporting.collect import Collector, collect
 from engine.reporting.content import (
     FROM_EVALUATION,
     evaluation_content,
@@ -22,6 +22,7 @@ from engine.reporting.recorder import RunRecorder
 from utils.checkpoint import write_text
 from utils.classes import ClassTable, as_colors
 from utils.errors import DataError
+from utils.predict import Predictor
 
 REPORT = "report.html"
 
@@ -45,7 +46,7 @@ def record_run(
     return RunRecorder(run_dir, refresh, resumed_at)
 
 
-def measure_run(predictor: GivesLogits, loader: Loader, training: Loader | None) -> dict[str, Any]:
+def measure_run(predictor: Predictor, loader: Loader, training: Loader | None) -> dict[str, Any]:
     """What the report of a run says of its model, from a pass over the validation set.
 
     Args:
@@ -53,7 +54,7 @@ def measure_run(predictor: GivesLogits, loader: Loader, training: Loader | None)
         loader: The validation loader, of one process or of several; one pass takes all its images.
         training: The training loader; None to say nothing of the training data.
     """
-    found = measured(collect(predictor, every_batch(loader)))
+    found = measured(collect(predictor, of_one_process(loader)))
     if training is not None:
         found["data"] = describe_training_data(training)
     return found
@@ -64,12 +65,11 @@ def measured(collector: Collector) -> dict[str, Any]:
     return {"evaluation": collector.to_json(), **collector.pictures()}
 
 
-def every_batch(loader: Loader) -> Any:
-    """The batches of all images, also where the loader belongs to one of several processes."""
-    sampler = loader.sampler
-    if sampler.world_size == 1:
-        return loader.batches()
-    return Loader(loader.view, loader.batch_size, training=False, shuffle=False).batches()
+def of_one_process(loader: Loader) -> Loader:
+    """A loader of all images, also where the given one belongs to one of several processes."""
+    if loader.sampler.world_size == 1:
+        return loader
+    return Loader(loader.view, loader.batch_size, training=False, shuffle=False)
 
 
 def results_of_images(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def results_of_images(measured: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("name", "pixels", "iou", "precision", "recall", "f1", "ignored")
     return {
         "classes": [{key: row[key] for key in keys} for row in evaluation["table"]],
-        "images": evaluation["images"],
+        "image_figures": evaluation["images"],
     }
 
 
