@@ -22,7 +22,7 @@ def charts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
     keys = dict.fromkeys(key for line in steps for key in line)
     rates = {rate_name(key): key for key in keys if "Learning_rate" in key}
-    found.append(chart("learning-rate", "Learning rate", steps, rates))
+    found.append(merged(chart("learning-rate", "Learning rate", steps, rates)))
     for name, title, word in OTHERS:
         named = {key.removeprefix("train/"): key for key in keys if word in key.lower()}
         found.append(chart(name, title, steps, named))
@@ -48,6 +48,15 @@ def chart(
             x, y = [point[0] for point in points], [point[1] * factor if factor != 1 else point[1] for point in points]
             series.append({"name": label, "x": x, "y": y})
     return {"id": name, "title": title, "series": series}
+
+
+def merged(each: Mapping[str, Any]) -> dict[str, Any]:
+    """The same chart with equal series as one, named after all of them."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for series in each["series"]:
+        groups.setdefault(json.dumps([series["x"], series["y"]]), []).append(series)
+    found = [{**equal[0], "name": ", ".join(series["name"] for series in equal)} for equal in groups.values()]
+    return {**each, "series": found}
 
 
 def speed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ lie. Void pixels are neither right nor wrong, and the edge between a class and v
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -28,11 +29,11 @@ VOID = 255
 
 
 class Regions(NamedTuple):
-    """Connected regions of one class in a label map, in the smallest window that holds them all."""
+    """Connected regions of one class in a label map."""
 
-    window: tuple[slice, slice]
-    numbers: np.ndarray  # (h, w) int32: the region of each pixel of the window; 0 outside
-    areas: np.ndarray  # (R + 1,) pixels of each
+    places: np.ndarray  # (P,) the pixels of the class, as indices into the flattened map
+    numbers: np.ndarray  # (P,) int32: the region of each, from 1
+    areas: np.ndarray  # (R + 1,) pixels of each region
     hits: np.ndarray  # (R + 1,) pixels of each that the other label map has too
 
     @property
@@ -56,15 +57,23 @@ class ErrorMap(NamedTuple):
     missed: dict[int, int]  # how many of them were missed
 
 
-def regions_of(labels: np.ndarray, index: int, other: np.ndarray) -> Regions:
-    """Connected regions of class `index` in `labels` (H, W) uint8, and how much of each `other` (H, W) has too."""
-    mask = (labels == index).view(np.uint8)
-    left, top, width, height = cv2.boundingRect(mask)
-    window = slice(top, top + height), slice(left, left + width)
-    count, numbers = cv2.connectedComponents(mask[window], connectivity=8)
-    areas = np.bincount(numbers.ravel(), minlength=count)
-    hits = np.bincount(numbers[other[window] == index], minlength=count)
-    return Regions(window, numbers, areas, hits)
+def all_regions(labels: np.ndarray, other: np.ndarray, num_classes: int) -> Iterator[tuple[int, Regions]]:
+    """Connected regions of every class in `labels` (H, W) uint8, and how much of each `other` (H, W) has too."""
+    flat, flat_other = labels.ravel(), other.ravel()
+    places = np.argsort(flat, kind="stable")  # all pixels, class by class
+    bounds = np.concatenate([[0], np.bincount(flat, minlength=256).cumsum()])
+    for index in range(num_classes):
+        own = places[bounds[index] : bounds[index + 1]]
+        if not len(own):
+            continue
+        rows, columns = np.divmod(own, labels.shape[1])
+        top, left = rows[0], columns.min()
+        window = labels[top : rows[-1] + 1, left : columns.max() + 1]
+        count, numbered = cv2.connectedComponents((window == index).view(np.uint8), connectivity=8)
+        numbers = numbered[rows - top, columns - left]
+        areas = np.bincount(numbers, minlength=count)
+        hits = np.bincount(numbers[flat_other[own] == index], minlength=count)
+        yield index, Regions(own, numbers, areas, hits)
 
 
 def near_boundary(labels: np.ndarray, reach: int = BAND) -> np.ndarray:
@@ -91,12 +100,11 @@ def find_errors(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> E
     kinds[wrong] = INTERIOR
     kinds[wrong & near_boundary(truth)] = BOUNDARY
     seen = np.where(labelled, predicted, VOID)
-    for index in np.unique(predicted[wrong]).tolist():
-        mark(kinds, wrong, regions_of(seen, index, truth), HALLUCINATED)
+    for _, regions in all_regions(seen, truth, num_classes):
+        mark(kinds, wrong, regions, HALLUCINATED)
     objects: dict[int, np.ndarray] = {}
     missed: dict[int, int] = {}
-    for index in np.unique(truth[labelled]).tolist():
-        regions = regions_of(truth, index, predicted)
+    for index, regions in all_regions(truth, predicted, num_classes):
         objects[index] = regions.areas[regions.is_object]
         missed[index] = int(regions.not_there.sum())
         mark(kinds, wrong, regions, MISSED)
@@ -107,7 +115,8 @@ def mark(kinds: np.ndarray, wrong: np.ndarray, regions: Regions, kind: int) -> N
     """Give the wrong pixels (H, W) bool of the regions that the other label map does not have their kind, in place."""
     absent = regions.not_there
     if absent.any():
-        kinds[regions.window][absent[regions.numbers] & wrong[regions.window]] = kind
+        places = regions.places[absent[regions.numbers]]
+        kinds.ravel()[places[wrong.ravel()[places]]] = kind
 
 
 class ErrorCounts:

@@ -171,7 +171,7 @@ def run_row(index: int, run: Mapping[str, Any], place: int | None) -> str:
         number_cell(number(run["speed"], 1), run["speed"]),
         number_cell(duration(run["seconds"]), run["seconds"]),
         number_cell("–" if seed is None else str(seed), seed),
-        f'<td class="small muted">{escape(protocol_words(run["protocol"]))}</td>',
+        f'<td class="small muted stamp-cell">{escape(protocol_words(run["protocol"]))}</td>',
     ]
     return f'<tr data-run="{index}"{"" if place else " class=greyed"}>{"".join(cells)}</tr>'
 

@@ -81,7 +81,7 @@ def verdict(content: Mapping[str, Any]) -> str:
         images = len(evaluation["images"])
         spread = (
             f'<p class="spread">between <b>{interval["low"]:.3f}</b> and <b>{interval["high"]:.3f}</b>'
-            f'<span class="muted"> with a probability of 95 % (bootstrap over {images} images)</span></p>'
+            f'<span class="muted"> (95 % interval, bootstrap over {images} images)</span></p>'
         )
     state = (
         "" if content["state"] == "finished" else '<p class="state">Still training: figures of the last validation.</p>'

@@ -113,13 +113,12 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
     size = protocol.get("size", "native")
     size = size if isinstance(size, str) else "×".join(map(str, size))
     scales = protocol.get("scales") or [1.0]
-    looks = "one scale" if len(scales) == 1 else f"{len(scales)} scales"
     parts = [
         f"{protocol.get('dataset', '')} {protocol.get('split') or ''}".strip(),
-        f"mode {protocol.get('mode')}",
-        f"size {size}",
-        looks,
-        "flipped too" if protocol.get("flip") else "not flipped",
+        "whole images" if protocol.get("mode") == "single" else str(protocol.get("mode", "")).replace("_", " "),
+        "own size" if size == "native" else f"size {size}",
+        f"{len(scales)} scales" if len(scales) > 1 else "",
+        "flipped too" if protocol.get("flip") else "",
         str(protocol.get("precision", "")),
     ]
     return " · ".join(part for part in parts if part)
