@@ -183,8 +183,9 @@ def curves_picture(history: Sequence[Mapping[str, Any]]) -> bytes:
     """PNG of a run's losses and of its mean IoU by epoch, each on axes of its own."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (name, keys) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
+    figure = Figure(figsize=(9, 3.6))
+    for left, (name, keys) in zip((0.06, 0.56), CURVES.items(), strict=True):
+        axes = figure.add_axes((left, 0.13, 0.42, 0.76))
         _style(axes)
         for key, color in zip(keys, SERIES_COLORS, strict=False):
             points = [(record["epoch"], record[key]) for record in history if key in record]
@@ -203,7 +204,7 @@ def schedule_picture(lines: Mapping[str, Sequence[tuple[float, float]]]) -> byte
     """PNG of learning rates by optimiser step, a curve for each group of parameters."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     _style(axes)
     for (name, points), color in zip(lines.items(), SERIES_COLORS * len(lines), strict=False):
