@@ -16,19 +16,20 @@ from base.base_dataloader import Loader
 from base.base_dataset import Examples, Item
 from dataloader.label_statistics import location_prior
 from engine.config import RunConfig
+from engine.reporting.figures import curves_picture
+from engine.reporting.write import measure_run, results_of_images, write_run_report
 from trainer import Trainer
 from utils import checkpoint, run_folder
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
 from utils.predict import Predictor
 from utils.sync_batchnorm import SynchronizedBatchNorm
-from utils.visualize import comparison, curves, legend, png_palette
+from utils.visualize import comparison, legend, png_palette
 
 logger = logging.getLogger("segwright")
 
 EXAMPLES = 8  # predictions that a finished run leaves on disk
 ROWS = 4  # of them in predictions.png
-CURVES = ("train/loss", "val/loss", "train/Mean_IoU", "val/Mean_IoU")
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
@@ -62,9 +63,13 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
-        write_picture(run_dir / "curves.png", history_curves(trainer.history))
+        (run_dir / "curves.png").write_bytes(curves_picture(trainer.history))
+        measured = None
         if val_loader is not None:
-            write_predictions(trainer, used, val_loader)
+            predictor = write_predictions(trainer, used, val_loader)
+            measured = measure_run(predictor, val_loader, loaders[0])
+            results |= results_of_images(measured)
+        write_run_report(run_dir, results["protocol"], config.classes, results, measured, run_facts(trainer))
     except OSError as error:
         what = f"pictures cannot be written ({error})"
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
@@ -91,6 +96,11 @@ def figures(config: RunConfig, trainer: Trainer, used: Path) -> dict[str, Any]:
     }
 
 
+def run_facts(trainer: Trainer) -> dict[str, Any]:
+    """Give what the head of a run's report says besides."""
+    return {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
+
+
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
     """Find the line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
     records = [record for record in trainer.history if record["epoch"] == epoch]
@@ -111,6 +121,7 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
     """Print the figures of the model that the run leaves behind, and where everything is."""
     if "val/Mean_IoU" in results["metrics"]:
         report_validation(results, config.classes.names)
+    logger.info("report:      %s", run_dir / "report.html")
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
@@ -135,18 +146,11 @@ def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
     )
 
 
-def history_curves(history: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Draw losses and mean IoU by epoch, (H, W, 3) uint8, as far as `history` has them."""
-    lines = {}
-    for key in CURVES:
-        line = [(record["epoch"], record[key]) for record in history if key in record]
-        if line:
-            lines[key] = line
-    return curves(lines, x_label="epochs")
-
-
-def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
+def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor:
     """Predict some validation images with the weights in `used`; one colored PNG each, and some in one picture.
+
+    Returns:
+        What predicted them.
 
     Raises:
         OSError: They cannot be written.
@@ -164,6 +168,7 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> None:
         rows.append(comparison(item.image, [item.label, labels], classes))
     picture = np.concatenate([*rows[:ROWS], legend(classes)])
     write_picture(folder.parent / "predictions.png", picture)
+    return predictor
 
 
 def good_items(view: Examples) -> Iterator[Item]:

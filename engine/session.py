@@ -17,6 +17,7 @@ from base.base_trainer import TimeLimit, Writer
 from engine import assemble, dry_run, results
 from engine.config import RunConfig
 from engine.preflight import check_data, check_workers, memory_check, raise_file_limit
+from engine.reporting.write import record_run
 from engine.resume import Resume
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
@@ -176,7 +177,10 @@ def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Train
     if not trainer.finished and distributed.is_first():
         # Steps from the next one on will be taken once more, so what was shown of them is void.
         purge_step = None if resume is None else trainer.progress.step + 1
-        trainer.writers = open_writers(config, run_dir, purge_step)
+        resumed_at = None if resume is None else trainer.progress.step
+        facts = results.run_facts(trainer)
+        recorder = record_run(run_dir, trainer.protocol.to_json(), config.classes, facts, resumed_at)
+        trainer.writers = [*open_writers(config, run_dir, purge_step), recorder]
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
     return trainer

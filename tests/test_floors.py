@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "trainer": {"utils", "base"},
     "engine": {"utils", "base", "models", "dataloader", "trainer"},
 }
+HEAVY = ("torch", "numpy", "cv2", "PIL", "tqdm", "matplotlib")
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - MAY_IMPORT.keys()
 for script in SCRIPTS:
     MAY_IMPORT[script] = {"utils", "base", "engine"}
@@ -108,7 +109,7 @@ def test_scripts_import_nothing_heavy_before_they_know_what_is_asked(script):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                assert name.partition(".")[0] not in ("torch", "numpy", "cv2", "PIL", "tqdm"), f"{path}: {name}"
+                assert name.partition(".")[0] not in HEAVY, f"{path}: {name}"
         for name in imports_of(path, top_level_only=True) - seen:
             seen.add(name)
             collect(MODULES[name])

@@ -522,7 +522,7 @@ def test_without_tensorboard_nothing_of_it_is_written(tmp_path: Path) -> None:
 def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
     run_dir = launch(tmp_path)
     names = {path.name for path in run_dir.iterdir()}
-    assert read_image(run_dir / "curves.png").shape == (360, 640, 3)
+    assert read_image(run_dir / "curves.png").shape == (432, 1080, 3)
     promised = "config.json environment.json last.pth last.prev.pth best_model.pth metrics.jsonl train.log results.json"
     assert set(promised.split()) <= names
     assert len(list((run_dir / "predictions").glob("*.png"))) == 3

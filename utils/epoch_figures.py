@@ -28,6 +28,7 @@ class PredictedBatch(NamedTuple):
     labels: Tensor  # (N, H, W) uint8
     logits: Tensor  # (N, C, h, w)
     predicted: Tensor  # (N, H, W) uint8
+    keys: tuple[str, ...] = ()  # names of the images
 
 
 class RunningFigures:

@@ -21,10 +21,18 @@ WINDOW = 512  # where training used no crop
 STRIDE = 32  # windows are multiples of the coarsest stride there is, so that their logits lie on one grid
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the flags that say which model predicts, and where."""
+def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Give `parser` the flags that say which model predicts, and where.
+
+    Args:
+        parser: A command's.
+        several: Take any number of models, also none.
+    """
     add = parser.add_argument
-    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+    if several:
+        add("-m", "--model", type=Path, nargs="+", metavar="CKPT", help="checkpoints, such as best_model.pth")
+    else:
+        add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
     add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
     add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")

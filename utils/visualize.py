@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from utils.classes import IGNORE, ClassTable, distinct_colors
+from utils.classes import IGNORE, ClassTable
 
 VOID_COLOR = (255, 255, 255)  # no dataset paints a class white
 GAP = 8  # pixels between pictures
@@ -94,48 +94,3 @@ def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarr
         cv2.putText(rows[-1], name, (x + height, int(height * 0.68)), font, scale, (30, 30, 30), 1, cv2.LINE_AA)
         x += needed
     return np.concatenate(rows)
-
-
-def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    x_label: str,
-    size: tuple[int, int] = (360, 640),
-    least: float = 1.0,
-) -> np.ndarray:
-    """Lines in one diagram whose y axis runs from 0 to the largest value, at least `least`.
-
-    Args:
-        series: Points (x, y), in order of x, by name.
-        x_label: What x counts.
-        size: Height and width of the picture.
-        least: Where the y axis ends at least; above 0.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    height, width = size
-    across = (width - 56) // 145  # names in a row of the legend
-    left, right, top, bottom = 56, width - 16, 34 + 16 * ((len(series) - 1) // across), height - 44
-    picture = np.full((height, width, 3), 255, np.uint8)
-    points = [point for line in series.values() for point in line]
-    last = max([x for x, _ in points], default=1) or 1
-    highest = max([least, *(y for _, y in points)])
-
-    def text(words: str, x: int, y: int, color: tuple[int, ...] = (60, 60, 60)) -> None:
-        cv2.putText(picture, words, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
-
-    for tick in range(6):
-        y = round(bottom - tick / 5 * (bottom - top))
-        cv2.line(picture, (left, y), (right, y), (225, 225, 225), 1)
-        text(f"{tick / 5 * highest:.2g}", 8, y + 4)
-        x = round(left + tick / 5 * (right - left))
-        text(f"{tick / 5 * last:g}", x - 8, bottom + 18)
-    text(x_label, (left + right) // 2 - 20, height - 8)
-    for number, ((name, line), color) in enumerate(zip(series.items(), distinct_colors(len(series)), strict=True)):
-        places = [
-            (round(left + x / last * (right - left)), round(bottom - y / highest * (bottom - top))) for x, y in line
-        ]
-        cv2.polylines(picture, [np.array(places, np.int32).reshape(-1, 1, 2)], False, color, 2, cv2.LINE_AA)
-        text(name, left + number % across * 145, 20 + number // across * 16, color)
-    return picture
