@@ -31,7 +31,8 @@ from utils.classes import ClassTable
 from utils.epoch_figures import PredictedBatch
 from utils.errors import ConfigError
 from utils.losses.strips import predicted_labels
-from utils.metrics import CalibrationError, Metrics
+from utils.metrics import Metrics
+from utils.metrics.calibration import CalibrationError
 from utils.outputs import resize
 
 TINY = ("--import", "tests.tiny")
@@ -156,8 +157,8 @@ def test_calibration_is_that_of_the_metric_and_its_temperature_undoes_a_factor()
     labels[0, :3] = 255
     logits = logits * 3
     predicted = logits.argmax(1).to(torch.uint8)
-    metric, own = CalibrationError(4), Calibration(4)
-    metric.add(logits[0], predicted[0], labels[0])
+    metric, own = CalibrationError(4, bins=15), Calibration(4)
+    metric.update(logits[0], predicted[0], labels[0])
     probability = logits.softmax(1).amax(1)[0].numpy()
     for _ in range(8):
         own.add(probability, logits[0], labels[0].numpy(), predicted[0].numpy())

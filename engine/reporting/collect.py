@@ -83,7 +83,7 @@ class Collector:
         self.images = ImageFigures(classes)
         self.sizes: list[tuple[int, int]] = []
         self.mistakes: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)  # (pixels, image), most first
-        self.boundary = BoundaryIoU(len(classes))
+        self.boundary = BoundaryIoU(len(classes), distance=0.02)
         self.errors = ErrorCounts(len(classes))
         self.calibration = Calibration(len(classes))
         self.gallery = Gallery(len(classes))
@@ -95,7 +95,7 @@ class Collector:
         size = (batch.labels.shape[-2], batch.labels.shape[-1])
         probabilities = winning_probabilities(batch.logits, size).float().cpu().numpy()
         for index, key in enumerate(batch.keys):
-            self.boundary.add(batch.logits[index], batch.predicted[index], batch.labels[index])
+            self.boundary.update(batch.logits[index], batch.predicted[index], batch.labels[index])
             image = batch.images[index].permute(1, 2, 0).cpu().numpy()
             truth, predicted = batch.labels[index].cpu(), batch.predicted[index].cpu()
             matrix = self.images.add(key, truth, predicted)
