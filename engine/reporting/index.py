@@ -128,7 +128,8 @@ def index_page(runs: Sequence[Mapping[str, Any]], title: str) -> str:
         else ""
     )
     body = (
-        f'<main><section id="top" class="verdict" aria-label="Runs"><h1><span class="big">{len(runs)}</span> '
+        '<main class="wide"><section id="top" class="verdict" aria-label="Runs">'
+        f'<h1><span class="big">{len(runs)}</span> '
         f"{'run' if len(runs) == 1 else 'runs'} in {escape(title)}</h1>"
         f'<p class="stamp">{escape(protocol_words(ordered[stamps.index(main)]["protocol"]))}</p>'
         '</section><section aria-labelledby="h-runs"><h2 id="h-runs" class="hidden">Runs</h2><div class="controls">'

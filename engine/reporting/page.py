@@ -111,8 +111,9 @@ def summary(content: Mapping[str, Any]) -> list[str]:
         parts = [f"<b>{escape(row['name'])}</b> ({row['iou']:.2f})" for row in weakest]
         found.append(f"Weakest: {join_words(parts)}.")
     if evaluation["confusions"]:
-        first = evaluation["confusions"][0]
-        found.append(f"Largest confusion: {confusion_words(first, names)}.")
+        # Of those that cost the most pixels, the one that most of its class falls victim to.
+        worst = max(evaluation["confusions"][:10], key=lambda confusion: confusion["share"])
+        found.append(f"Most confused: {confusion_words(worst, names)}.")
     gains = [(gain, kind) for gain, kind in zip(*gains_of(evaluation), strict=True) if gain is not None]
     if gains:
         gain, kind = max(gains)
