@@ -250,7 +250,9 @@ class Trainer(BaseTrainer):
         distributed.broadcast_(model.buffers())  # each process has running means of its own batches
         self.matrix.reset()
         losses = SplitLoss(self.criterion)
-        pictures = Comparisons(self.classes, PICTURES if self.writers else 0)
+        # A writer that only keeps figures says so; then no picture is drawn for it.
+        shown_by = [writer for writer in self.writers if getattr(writer, "takes_images", True)]
+        pictures = Comparisons(self.classes, PICTURES if shown_by else 0)
         evaluate(
             predictor.logits,
             self.val_loader,
@@ -263,7 +265,7 @@ class Trainer(BaseTrainer):
         self.check_signal()  # where all processes come to, also one that had no image
         self.matrix.reduce()
         losses.reduce()
-        for writer in self.writers:
+        for writer in shown_by:
             writer.image("val/inputs_targets_predictions", pictures.picture(), self.progress.step)
         return {**losses.results(), **self.matrix.results()}
 

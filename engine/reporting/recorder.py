@@ -33,6 +33,8 @@ class RunRecorder:
         resumed_at: Step at which the run goes on; lines of later steps are dropped. None for a new run.
     """
 
+    takes_images = False
+
     def __init__(self, run_dir: Path, refresh: Callable[[], object], resumed_at: int | None = None) -> None:
         self.path, self.refresh = run_dir / STEPS, refresh
         self.started = self.refreshed = time.monotonic()
