@@ -22,7 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_flags(parser)
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
-    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default="single")
+    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default=None)
     add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
     return parser.parse_args(argv)
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from base.base_dataloader import DevicePrefetcher
     from base.evaluation import evaluate
+    from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
     from engine.config import evaluation_data, evaluation_section
@@ -51,18 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = assemble.load_predictor(args.model, device, precision=args.precision, modules=modules, config=described)
     predictor.tta = tta_from_args(args, predictor.about)
     config = described or check_config(predictor.about["config"])
+    repeat = args.mode is None and not args.native
     crop = args.mode == "center_crop"
-    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
+    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)
+    whole = not (repeat or crop or args.native)  # images, predicted as inference.py does
+    preparation = read_preparation(predictor.about) if whole else None
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
     classes = predictor.classes
     metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
-    loader = assemble.build_evaluation_loader(config, section)
+    loader = assemble.build_evaluation_loader(config, section, preparation)
     evaluate(predictor.logits, loader, metrics, move=DevicePrefetcher(device))
     results: dict[str, Any] = {
         "checkpoint": args.model.name,
         "epoch": predictor.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": predictor.protocol(evaluation_data(section)).to_json(),
+        "protocol": predictor.protocol(evaluation_data(section, preparation)).to_json(),
         "metrics": metrics.results(),
         "classes": metrics.table(),
         "confusion_matrix": metrics.counts.tolist(),
