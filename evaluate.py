@@ -36,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from base.base_dataloader import DevicePrefetcher
     from base.evaluation import evaluate
-    from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
     from engine.config import evaluation_data, evaluation_section
@@ -49,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     modules = plugins.import_modules(args.modules)
     described = check_config(load_config(args.config)) if args.config else None
     device = choose_device(args.device)
-    predictor = assemble.load_predictor(args.model, device, precision=args.precision, modules=modules, config=described)
+    predictor = assemble.load_predictor(
+        args.model, device, precision=args.precision, modules=modules, config=described, native=args.native
+    )
     predictor.tta = tta_from_args(args, predictor.about)
     config = described or check_config(predictor.about["config"])
     repeat = args.mode is None and not args.native
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)
-    whole = not (repeat or crop or args.native)  # images, predicted as inference.py does
-    preparation = read_preparation(predictor.about) if whole else None
+    preparation = None if repeat or crop else predictor.prepare  # the loader does what validation did
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
     classes = predictor.classes
     metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)

@@ -129,7 +129,6 @@ def load(
     Raises:
         CheckpointError: The file cannot be used.
     """
-    from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
     from utils import plugins
@@ -138,13 +137,9 @@ def load(
     log_to()
     names = plugins.import_modules(modules)
     described = check_config(load_config(Path(config))) if config is not None else None
-    predictor = assemble.load_predictor(
-        Path(model), choose_device(device), precision=precision, modules=names, config=described
+    return assemble.load_predictor(
+        Path(model), choose_device(device), precision=precision, modules=names, config=described, native=native
     )
-    preparation = read_preparation(predictor.about)
-    if preparation and not native:
-        predictor.prepare = preparation
-    return predictor
 
 
 def make_folder(path: Path) -> None:

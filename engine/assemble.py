@@ -17,7 +17,7 @@ from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
-from dataloader.transforms.preparation import ImageAlone, Preparation, preparation_of, validated_chain
+from dataloader.transforms.preparation import ImageAlone, preparation_of, read_preparation, validated_chain
 from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
@@ -32,7 +32,7 @@ from utils.losses.criterion import build_criterion, needs_class_pixels
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
-from utils.predict import Predictor
+from utils.predict import Predictor, Prepare
 from utils.protocol import EvaluationProtocol
 from utils.reproducibility import make_deterministic, stream
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
@@ -90,7 +90,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
 
 
-def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Preparation | None = None) -> Loader:
+def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Prepare | None = None) -> Loader:
     """Build the loader of an evaluation section: the images held out from training where it splits one off.
 
     Args:
@@ -245,8 +245,36 @@ def load_predictor(
     precision: str = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
+    native: bool = False,
 ) -> Predictor:
-    """Load the model in a checkpoint, ready to predict; the averaged weights, where there are some.
+    """Load the model in a checkpoint, ready to predict images prepared as validation did.
+
+    Args:
+        path: As for `load_model`, as all but `native`.
+        device: Where to compute.
+        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        modules: Names of third-party modules that have been imported.
+        config: Describes the model instead of the checkpoint.
+        native: Predict images at their own size, whatever validation did.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
+    """
+    predictor = load_model(path, device, precision=precision, modules=modules, config=config)
+    preparation = read_preparation(predictor.about)
+    predictor.prepare = preparation if preparation and not native else None
+    return predictor
+
+
+def load_model(
+    path: Path,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    modules: Sequence[str] = (),
+    config: RunConfig | None = None,
+) -> Predictor:
+    """Load the model in a checkpoint; the averaged weights, where there are some.
 
     Args:
         path: A checkpoint or, with `config`, any file of weights.

@@ -25,7 +25,7 @@ from dataloader.build import (
     preprocessing_of,
 )
 from dataloader.transforms.chain import ChainOptions
-from dataloader.transforms.preparation import Preparation, preparation_of
+from dataloader.transforms.preparation import preparation_of
 from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
@@ -37,6 +37,7 @@ from utils.losses.criterion import LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
+from utils.predict import Prepare
 from utils.protocol import EvaluationData
 from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
 from utils.schema import Between, join, to_json
@@ -313,7 +314,7 @@ def evaluation_section(
     return section
 
 
-def evaluation_data(section: LoaderConfig, preparation: Preparation | None = None) -> EvaluationData:
+def evaluation_data(section: LoaderConfig, preparation: Prepare | None = None) -> EvaluationData:
     """The images of a loader section, as the stamp on figures describes them.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ from utils.outputs import SegOutput, resize
 from utils.precision import autocast
 from utils.protocol import EvaluationData, EvaluationProtocol
 from utils.tta import TestTimeAugmentation
+
+
+class Prepare(Protocol):
+    """What is done to an image before it is predicted."""
+
+    @property
+    def size(self) -> tuple[int, int] | str:
+        """The size that images get, as a stamp on figures names it."""
+        ...
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Prepare an image (H, W, C)."""
+        ...
 
 
 class Prediction(NamedTuple):
@@ -47,7 +60,7 @@ class Predictor:
         about: Mapping[str, Any],
         precision: str = "fp32",
         tta: TestTimeAugmentation | None = None,
-        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         self.model = model.eval()
         self.classes = classes
