@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
     add("--window", type=int, nargs=2, metavar=("H", "W"), help="sliding: size of a window (default: training's crop)")
     add("--overlap", type=float, default=OVERLAP, help="sliding: share that windows have in common (default: 1/3)")
     add("--fast", action="store_true", help="multiscale: average at the resolution of the network's head")
-    add("--batch-size", type=int, default=1, help="sliding: windows per forward pass (default: 1)")
+    add("--batch-size", type=int, default=1, help="images of one size, or windows, per forward pass (default: 1)")
 
 
 def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTimeAugmentation:
