@@ -27,7 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_flags(parser, several=True)
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
-    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default="single")
+    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default=None)
     add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
     add("--report", type=Path, metavar="FILE", help="where to write a page that shows them, with pictures")

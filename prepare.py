@@ -128,6 +128,8 @@ def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]
         if where != "val_loader" and len(sections) > 2:
             found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)
+    validation = config.validation
+    examined[0].chains = (config.train.chain, validation.chain) if validation else None
     examined[0].joined = [each for each in examined[1:] if each.split != "val_loader"]
     return examined
 

@@ -175,6 +175,7 @@ class BaseTrainer(ABC):
         self.signal = 0  # number of the one that came; 0 for none
         self.started = time.monotonic()
         self.saved_at = self.started
+        self.images_per_second = 0.0  # of the newest epoch's training; of no effect on anything
 
     @abstractmethod
     def train_epoch(self) -> dict[str, float]:
@@ -298,6 +299,8 @@ class BaseTrainer(ABC):
         for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
             writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
         shown = ", ".join(f"{key} {results[key]:.4f}" for key in SHOWN if key in results)
+        if self.images_per_second:
+            shown += f", {self.images_per_second:.3g} images/s"
         logger.info(
             "epoch %d/%d%s: %s%s",
             epoch,

@@ -17,6 +17,7 @@ from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
+from dataloader.transforms.preparation import ImageAlone, preparation_of, read_preparation, validated_chain
 from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections
 from engine.exporting import read as exported
 from engine.exporting.formats import format_of
@@ -32,7 +33,7 @@ from utils.losses.criterion import build_criterion, needs_class_pixels
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
-from utils.predict import Predictor
+from utils.predict import Predictor, Prepare
 from utils.protocol import EvaluationProtocol
 from utils.reproducibility import make_deterministic, stream
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
@@ -90,12 +91,19 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
 
 
-def build_evaluation_loader(config: RunConfig, section: LoaderConfig) -> Loader:
-    """Build the loader of an evaluation section: the images held out from training where it splits one off."""
+def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Prepare | None = None) -> Loader:
+    """Build the loader of an evaluation section: the images held out from training where it splits one off.
+
+    Args:
+        config: The config of the training.
+        section: Images as they are to be measured.
+        preparation: What to do to the images alone, before they are predicted; labels stay as the section has them.
+    """
     dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
     val_split = section.batches.val_split
     held_out = hold_out(len(dataset), val_split, config.seed)[1] if val_split else None
-    return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
+    transform = ImageAlone(preparation) if preparation else None
+    return build_val_loader(section, dataset, seed=config.seed, indices=held_out, transform=transform)
 
 
 def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:
@@ -220,6 +228,7 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
         "palette": [list(color) for color in classes.colors],
         "left_out": list(classes.ignored_classes),
         "normalization": normalization_of(config),
+        "preprocessing": preparation_of(validated_chain(resolved)).to_json(),
         "environment": dict(environment),
     }
 
@@ -237,8 +246,36 @@ def load_predictor(
     precision: str = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
+    native: bool = False,
 ) -> Predictor:
-    """Load the model in a checkpoint, ready to predict; the averaged weights, where there are some.
+    """Load the model in a checkpoint, ready to predict images prepared as validation did.
+
+    Args:
+        path: As for `load_model`, as all but `native`.
+        device: Where to compute.
+        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        modules: Names of third-party modules that have been imported.
+        config: Describes the model instead of the checkpoint.
+        native: Predict images at their own size, whatever validation did.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
+    """
+    predictor = load_model(path, device, precision=precision, modules=modules, config=config)
+    preparation = read_preparation(predictor.about)
+    predictor.prepare = preparation if preparation and not native else None
+    return predictor
+
+
+def load_model(
+    path: Path,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    modules: Sequence[str] = (),
+    config: RunConfig | None = None,
+) -> Predictor:
+    """Load the model in a checkpoint; the averaged weights, where there are some.
 
     Args:
         path: A checkpoint or, with `config`, any file of weights.
@@ -275,5 +312,7 @@ def load_predictor(
     )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
     classes = exported.classes_of(about)
+    preprocessing = about.get("preprocessing")  # not in early files, whose config says it
     about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
+    about["preprocessing"] = preprocessing
     return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from base.base_dataloader import Loader
@@ -22,13 +23,15 @@ from trainer import Trainer
 from utils import checkpoint, run_folder
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
+from utils.metrics import ConfusionMatrix
 from utils.predict import Predictor
 from utils.sync_batchnorm import SynchronizedBatchNorm
-from utils.visualize import comparison, legend, png_palette
+from utils.visualize import comparisons_sheet, png_palette
 
 logger = logging.getLogger("segwright")
 
-EXAMPLES = 8  # predictions that a finished run leaves on disk
+CANDIDATES = 100  # validation images, spread over the split, among which a finished run looks for its worst
+EXAMPLES = 8  # predictions that it leaves on disk: the worst
 ROWS = 4  # of them in predictions.png
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
@@ -125,7 +128,7 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
-    if config.trainer.tensorboard:
+    if (config.trainer.log_dir / config.name / run_dir.name).is_dir():  # not where TensorBoard is not installed
         logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
 
 
@@ -147,7 +150,7 @@ def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor:
-    """Predict some validation images with the weights in `used`; one colored PNG each, and some in one picture.
+    """Predict validation images with the weights in `used`; a colored PNG of each of the worst, and some in a picture.
 
     Returns:
         What predicted them.
@@ -161,19 +164,38 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor
     classes, protocol = trainer.classes, trainer.protocol
     checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
     predictor = Predictor(trainer.model, classes, state, protocol.precision, protocol.tta)
-    rows: list[np.ndarray] = []
-    for item in islice(good_items(loader.view), EXAMPLES):
-        labels = predictor.predict_image(item.image)
+    worst = worst_predictions(predictor, loader.view)
+    for item, labels, _ in worst:
         write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
-        rows.append(comparison(item.image, [item.label, labels], classes))
-    picture = np.concatenate([*rows[:ROWS], legend(classes)])
-    write_picture(folder.parent / "predictions.png", picture)
+    count = min(CANDIDATES, len(loader.view))
+    rows = [(item.key, f"mean IoU {score:.3f}", item.image, [item.label, labels]) for item, labels, score in worst]
+    headings = (f"image: the worst of {count}", "label", "prediction")
+    write_picture(folder.parent / "predictions.png", comparisons_sheet(rows[:ROWS], classes, headings))
     return predictor
 
 
-def good_items(view: Examples) -> Iterator[Item]:
-    """Read the images of a view with their labels; bad ones are passed over where its loader may skip them."""
-    for index in range(len(view)):
+def worst_predictions(predictor: Predictor, view: Examples) -> list[tuple[Item, np.ndarray, float]]:
+    """Predict images of a view, and return those with the lowest mean IoU, worst first: image, labels, mean IoU.
+
+    Images that are all void have none.
+    """
+    classes = predictor.classes
+    worst: list[tuple[Item, np.ndarray, float]] = []
+    for item in good_items(view, CANDIDATES):
+        labels = predictor.predict_image(item.image)
+        matrix = ConfusionMatrix(len(classes), classes.names, classes.ignored_classes)
+        matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(item.label)[None])
+        score = matrix.results().get("Mean_IoU", math.nan)
+        if not math.isnan(score):
+            worst = sorted([*worst, (item, labels, score)], key=lambda each: each[2])[:EXAMPLES]
+    return worst
+
+
+def good_items(view: Examples, count: int) -> Iterator[Item]:
+    """Read some images of a view with their labels, spread over it; bad ones are passed over where they may be."""
+    count = min(count, len(view))
+    for number in range(count):
+        index = number * len(view) // count
         try:
             yield view[0, index]
         except DataError:

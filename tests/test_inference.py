@@ -173,9 +173,9 @@ def test_one_window_or_one_scale_is_the_single_mode(file_run, inference_command,
     ("flags", "expected"),
     [
         (["--mode", "single", "--scales", "1", "2"], "--scales: has no effect in mode single. Use --mode multiscale"),
-        (["--window", "32", "32"], "--window: has no effect in mode multiscale. Use --mode sliding"),
+        (["--window", "32", "32"], "--window: has no effect in mode single. Use --mode sliding"),
         (["--mode", "sliding", "--fast"], "--fast: has no effect in mode sliding."),
-        (["--scales", "0"], "--scales 0.0: out of range."),
+        (["--mode", "multiscale", "--scales", "0"], "--scales 0.0: out of range."),
         (["--mode", "sliding", "--overlap", "1"], "--overlap 1.0: out of range."),
         (["--mode", "sliding", "--window", "0", "32"], "--window 0 32: no size."),
         (["--batch-size", "0"], "--batch-size 0: too few."),
@@ -293,12 +293,12 @@ def test_a_folder_gives_every_image_a_file_of_its_own(pictures, finished_run, in
     ],
 )
 def test_files_folders_and_patterns_name_images(pictures, images, extension, names):
-    assert [path.name for path in find_images(str(pictures / images), extension)] == names
+    assert [path.name for path in find_images([str(pictures / images)], extension).paths] == names
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     (tmp_path / "a[1].png").touch()
-    assert find_images(str(tmp_path / "a[1].png")) == [tmp_path / "a[1].png"]
+    assert find_images([str(tmp_path / "a[1].png")]).paths == [tmp_path / "a[1].png"]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "*.xyz", "a\0b", ""])
@@ -320,9 +320,10 @@ def test_a_folder_without_images_is_an_error_that_names_the_endings(finished_run
 
 def test_names_never_collide():
     paths = [Path(p) for p in ("a/x.jpg", "a/x.png", "b/x.jpg", "x_jpg.gif", "y.b.jpg", "y.jpg", "y.png", "y_jpg.bmp")]
-    names = output_names(paths)
-    assert len(set(names)) == len(paths)
-    assert names[4] == "y.b"
+    for placed in (paths, [Path(path.name) for path in paths]):
+        names = output_names(placed)
+        assert len(set(names)) == len(paths)
+        assert names[4] == "y.b"
 
 
 def test_an_image_is_never_replaced_by_its_prediction(pictures, finished_run, inference_command):
@@ -378,7 +379,7 @@ def test_a_broken_image_costs_no_other(pictures, finished_run, inference_command
     assert answer.status == 3
     assert f"7 of {7 + broken} images predicted" in answer.out
     assert len(list((tmp_path / "out").glob("[!_]*"))) == 7
-    lines = answer.err.splitlines()
+    lines = [line for line in answer.err.splitlines() if "passed over" not in line]
     assert len(lines) == broken
     assert all(line.startswith("not predicted: ") for line in lines)
     for name in ("b_cut.jpg", "b_empty.png", "b_html.jpg", "b_folder.png", "b_link.png", "b\\nline.png"):
@@ -420,14 +421,14 @@ def test_a_label_map_is_as_large_as_its_image_and_holds_classes_only(finished_ru
 def test_an_image_that_memory_is_too_small_for_costs_no_other(
     pictures, finished_run, inference_command, tmp_path, monkeypatch
 ):
-    predict_image = Predictor.predict_image
+    logits = Predictor.logits
 
-    def fail(self, image):
-        if image.shape[1] == 700:
+    def fail(self, images):
+        if images.shape[-1] == 700:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return predict_image(self, image)
+        return logits(self, images)
 
-    monkeypatch.setattr(Predictor, "predict_image", fail)
+    monkeypatch.setattr(Predictor, "logits", fail)
     answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
     assert answer.status == 3
     assert "6 of 7 images predicted" in answer.out
@@ -552,3 +553,174 @@ def test_averaged_weights_are_used_where_there_are_some(finished_run, pictures, 
     torch.save({**state, "ema": {"state_dict": zero, "updates": 1}}, tmp_path / "x.pth")
     model = load(tmp_path / "x.pth", device="cpu", modules=["tests.tiny"]).model
     assert all(not parameter.any() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------- many files, and what is passed over
+
+
+def test_a_link_to_itself_costs_no_other_image(pictures, finished_run, inference_command, tmp_path):
+    (pictures / "loop.png").symlink_to(pictures / "loop.png")
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 3
+    assert "7 of 8 images predicted" in answer.out
+    assert f"not predicted: {pictures / 'loop.png'}: cannot be read (" in answer.err
+    answer = predict(inference_command, finished_run, pictures / "loop.png", tmp_path / "one")
+    assert answer.status == 3
+    assert "0 of 1 images predicted" in answer.out
+
+
+def test_what_is_passed_over_is_said(pictures, finished_run, inference_command, tmp_path):
+    (pictures / "..dots.png").write_bytes((pictures / "x.png").read_bytes())
+    (pictures / "below").mkdir()
+    (pictures / "below" / "y.png").write_bytes((pictures / "x.png").read_bytes())
+    (pictures / "empty").mkdir()
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 0
+    assert "7 of 7 images predicted" in answer.out
+    assert f"{pictures}: passed over 2 hidden files (..dots.png, .hidden.jpg). Name them to predict them." in answer.err
+    assert f"{pictures}: passed over 1 files of other kinds (notes.txt). See --extension." in answer.err
+    assert f"{pictures}: passed over 1 folders with images in them (below). Use --recursive for those." in answer.err
+    answer = predict(inference_command, finished_run, pictures / "..dots.png", tmp_path / "named")
+    assert answer.status == 0
+    assert "passed over" not in answer.err
+
+
+def test_recursive_predictions_keep_the_folders_of_their_images(pictures, finished_run, inference_command, tmp_path):
+    data = (pictures / "x.png").read_bytes()
+    for name in ("b/x.png", "b/c/x.png", "b/c/x.bmp.png", ".git/x.png"):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        (pictures / name).write_bytes(data)
+    (pictures / "b" / "again").symlink_to(pictures)  # would be searched for ever
+    output = pictures / "out"
+    for _ in range(2):  # the second time, there are predictions below the images
+        answer = predict(inference_command, finished_run, pictures, output, "--recursive", "--save", "index")
+        assert answer.status == 0, answer.err
+        assert "10 of 10 images predicted" in answer.out
+    written = {str(path.relative_to(output)) for path in output.rglob("*.png")}
+    assert {"b/x.png", "b/c/x.png", "b/c/x.bmp.png", "x_png.png"} <= written
+    assert len(written) == 10
+
+
+def test_several_images_folders_and_patterns_may_be_named(pictures, finished_run, inference_command, tmp_path):
+    (tmp_path / "more").mkdir()
+    shutil.copy(pictures / "x.png", tmp_path / "more" / "x.png")
+    named = [pictures / "x.png", tmp_path / "more", pictures / "a.?.jpg", pictures / "x.png"]
+    flags = ["-o", tmp_path / "out", "--save", "index", *TINY]
+    answer = inference_command("-m", finished_run / "last.pth", "-i", *named, *flags)
+    assert answer.status == 0, answer.err
+    assert "4 of 4 images predicted" in answer.out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a.b.png", "a.c.png", "x_png.png", "x_png_2.png"]
+    answer = inference_command("-m", finished_run / "last.pth", "-i", *named, "nowhere", "none*.png", *flags)
+    assert answer.status == 2
+    assert [line.split(":")[0] for line in answer.errors] == ["--images nowhere", "--images none*.png"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--batch-size", "3"]], ids=" ".join)
+def test_one_forward_pass_gives_all_kinds_of_outputs(
+    pictures, finished_run, inference_command, tmp_path, monkeypatch, flags
+):
+    forward, passes = Predictor._forward, []
+
+    def count(self, images):
+        passes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Predictor, "_forward", count)
+    for name in ("x.png", "x.JPG", "a.b.jpg", "a.c.jpg", "wide.webp"):
+        shutil.copy(pictures / name, tmp_path / name)
+    save = ["--save", "color,index,overlay,probability,probabilities"]
+    images = ["-i", tmp_path, "-e", "jpg,png,webp", "-o", tmp_path / "out"]
+    answer = inference_command("-m", finished_run / "last.pth", *images, *TINY, *save, *flags)
+    assert answer.status == 0, answer.err
+    assert sum(passes) == 5
+    assert len(passes) == (3 if flags else 5)
+    assert ("--batch-size: " in answer.err) == bool(flags)
+    assert len(list((tmp_path / "out").iterdir())) == 5 * 5 + 1
+
+
+def test_batches_of_equal_sizes_predict_what_single_images_do(file_run, inference_command, tmp_path):
+    run_dir, data = file_run
+    for output, flags in (("one", []), ("many", ["--batch-size", "4"])):
+        files = ["-i", data / "train" / "images", data / "val" / "images", "-o", tmp_path / output, "--save", "index"]
+        assert inference_command("-m", run_dir / "last.pth", *files, *flags).status == 0
+    same = [(read_label(p) == read_label(tmp_path / "many" / p.name)).mean() for p in (tmp_path / "one").iterdir()]
+    assert len(same) == 4 + len(SIZES)
+    assert min(same) > 0.999
+
+
+def test_a_batch_that_memory_is_too_small_for_is_predicted_one_by_one(
+    file_run, inference_command, tmp_path, monkeypatch
+):
+    logits = Predictor.logits
+
+    def fail(self, images):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return logits(self, images)
+
+    monkeypatch.setattr(Predictor, "logits", fail)
+    run_dir, data = file_run
+    flags = ["-i", data / "train" / "images", "-o", tmp_path / "out", "--batch-size", "4"]
+    answer = inference_command("-m", run_dir / "last.pth", *flags)
+    assert answer.status == 0, answer.err
+    assert "4 of 4 images predicted" in answer.out
+
+
+def test_folders_and_patterns_of_arrays_are_images_too(tmp_path, inference_command):
+    from tests.conftest import call
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for number in range(4):
+            image = rng.random((33, 40, 4), dtype=np.float32)
+            np.save(tmp_path / "data" / "images" / split / f"n{number}.npy", image)
+            Image.fromarray(rng.integers(0, 2, (33, 40), dtype=np.uint8)).save(
+                tmp_path / "data" / "masks" / split / f"n{number}.png"
+            )
+    args = {"data_dir": str(tmp_path / "data"), "classes": ["a", "b"], "channels": 4}
+    config = tiny_config(
+        tmp_path / "saved",
+        train_loader={"type": "Folder", "args": {**args, "split": "train", "batch_size": 2, "num_workers": 0}},
+        val_loader={"type": "Folder", "args": {**args, "split": "val", "batch_size": 1, "num_workers": 0}},
+        normalization={"mean": [0.5] * 4, "std": [0.25] * 4},
+    )
+    config["arch"]["args"]["in_channels"] = 4
+    config["trainer"]["epochs"] = 1
+    write_json(tmp_path / "c.json", config)
+    import train
+
+    answer = call(train, "-c", tmp_path / "c.json")
+    assert answer.status == 0, answer.err
+    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    images = tmp_path / "data" / "images" / "val"
+    for number, named in enumerate((images, images / "*.npy", images / "n?.*", images / "n1.npy")):
+        answer = inference_command("-m", run_dir / "last.pth", "-i", named, "-o", tmp_path / str(number))
+        assert answer.status == 0, answer.err
+        assert len(list((tmp_path / str(number)).iterdir())) == (2 if number == 3 else 5)
+    (images / "x.png").write_bytes((tmp_path / "data" / "masks" / "val" / "n0.png").read_bytes())
+    answer = inference_command("-m", run_dir / "last.pth", "-i", images, "-e", "npy", "-o", tmp_path / "last")
+    assert answer.status == 0, answer.err
+
+
+def test_an_array_with_alpha_is_predicted_without(finished_run):
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 4), dtype=np.uint8)
+    assert np.array_equal(predictor.predict(image), predictor.predict(image[..., :3]))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 5), np.uint8), r"expected an array \(height, width, 3\), got one of shape 4x5\."),
+        (np.zeros((4, 5, 2), np.uint8), r"expected an array \(height, width, 3\), got one of 2 channels\."),
+        (np.zeros((4, 5, 3), np.float32), r"expected an array of 8-bit integers, got float32\."),
+        (np.zeros((4, 5, 4), bool), r"expected an array of 8-bit integers, got bool\."),
+        (None, r"expected an array|expected str|argument should be"),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused_in_one_line_that_says_why(finished_run, image, words):
+    with pytest.raises(TypeError, match=words):
+        load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"]).predict(image)

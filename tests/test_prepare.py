@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.folder import Folder
 from dataloader.tools import doctor
 from engine import results
+from engine.check import check_config
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
@@ -390,6 +392,52 @@ def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_com
     assert '"crop_size": [65, 97]' in answer.out
     sets = ["-s", "train_loader.args.crop_size=[65,97]", "-s", "train_loader.args.batch_size=8"]
     assert prepare_command("check", "-c", path, *sets).status == 0
+
+
+@pytest.mark.parametrize(
+    ("training", "validation"),
+    [
+        ({"base_size": 24, "scale": False}, {}),
+        ({"base_size": 24}, {}),
+        ({"resize": {"short_side": 24}, "scale": False}, {"val": True, "crop_size": 64}),
+        ({"scale": {"range": [0.8, 1.2]}}, {"resize": {"long_side": 24}}),
+        ({"scale": False}, {"val": True, "crop_size": 130}),
+    ],
+)
+def test_a_scale_that_training_never_saw_is_found_and_fixed(
+    tmp_path: Path, prepare_command: Callable[..., Answer], training: dict[str, Any], validation: dict[str, Any]
+) -> None:
+    config = load_config(ROOT / "config.json")
+    args = {"data_dir": str(clean(tmp_path / "data")), "classes": NAMES}
+    train = {**args, "split": "train", "batch_size": 4, "augment": True, "crop_size": 24, **training}
+    config["train_loader"] = {"type": "Folder", "args": train}
+    config["val_loader"] = {"type": "Folder", "args": {**args, "split": "val", "batch_size": 1, **validation}}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    answer = prepare_command("check", "-c", path)
+    assert kinds(answer) == {("train_loader", "another scale")}, answer.out
+    fixed = {
+        key: value for key, value in config["val_loader"]["args"].items() if key not in ("crop_size", "resize", "val")
+    }
+    if found := re.search(r'fix: "resize": (\{.*\}) in the val_loader', answer.out):
+        fixed["resize"] = json.loads(found[1])
+    config["val_loader"]["args"] = fixed
+    path.write_text(json.dumps(config))
+    assert prepare_command("check", "-c", path).status == 0
+
+
+@pytest.mark.parametrize("path", sorted([ROOT / "config.json", *(ROOT / "configs").glob("**/*.json")]), ids=str)
+def test_no_config_of_ours_validates_at_a_scale_that_training_never_sees(path: Path) -> None:
+    raw = load_config(path)
+    if "arch" not in raw or "trainer" not in raw:
+        return
+    config = check_config(raw)
+    assert config.validation is not None
+    records = {"x": scan.Record([], size=[375, 500])}
+    if config.train.type in ("CamVid", "Synthetic"):
+        records = {"x": scan.Record([], size=[360, 480] if config.train.type == "CamVid" else [192, 256])}
+    examined = doctor.Examined("train", None, records, chains=(config.train.chain, config.validation.chain))
+    assert list(doctor.scales(examined)) == []
 
 
 def test_files_that_did_not_change_are_not_read_again(

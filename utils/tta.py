@@ -50,6 +50,15 @@ class TestTimeAugmentation:
             return sliding(predict, images, window=self.window, overlap=self.overlap, batch_size=self.batch_size)
         return multi_scale(predict, images, self.scales, fast=self.fast)
 
+    def passes(self, size: tuple[int, int]) -> int:
+        """Return how many images the network sees for one of `size`: windows, scales, mirrored ones."""
+        count = len(self.scales)
+        if self.mode == "sliding":
+            window = min(self.window[0], size[0]), min(self.window[1], size[1])
+            rows, columns = (len(window_starts(size[i], window[i], self.overlap)) for i in (0, 1))
+            count = rows * columns
+        return 2 * count if self.flip else count
+
 
 def mirrored(predict: Predict) -> Predict:
     """Average what `predict` gives with what it says of the image with left and right exchanged."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from utils.classes import IGNORE, ClassTable
 
@@ -75,6 +76,52 @@ def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
         left = i * (w + GAP)
         row[:h, left : left + w] = cv2.resize(np.ascontiguousarray(part), (w, h), interpolation=interpolation)
     return row
+
+
+def strip_of_text(texts: Mapping[int, str], width: int = 1200, height: int = 26) -> np.ndarray:
+    """Draw texts in a white strip, (height, width, 3) uint8.
+
+    Args:
+        texts: What to write, by the column where it begins; what does not fit before the next one is cut off.
+        width: Width of the strip.
+        height: Its height, which decides the size of the letters.
+    """
+    strip = Image.new("RGB", (width, height), (255, 255, 255))
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(size=height * 0.6)
+    ends = [*sorted(texts)[1:], width]
+    for (left, text), end in zip(sorted(texts.items()), ends, strict=True):
+        while text and draw.textlength(text, font) > end - left - GAP:
+            text = text[:-2] + "…" if len(text) > 1 else ""
+        draw.text((left + 2, height // 2), text, fill=(30, 30, 30), font=font, anchor="lm")
+    return np.asarray(strip)
+
+
+def comparisons_sheet(
+    rows: Sequence[tuple[str, str, np.ndarray, Sequence[np.ndarray]]],
+    classes: ClassTable,
+    headings: Sequence[str],
+    width: int = 1200,
+) -> np.ndarray:
+    """Draw images with label maps of them below each other: headings, names, scores, and a legend at the end.
+
+    Args:
+        rows: For each image its name, its score in words, itself (H, W, C), and label maps (H, W) uint8.
+        classes: Their colors.
+        headings: What stands over each column.
+        width: Width of the result.
+
+    Returns:
+        (h, width, 3) uint8.
+    """
+    columns = [number * (width // len(headings)) for number in range(len(headings))]
+    parts = [strip_of_text(dict(zip(columns, headings, strict=True)), width, height=34)]
+    for name, score, image, labels in rows:
+        parts += [
+            strip_of_text({0: name, columns[-1]: score}, width),
+            comparison(image, labels, classes, width),
+        ]
+    return np.concatenate([*parts, legend(classes, width)])
 
 
 def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from dataloader.scan import Record, class_pixels_of, name_of, sum_values
+from dataloader.transforms.chain import ChainOptions
+from dataloader.transforms.preparation import preparation_of, scale_range
 from utils.classes import IGNORE, ClassTable
 from utils.errors import Fault, Problem
 from utils.images import IMAGE_SUFFIXES
@@ -26,6 +28,7 @@ from utils.shards import is_packed
 SHOWN = 5  # files that a finding names
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
 BLURRED_SHARE = 0.2  # of the pixels; more of them are no edges
+SCALE_MARGIN = 1.25  # factor by which validation may be beyond the scales that training sees
 SHIFTED = "they are shifted by one"
 
 # What fixes files with a fault; others have a fix of their own.
@@ -88,6 +91,7 @@ class Examined:
         batch_size: Images per step; None if not known.
         sources: What it is put together from, where splits may share images by design; empty: they may not.
         joined: Others that are trained on together with it.
+        chains: How a config prepares images to train on, and those to validate on; None if not known.
     """
 
     split: str
@@ -99,6 +103,7 @@ class Examined:
     batch_size: int | None = None
     sources: frozenset[str] = frozenset()
     joined: Sequence[Examined] = ()
+    chains: tuple[ChainOptions, ChainOptions] | None = None
 
     @property
     def classes(self) -> ClassTable:
@@ -138,7 +143,7 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
     findings: list[Finding] = []
     for examined in splits:
         wrong = list(wrong_values(examined))
-        for rule in (unpaired_files, nested_files, unusable_files, void_labels, odd_images, sizes):
+        for rule in (unpaired_files, nested_files, unusable_files, void_labels, odd_images, sizes, scales):
             findings += rule(examined)
         findings += wrong or missing_classes(examined)  # what values mean decides which classes there are
     return findings + list(repeated(splits))
@@ -335,6 +340,30 @@ def sizes(examined: Examined) -> Iterator[Finding]:
             height, width = (int(side) for side in np.median(shapes, axis=0))
             what = f"{sum(small)} of {len(small)} images are smaller than the crop, and filled up with void"
             yield Finding("crop too large", examined.split, what, f'"crop_size": [{height}, {width}]')
+
+
+def scales(examined: Examined) -> Iterator[Finding]:
+    """Find that validation, and so every prediction, sees images at a scale that training never does."""
+    shapes = [record.size for record in examined.records.values() if record.size]
+    if examined.chains is None or not shapes:
+        return
+    training, validation = examined.chains
+    height, width = (int(side) for side in np.median(shapes, axis=0))
+    trained, validated = scale_range(training, (height, width)), scale_range(validation, (height, width))
+    if trained is None or validated is None:
+        return
+    low, high = trained[0] / SCALE_MARGIN, trained[1] * SCALE_MARGIN
+    if low <= validated[0] and validated[1] <= high:
+        return
+    what = (
+        f"training sees images at {trained[0]:.2f} to {trained[1]:.2f} of their size, validation and prediction at "
+        f"{validated[0]:.2f}"
+    )
+    base = preparation_of(replace(training, crop_size=None, val=False)).to_json()["resize"]
+    fix = 'remove "resize" and the crop of the val_loader, which then takes whole images at their own size'
+    if base is not None:
+        fix = f'"resize": {json.dumps({k: v for k, v in base.items() if v is not None})} in the val_loader'
+    yield Finding("another scale", examined.split, what, fix)
 
 
 class Occurrence(NamedTuple):

@@ -118,7 +118,7 @@ def export(job: Export) -> Exported:
     calibration = []
     if job.int8:
         assert job.calibrate is not None
-        calibration = calibration_images(find_images(str(job.calibrate)), job.size)
+        calibration = calibration_images(find_images([str(job.calibrate)]).paths, job.size)
     state = load_run(job.model)
     require_modules(state, job.modules, job.model)
     predictor = assemble.load_predictor(job.model, CPU, modules=job.modules)

@@ -59,14 +59,18 @@ def measure(
     device = choose_device(args.device)
     predictors = []
     for path in paths:
-        predictor = assemble.load_predictor(path, device, precision=args.precision, modules=modules, config=described)
+        predictor = assemble.load_predictor(
+            path, device, precision=args.precision, modules=modules, config=described, native=args.native
+        )
         predictor.tta = tta_from_args(args, predictor.about)
         predictors.append(predictor)
     first = predictors[0]
     predict = Ensemble(predictors).logits if len(predictors) > 1 else first.logits
     config = described or check_config(first.about["config"])
     crop = args.mode == "center_crop"
-    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
+    repeat = args.mode is None and not args.native  # measure as validation in training did
+    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)
+    preparation = None if repeat or crop else first.prepare  # else the loader does what validation did
     classes = first.classes
     extra = config.trainer.metrics if extra is None else extra
     averages = args.flip or args.mode in ("multiscale", "sliding")
@@ -75,7 +79,7 @@ def measure(
     metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
     collector = Collector(classes, metrics) if args.report else None
     images = collector.images if collector else ImageFigures(classes)
-    loader = assemble.build_evaluation_loader(config, section)
+    loader = assemble.build_evaluation_loader(config, section, preparation)
     listener = collector.listen if collector else images.listen
     evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=[listener])
     rows = metrics.table()
@@ -85,7 +89,7 @@ def measure(
         "checkpoint": " + ".join(path.name for path in paths),
         "epoch": first.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": first.protocol(evaluation_data(section)).to_json(),
+        "protocol": first.protocol(evaluation_data(section, preparation)).to_json(),
         "metrics": metrics.results(),
         "classes": rows,
         "confusion_matrix": metrics.counts.tolist(),
