@@ -38,19 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from base.evaluation import evaluate
     from engine import assemble
     from engine.check import check_config
-    from engine.config import evaluation_data, evaluation_section
+    from engine.config import evaluation_data, evaluation_section, part_to_evaluate
     from utils import plugins
     from utils.log import log_to
     from utils.metrics import Metrics
-    from utils.run_folder import write_json
+    from utils.run_folder import find_model, write_json
 
     log_to()
     modules = plugins.import_modules(args.modules)
+    args.model = find_model(args.model)
     described = check_config(load_config(args.config)) if args.config else None
     device = choose_device(args.device)
     predictor = assemble.load_predictor(args.model, device, precision=args.precision, modules=modules, config=described)
     predictor.tta = tta_from_args(args, predictor.about)
-    config = described or check_config(predictor.about["config"])
+    used = part_to_evaluate(predictor.about["config"])
+    plugins.require_modules(predictor.about, modules, args.model, used=used)
+    config = described or check_config(used)
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics

@@ -253,7 +253,7 @@ def load_predictor(
     state: Mapping[str, Any]
     if config is None:
         state = about = checkpoint.load_run(path)
-        require_modules(state, modules, path)
+        require_modules(state, modules, path, used={"arch": state["arch"]})
     else:
         state = checkpoint.load(path)
         about = {
@@ -276,5 +276,8 @@ def load_predictor(
         tuple((index,) for index in range(len(about["classes"]))),
         ignored_classes=tuple(about["left_out"]),
     )
-    about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
+    about = {
+        key: about[key]
+        for key in ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
+    }
     return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -273,6 +273,17 @@ def full_json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}
 
 
+def part_to_evaluate(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a resolved config what only training uses, so that an evaluation needs no components for that."""
+    trainer = {**resolved["trainer"], "monitor": "off", "early_stop": 0, "writers": []}
+    unused = {
+        "loss": "CrossEntropyLoss2d",
+        "lr_scheduler": "Constant",
+        "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+    }
+    return {**resolved, **unused, "trainer": trainer}
+
+
 def evaluation_section(
     config: RunConfig, *, split: str | None = None, data_dir: Path | None = None, crop: bool = False
 ) -> LoaderConfig:

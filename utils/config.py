@@ -17,6 +17,7 @@ from typing import Any
 from utils.errors import ConfigError
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
+SCHEMA = PRESETS.parents[1] / "config.schema.json"  # what editors complete a config by
 MAX_DEPTH = 8  # of `extends`
 MAX_BYTES = 1 << 20
 MAX_DIGITS = 20  # of an integer
@@ -67,6 +68,15 @@ def list_presets() -> str:
     }
     width = max(map(len, lines), default=0)
     return "\n".join(["presets:", *(f"  {name:<{width}}  {line.removeprefix('// ')}" for name, line in lines.items())])
+
+
+def describe_preset(name: str) -> str | None:
+    """The text of the preset `name`, such as ``pspnet/voc``, and how to train it; None if there is none."""
+    path = PRESETS / f"{name}.json"
+    if name not in (found.relative_to(PRESETS).with_suffix("").as_posix() for found in PRESETS.glob("*/*.json")):
+        return None
+    text = path.read_text(encoding="utf-8").rstrip()
+    return f'{name} (preset)\n\n{text}\n\nTrain it: --config {name}. Change it: {{"extends": "{name}", ...}}.'
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ STRIDE = 32  # windows are multiples of the coarsest stride there is, so that th
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the flags that say which model predicts, and where."""
     add = parser.add_argument
-    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, run folder or quoted pattern")
     add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
     add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")

@@ -136,6 +136,15 @@ class Registry(Mapping[str, Factory]):
 
         return add
 
+    def own_names(self) -> set[str]:
+        """Names of the components that were registered one by one, without those that `also` gives."""
+        return {*self._entries, *self._families}
+
+    def home(self, name: str) -> str:
+        """Name of the module in which one of `own_names` is defined."""
+        target = self._families[name][0] if name in self._families else self._entries[name]
+        return str(getattr(target, "func", target).__module__)
+
     def reserved(self, name: str) -> frozenset[str]:
         """Parameters of the entry `name` that the framework fills in."""
         return FACTS | self._reserved if self._is_own(name) else self._reserved
