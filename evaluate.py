@@ -22,7 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_flags(parser)
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
-    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default="single")
+    add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default=None)
     add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
     return parser.parse_args(argv)
@@ -30,19 +30,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    restrict_gpus(args.device)
     if args.output:
         check_output(args.output)
+    results, skipped = measure(args)
+    print(table(results))
+    if args.output:
+        from utils.run_folder import write_json
 
+        write_json(args.output, results)
+        print(f"written to {args.output}")
+    return 3 if skipped else 0
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure as the flags in `args` say; for `segwright.evaluate`.
+
+    Raises:
+        UserError: Checkpoint and data do not fit together.
+    """
+    return measure(args)[0]
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Measure as the flags in `args` say; returns the figures, and how many images could not be used."""
+    restrict_gpus(args.device)
+
+    from base import evaluation
     from base.base_dataloader import DevicePrefetcher
-    from base.evaluation import evaluate
+    from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
     from engine.config import evaluation_data, evaluation_section, part_to_evaluate
     from utils import plugins
     from utils.log import log_to
     from utils.metrics import Metrics
-    from utils.run_folder import find_model, write_json
+    from utils.run_folder import find_model
 
     log_to()
     modules = plugins.import_modules(args.modules)
@@ -54,27 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     used = part_to_evaluate(predictor.about["config"])
     plugins.require_modules(predictor.about, modules, args.model, used=used)
     config = described or check_config(used)
+    repeat = args.mode is None and not args.native
     crop = args.mode == "center_crop"
-    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
+    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)
+    whole = not (repeat or crop or args.native)  # images, predicted as inference.py does
+    preparation = read_preparation(predictor.about) if whole else None
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
     classes = predictor.classes
     metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
-    loader = assemble.build_evaluation_loader(config, section)
-    evaluate(predictor.logits, loader, metrics, move=DevicePrefetcher(device))
+    loader = assemble.build_evaluation_loader(config, section, preparation)
+    evaluation.evaluate(predictor.logits, loader, metrics, move=DevicePrefetcher(device))
     results: dict[str, Any] = {
         "checkpoint": args.model.name,
         "epoch": predictor.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": predictor.protocol(evaluation_data(section)).to_json(),
+        "protocol": predictor.protocol(evaluation_data(section, preparation)).to_json(),
         "metrics": metrics.results(),
         "classes": metrics.table(),
         "confusion_matrix": metrics.counts.tolist(),
     }
-    print(table(results))
-    if args.output:
-        write_json(args.output, results)
-        print(f"written to {args.output}")
-    return 3 if loader.skipped else 0
+    return results, len(loader.skipped)
 
 
 def check_output(path: Path) -> None:

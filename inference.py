@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-i", "--images", required=True, metavar="FILE|DIR|GLOB", help="images to predict")
     add("-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default: outputs)")
     add("-e", "--extension", default="any", help="endings of images in a folder: jpg,png, or any (default)")
-    add_flags(parser, ["multiscale", "sliding", "single"], default="multiscale")
+    add_flags(parser, ["single", "multiscale", "sliding"], default="single")
     add("--save", default="color", help=f"what to write, of {','.join(KINDS)} (default: color)")
     return parser.parse_args(argv)
 
@@ -50,7 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.find_images import find_images, output_names
 
     paths = find_images(args.images, args.extension)
-    predictor = load(args.model, config=args.config, device=args.device, precision=args.precision, modules=args.modules)
+    predictor = load(
+        args.model,
+        config=args.config,
+        device=args.device,
+        precision=args.precision,
+        modules=args.modules,
+        native=args.native,
+    )
     predictor.tta = tta_from_args(args, predictor.about)
     names = output_names(paths)
     files = [targets(args.output, name, wanted) for name in names]
@@ -107,6 +114,7 @@ def load(
     device: str | None = None,
     precision: str = "fp32",
     modules: Sequence[str] = (),
+    native: bool = False,
 ) -> Predictor:
     """Load the model in a checkpoint, ready to predict; for notebooks and scripts.
 
@@ -116,10 +124,12 @@ def load(
         device: GPU such as ``"0"``, or ``"cpu"``, ``"cuda"``, ``"mps"``; None takes a GPU if there is one.
         precision: Arithmetic: fp32, bf16, fp16, or auto.
         modules: Modules with components of your own that the model uses.
+        native: Predict images at their own size, also where validation resized them.
 
     Raises:
         CheckpointError: The file cannot be used.
     """
+    from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
     from utils import plugins
@@ -130,7 +140,13 @@ def load(
     names = plugins.import_modules(modules)
     path = find_model(model)
     described = check_config(load_config(Path(config))) if config is not None else None
-    return assemble.load_predictor(path, choose_device(device), precision=precision, modules=names, config=described)
+    predictor = assemble.load_predictor(
+        path, choose_device(device), precision=precision, modules=names, config=described
+    )
+    preparation = read_preparation(predictor.about)
+    if preparation and not native:
+        predictor.prepare = preparation
+    return predictor
 
 
 def make_folder(path: Path) -> None:

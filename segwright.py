@@ -39,6 +39,7 @@ def load(
     device: str | None = None,
     precision: str = "fp32",
     modules: Sequence[str] = (),
+    native: bool = False,
 ) -> Predictor:
     """Load the model in a checkpoint, ready to predict: ``load("best_model.pth").predict("image.jpg")``.
 
@@ -48,13 +49,14 @@ def load(
         device: GPU such as ``"0"``, or ``"cpu"``, ``"cuda"``, ``"mps"``; None takes a GPU if there is one.
         precision: Arithmetic: fp32, bf16, fp16, or auto.
         modules: Modules with components of your own that the model uses.
+        native: Predict images at their own size, also where validation resized them.
 
     Raises:
         CheckpointError: The file cannot be used.
     """
     import inference
 
-    return inference.load(model, config=config, device=device, precision=precision, modules=modules)
+    return inference.load(model, config=config, device=device, precision=precision, modules=modules, native=native)
 
 
 def train(
@@ -95,7 +97,7 @@ def evaluate(
     *,
     split: str | None = None,
     data_dir: str | Path | None = None,
-    mode: str = "single",
+    mode: str | None = None,
     device: str | None = None,
     modules: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def evaluate(
         model: Path of a checkpoint.
         split: Part of the dataset; None for what was validated on in training.
         data_dir: Where the dataset is, if not where it was in training.
-        mode: Of prediction: "single", "multiscale", "sliding" or "center_crop".
+        mode: Of prediction: "single", "multiscale", "sliding" or "center_crop"; None for what validation did.
         device: As for `load`.
         modules: Modules with components of your own.
 
@@ -114,8 +116,9 @@ def evaluate(
     """
     import evaluate as command
 
-    arguments = ["--model", str(model), "--mode", mode]
-    for flag, given in (("--split", split), ("--data-dir", data_dir), ("--device", device)):
+    arguments = ["--model", str(model)]
+    flags = {"--mode": mode, "--split": split, "--data-dir": data_dir, "--device": device}
+    for flag, given in flags.items():
         arguments += [flag, str(given)] if given is not None else []
     for name in modules:
         arguments += ["--import", name]

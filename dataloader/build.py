@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from base.base_dataloader import Loader, LoaderOptions
-from base.base_dataset import BaseDataset, DatasetView
+from base.base_dataset import BaseDataset, DatasetView, Transform
 from dataloader.sample_cache import build_cache
 from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
@@ -181,11 +181,23 @@ def build_val_loader(
     seed: int,
     indices: Sequence[int] | None = None,
     pin_memory: bool = False,
+    transform: Transform | None = None,
 ) -> Loader:
-    """Build a loader to evaluate with: native images one by one, crops in batches."""
+    """Build a loader to evaluate with: native images one by one, crops in batches.
+
+    Args:
+        loader: The section.
+        dataset: What it names.
+        seed: Decides what is random in the section's chain, if anything.
+        indices: Examples of `dataset` to use; None for all.
+        pin_memory: Put batches where a GPU can fetch them.
+        transform: What to do with images and labels instead of what the section's chain says.
+    """
     size = loader.chain.crop
+    view = build_view(loader, dataset, seed=seed, indices=indices, where="val_loader")
+    view.transform = transform or view.transform
     return Loader(
-        build_view(loader, dataset, seed=seed, indices=indices, where="val_loader"),
+        view,
         max(loader.batches.batch_size if size else 1, distributed.world_size()),  # each process at least one image
         num_workers=loader.batches.num_workers,
         training=False,

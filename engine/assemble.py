@@ -17,6 +17,7 @@ from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
+from dataloader.transforms.preparation import ImageAlone, Preparation, preparation_of, validated_chain
 from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
@@ -89,12 +90,19 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
 
 
-def build_evaluation_loader(config: RunConfig, section: LoaderConfig) -> Loader:
-    """Build the loader of an evaluation section: the images held out from training where it splits one off."""
+def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Preparation | None = None) -> Loader:
+    """Build the loader of an evaluation section: the images held out from training where it splits one off.
+
+    Args:
+        config: The config of the training.
+        section: Images as they are to be measured.
+        preparation: What to do to the images alone, before they are predicted; labels stay as the section has them.
+    """
     dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
     val_split = section.batches.val_split
     held_out = hold_out(len(dataset), val_split, config.seed)[1] if val_split else None
-    return build_val_loader(section, dataset, seed=config.seed, indices=held_out)
+    transform = ImageAlone(preparation) if preparation else None
+    return build_val_loader(section, dataset, seed=config.seed, indices=held_out, transform=transform)
 
 
 def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:
@@ -219,6 +227,7 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
         "palette": [list(color) for color in classes.colors],
         "left_out": list(classes.ignored_classes),
         "normalization": normalization_of(config),
+        "preprocessing": preparation_of(validated_chain(resolved)).to_json(),
         "environment": dict(environment),
     }
 
@@ -276,8 +285,7 @@ def load_predictor(
         tuple((index,) for index in range(len(about["classes"]))),
         ignored_classes=tuple(about["left_out"]),
     )
-    about = {
-        key: about[key]
-        for key in ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
-    }
+    kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
+    preprocessing = about.get("preprocessing")  # not in early files, whose config says it
+    about = {**{key: about[key] for key in kept}, "preprocessing": preprocessing}
     return Predictor(model.to(device), classes, about, choose_precision(precision, device))

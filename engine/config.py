@@ -25,6 +25,7 @@ from dataloader.build import (
     preprocessing_of,
 )
 from dataloader.transforms.chain import ChainOptions
+from dataloader.transforms.preparation import Preparation, preparation_of
 from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
@@ -285,7 +286,12 @@ def part_to_evaluate(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_section(
-    config: RunConfig, *, split: str | None = None, data_dir: Path | None = None, crop: bool = False
+    config: RunConfig,
+    *,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    crop: bool = False,
+    repeat: bool = False,
 ) -> LoaderConfig:
     """The loader section to evaluate with.
 
@@ -294,6 +300,7 @@ def evaluation_section(
         split: Part of the dataset; None for what was validated on in training.
         data_dir: Folder of the dataset; None for the one of training.
         crop: Evaluate on the crops that training validated on, instead of whole images.
+        repeat: Evaluate on just what training validated on, whatever that is.
 
     Raises:
         ConfigError: `crop` is asked for, and training had none.
@@ -302,7 +309,7 @@ def evaluation_section(
     if crop and trained_on.chain.crop_size is None:
         raise ConfigError("--mode center_crop: training validated on whole images. Use --mode single.")
     changes: dict[str, Any] = {"cache": None}  # each image is read once
-    if not crop:
+    if not crop and not repeat:
         changes |= to_json(ChainOptions(val=True))
     if split is not None:
         changes |= {"split": split, "val_split": None}
@@ -317,15 +324,25 @@ def evaluation_section(
     return section
 
 
-def evaluation_data(section: LoaderConfig) -> EvaluationData:
-    """The images of a loader section, as the stamp on figures describes them."""
+def evaluation_data(section: LoaderConfig, preparation: Preparation | None = None) -> EvaluationData:
+    """The images of a loader section, as the stamp on figures describes them.
+
+    Args:
+        section: The section.
+        preparation: What is done to the images alone before they are predicted; labels stay as they are.
+    """
     chain = section.chain
-    size: tuple[int, int] | str = chain.crop or "native"
-    if not chain.crop and (chain.resize or chain.transforms):
-        size = "resized"
+    size: tuple[int, int] | str
+    labels: str | None
+    if preparation:
+        size, labels = preparation.size, "native"
+    else:
+        size = chain.crop or preparation_of(chain).size
+        labels = None if chain.crop_size or size == "native" else "resized"
     return EvaluationData(
         preprocessing=preprocessing_of(chain),
         size=size,
+        labels=labels,
         dataset=section.type,
         split=section.split,
         held_out=section.batches.val_split or None,

@@ -40,7 +40,7 @@ def validated_on(**args: Any) -> dict[str, Any]:
         ({"val": True, "crop_size": [33, 41]}, "center_crop", [33, 41]),
         ({"crop_size": 33}, "random_crop", [33, 33]),
         ({"augment": True, "crop_size": 33}, "augmented", [33, 33]),
-        ({"resize": {"short_side": 50}}, "single", "resized"),
+        ({"resize": {"short_side": 50}}, "single", "short_side 50"),
         ({"resize": {"size": [50, 60]}}, "single", [50, 60]),
         ({"transforms": []}, "transforms", "native"),
     ],

@@ -38,6 +38,7 @@ class Description(TypedDict):
         palette: Their colors.
         left_out: Classes that are in no mean.
         normalization: Mean and std by which the model normalises.
+        preprocessing: How validation prepared whole images, which prediction repeats (not in early files).
         environment: Versions, device, command line; `modules` names those with third-party components.
     """
 
@@ -48,6 +49,7 @@ class Description(TypedDict):
     palette: list[list[int]]
     left_out: list[int]
     normalization: dict[str, list[float]]
+    preprocessing: dict[str, Any]
     environment: dict[str, Any]
 
 

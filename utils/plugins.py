@@ -12,9 +12,6 @@ from typing import Any
 from utils.errors import CheckpointError, UserError
 from utils.registry import KINDS
 
-# What each module has registered while it was imported here, as names of components.
-_registered: dict[str, set[str]] = {}
-
 
 def import_modules(names: Sequence[str]) -> list[str]:
     """Import third-party modules, which register their components; also those in ``SEGWRIGHT_IMPORT``.
@@ -28,7 +25,6 @@ def import_modules(names: Sequence[str]) -> list[str]:
     if wanted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that nothing there hides a library
     for name in wanted:
-        before = _names()
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -36,26 +32,17 @@ def import_modules(names: Sequence[str]) -> list[str]:
         except Exception as error:  # whatever the code of others raises
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"--import {name}: {what}. Fix the module; --debug shows where it fails.") from error
-        _registered.setdefault(name, set()).update(_names() - before)
     return wanted
 
 
-def _names() -> set[str]:
-    """Names of all components that are registered now."""
-    return set().union(*(registry.own_names() for registry in KINDS.values()))
-
-
 def registered_by(modules: Sequence[str]) -> dict[str, list[str]]:
-    """Say which components each of some imported modules has registered; an empty list where that is not known."""
-    found = {}
-    for module in modules:
-        defined = {
-            name
-            for registry in KINDS.values()
-            for name in registry.own_names()
-            if _is_within(registry.home(name), module)
-        }
-        found[module] = sorted(defined | _registered.get(module, set()))
+    """Say which components each of some modules, or a module below it, has registered."""
+    found: dict[str, list[str]] = {module: [] for module in modules}
+    for registry in KINDS.values():
+        for name, home in registry.homes.items():
+            for module in modules:
+                if _is_within(home, module):
+                    found[module].append(name)
     return found
 
 

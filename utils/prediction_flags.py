@@ -32,10 +32,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--debug", action="store_true", help="show tracebacks of user errors too")
 
 
-def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str) -> None:
-    """Give `parser` the flags that `tta_from_args` reads."""
+def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str | None) -> None:
+    """Give `parser` the flags that `tta_from_args` reads; without a default mode, it is what validation did."""
     add = parser.add_argument
-    add("-mo", "--mode", choices=modes, default=default, help=f"how to predict an image (default: {default})")
+    shown = default or "what validation in training did"
+    add("-mo", "--mode", choices=modes, default=default, help=f"how to predict an image (default: {shown})")
+    add("--native", action="store_true", help="predict images at their own size, also where validation resized them")
     shown = " ".join(f"{scale:g}" for scale in SCALES)
     add("--scales", type=float, nargs="+", metavar="S", help=f"multiscale: factors of the size (default: {shown})")
     add("--flip", action="store_true", help="average with the mirrored image too")
@@ -57,6 +59,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
     """
     from utils.tta import TestTimeAugmentation
 
+    mode = args.mode or "single"
     if problems := [*flags_without_effect(args), *values_out_of_range(args)]:
         raise UserError(*problems)
     loaders = about["config"]["train_loader"]
@@ -64,11 +67,11 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
     crop = args.window or loader["args"].get("crop_size") or WINDOW
     height, width = (crop, crop) if isinstance(crop, int) else crop
     scales: Sequence[float] = (1.0,)
-    if args.mode == "multiscale":
+    if mode == "multiscale":
         usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
         scales = args.scales or usual
     return TestTimeAugmentation(
-        mode=args.mode,
+        mode=mode,
         scales=tuple(scales),
         flip=args.flip,
         window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
@@ -80,15 +83,16 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
 
 def flags_without_effect(args: argparse.Namespace) -> list[str]:
     """Say which flags were given that this mode does not read."""
+    mode = args.mode or "single"
     given = {
         "scales": ("multiscale", args.scales is not None),
         "window": ("sliding", args.window is not None),
         "fast": ("multiscale", args.fast),
     }
     return [
-        f"--{flag}: has no effect in mode {args.mode}. Use --mode {mode} or leave it out."
-        for flag, (mode, is_given) in given.items()
-        if is_given and args.mode != mode
+        f"--{flag}: has no effect in mode {mode}. Use --mode {needed} or leave it out."
+        for flag, (needed, is_given) in given.items()
+        if is_given and mode != needed
     ]
 
 

@@ -16,7 +16,9 @@ class EvaluationData:
 
     Args:
         preprocessing: "single" for images as they are, else what was done to them, such as "center_crop".
-        size: Height and width; "native" or "resized" where each image has its own.
+        size: Height and width that images are predicted at; where each has its own, "native", or how it is resized,
+            such as "long_side 512".
+        labels: Where images are resized, whether labels are, too ("resized"), or label maps back to them ("native").
         dataset: Its type in the config.
         split: Part of the dataset; None where it has none.
         held_out: Share or number of the images that `val_split` held out of this part; None for all of it.
@@ -26,6 +28,7 @@ class EvaluationData:
     size: tuple[int, int] | str
     dataset: str
     split: str | None = None
+    labels: str | None = None
     held_out: float | None = None
 
 
@@ -61,6 +64,8 @@ class EvaluationProtocol:
             "dataset": self.data.dataset,
             "split": self.data.split,
         }
+        if self.data.labels is not None:
+            stamp["labels"] = self.data.labels
         if self.data.held_out is not None:
             stamp["held_out"] = self.data.held_out
         stamp |= {
