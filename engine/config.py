@@ -30,7 +30,7 @@ from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
-from utils.config import fingerprint
+from utils.config import INPUTS, fingerprint
 from utils.errors import ConfigError
 from utils.json_schema import dump_schema, object_schema, share_repeated
 from utils.losses.criterion import LossTerm, check_loss, term_name
@@ -240,6 +240,12 @@ def result_keys(config: RunConfig) -> list[str]:
     return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 
+def input_name(where: str, value: Any) -> Any:
+    """Give of a path to read, which stands at `where`, its last name: it is the same file from any folder."""
+    is_input = where.rpartition(".")[2] in INPUTS and isinstance(value, str)
+    return Path(value).name if is_input else value
+
+
 def meaning_of(resolved: Mapping[str, Any]) -> str:
     """Hash of a resolved config without what may change when a run is resumed."""
 
@@ -247,7 +253,7 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
         if isinstance(value, list):
             return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
-            return value
+            return input_name(where, value)
         return {k: without(v, join(where, k)) for k, v in value.items() if not may_change(join(where, k))}
 
     return fingerprint(without(resolved, ""))

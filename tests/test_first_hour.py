@@ -198,3 +198,99 @@ def test_a_module_is_found_in_the_current_folder_and_only_asked_for_where_it_is_
     assert done.returncode == 0, done.stderr
     done = run("train", "--resume", model / "last.pth", "--import", "own_head")
     assert done.stderr.endswith(": was made with components of your own. Add --import own_losses.\n")
+
+
+# ------------------------------------------------------------------------------------------- other folders
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a config in `configs/` and images beside it."""
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "configs" / "data" / kind / split).mkdir(parents=True)
+        for number in range(3):
+            label = np.zeros((40, 48), np.uint8)
+            label[number : 20 + number] = 1
+            name = f"{split}/{number}.png"
+            Image.fromarray(label).save(tmp_path / "configs" / "data" / "masks" / name)
+            image = np.repeat(90 * label[..., None], 3, axis=2)
+            Image.fromarray(image).save(tmp_path / "configs" / "data" / "images" / name)
+    (tmp_path / "configs" / "names.json").write_text('["ground", "sky"]')
+    loader = {"data_dir": "data", "classes": "names.json", "batch_size": 2, "num_workers": 0}
+    config = tiny_config(
+        Path("saved"), train_loader={"type": "Folder", "args": {**loader, "split": "train", "crop_size": 32}}
+    )
+    config["val_loader"] = {"type": "Folder", "args": {**loader, "split": "val"}}
+    (tmp_path / "configs" / "base.json").write_text(json.dumps(config))
+    child = {"extends": "base.json", "trainer": {"epochs": 1}}
+    (tmp_path / "configs" / "my.json").write_text(json.dumps(child))
+    return tmp_path
+
+
+def test_paths_in_a_config_are_relative_to_it_whatever_the_current_folder(
+    project: Path, train_command: Command, evaluate_command: Command, prepare_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(project)
+    answer = train_command("configs/my.json")
+    assert answer.status == 0, answer.err
+    assert "current folder" not in answer.err
+    (run,) = (project / "saved" / "tiny").glob("2*")
+    assert "val_loader: 3 images" in prepare_command("check", "-c", "configs/my.json").out
+    elsewhere = project / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    answer = evaluate_command("-m", run)  # the checkpoint still finds the data and the names
+    assert answer.status == 0, answer.err
+    assert train_command("--check", run / "config.json").status == 0
+    assert train_command("--check", "../configs/my.json").status == 0
+    monkeypatch.chdir(project / "configs")
+    words = ("my.json", "--set", f"trainer.save_dir={project / 'saved'}", "--epochs", "2", "--resume")
+    for checkpoint in ("auto", run / "last.pth"):
+        answer = train_command(*words, checkpoint)
+        assert answer.status == 0, answer.err
+    assert torch.load(run / "last.pth", weights_only=True)["epoch"] == 2
+
+
+def test_what_is_not_beside_the_config_is_looked_for_in_the_current_folder_which_is_said(
+    project: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = project / "deep"
+    deep.mkdir()
+    (project / "configs" / "my.json").rename(deep / "my.json")
+    monkeypatch.chdir(project / "configs")
+    answer = train_command("--check", "../deep/my.json")
+    assert answer.status == 0, answer.err
+    assert answer.err == (
+        "../deep/my.json: extends: base.json is that of the current folder; there is no ../deep/base.json\n"
+    )
+    (project / "configs" / "data").rename(deep / "data")
+    monkeypatch.chdir(deep)
+    (deep / "my.json").write_text('{"extends": "../configs/base.json", "trainer": {"epochs": 1}}')
+    answer = train_command("--check", "my.json")
+    assert answer.status == 0, answer.err
+    assert "data_dir: data is that of the current folder; there is no ../configs/data\n" in answer.err
+    answer = train_command("--check", "my.json", "--set", "train_loader.args.data_dir=nowhere")
+    assert answer.errors[0].startswith("nowhere")
+    (deep / "my.json").write_text('{"extends": "nothing.json"}')
+    answer = train_command("my.json")
+    assert answer.errors == ["my.json: extends: no file nothing.json. Name one beside this file, or a preset."]
+
+
+def test_a_run_of_before_paths_were_found_beside_the_config_still_goes_on(
+    project: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project / "configs")
+    assert train_command("my.json").status == 0
+    (run,) = (project / "configs" / "saved" / "tiny").glob("2*")
+    for file in run.glob("*.pth"):
+        state = torch.load(file, weights_only=True)
+        for loader in ("train_loader", "val_loader"):
+            state["config"][loader]["args"] |= {"data_dir": "data", "classes": "names.json"}
+        torch.save(state, file)
+    (run / "config.json").write_text(json.dumps(state["config"]))
+    answer = train_command("my.json", "--resume", "auto", "--epochs", "2")
+    assert answer.status == 0, answer.err
+    assert "going on from" in answer.out
+    assert train_command("--resume", run / "last.pth", "--epochs", "3").status == 0

@@ -68,7 +68,7 @@ def link_latest(folder: Path) -> None:
         return  # something of the user's
     with suppress(OSError):
         unfinished.symlink_to(folder.name, target_is_directory=True)
-        os.replace(unfinished, link)
+        unfinished.rename(link)
 
 
 def find_model(model: str | Path) -> Path:
