@@ -100,7 +100,7 @@ def load(
     """Load the model in a checkpoint, ready to predict; for notebooks and scripts.
 
     Args:
-        model: Path of a checkpoint.
+        model: Path of a checkpoint or of the folder of a run, whose best model is taken.
         config: Path of the config that describes the model, if the file holds bare weights.
         device: GPU such as ``"0"``, or ``"cpu"``, ``"cuda"``, ``"mps"``; None takes a GPU if there is one.
         precision: Arithmetic: fp32, bf16, fp16, or auto.
@@ -114,12 +114,14 @@ def load(
     from engine.check import check_config
     from utils import plugins
     from utils.log import log_to
+    from utils.run_folder import find_model
 
     log_to()
     names = plugins.import_modules(modules)
+    path = find_model(model)
     described = check_config(load_config(Path(config))) if config is not None else None
     return assemble.load_predictor(
-        Path(model), choose_device(device), precision=precision, modules=names, config=described, native=native
+        path, choose_device(device), precision=precision, modules=names, config=described, native=native
     )
 
 

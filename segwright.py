@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.version import VERSION
+
 if TYPE_CHECKING:
     from utils.predict import Predictor
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # Command, the script that it runs, what it does.
 COMMANDS = {
@@ -157,7 +158,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"{__name__}.commands.{script}" if hasattr(sys.modules[__name__], "__path__") else script
     if argv is None:  # what is recorded as the command line of a run
         sys.argv = [f"segwright {words[0]}", *words[1:]]
-    sys.path.append(os.getcwd())  # for --import of modules that lie here; last, so that nothing here hides a library
     from utils.errors import run
 
     return run(importlib.import_module(name).main, words[1:])

@@ -1,4 +1,4 @@
-"""Train a segmentation model from one JSON file: ``python train.py --config config.json``."""
+"""Train a segmentation model from one JSON file: ``python train.py config.json``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from utils.config import list_presets, load_config, override
+from utils.config import SCHEMA, describe_preset, list_presets, load_config, override
 from utils.devices import choose_device, gpus_to_use, restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
 
@@ -28,10 +29,12 @@ KINDS = (
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="train.py", description=__doc__)
     add = parser.add_argument
-    add("-c", "--config", type=Path, metavar="FILE", help="config or preset to train (default: config.json)")
+    add("file", nargs="?", type=Path, metavar="FILE", help="config or preset to train (default: config.json)")
+    add("-c", "--config", type=Path, metavar="FILE", help="the same, as a flag")
     add("-r", "--resume", metavar="CKPT|auto", help="go on from a checkpoint, or from the newest run of this config")
     add("-d", "--device", help="GPUs such as 0 or 0,1, or cpu, cuda, mps")
     add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    add("--epochs", type=int, metavar="N", help="length of the run: trainer.epochs, and no trainer.max_steps")
     add("--lr", type=float, help="learning rate: optimizer.args.lr")
     add("--bs", type=int, help="batch size: train_loader.args.batch_size")
     add("--check", action="store_true", help="check config, data and shapes, say what a step needs, and stop")
@@ -41,49 +44,67 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
     add("--list", nargs="?", const="all", choices=["all", *KINDS, "presets"], help="what a config may name")
-    add("--describe", metavar="NAME", help="arguments of one of them")
+    add("--describe", metavar="NAME", help="arguments of one of them, or what a key such as trainer.ema means")
     add("--debug", action="store_true", help="show tracebacks of user errors too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.file is not None and args.config is not None:
+        parser.error(f"{args.file}: there is --config {args.config} too. Name one config")
+    args.config = args.file or args.config
+    return args
 
 
-class Request(NamedTuple):
-    """What a command line asks to train."""
+@dataclass(frozen=True)
+class Job:
+    """What a command line asks for, read and checked.
+
+    Args:
+        config: What to train.
+        modules: Names of the modules with components of others, which have been imported.
+        state: The checkpoint to go on from, if one is named.
+    """
 
     config: RunConfig
-    modules: list[str]  # of third parties, imported
-    checkpoint: Checkpoint | None  # to go on from
+    modules: Sequence[str]
+    state: Checkpoint | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    restrict_gpus(args.device)
     if args.list or args.describe is not None:
         return explain(args)
-    request = read_request(args)
+    job = read_job(args)
     if args.check or args.check_data or args.draw_schedule:
-        return describe(args, request.config)
+        return describe(args, job.config)
 
     from utils import distributed
 
-    processes = processes_for(args, request.config)
+    processes = processes_to_train(args, job.config)
     if processes > distributed.announced_process().size:
         command = f"{__package__}.train" if __package__ else "train"  # in the wheel it lives in a package
         return distributed.launch(command, sys.argv[1:] if argv is None else argv, processes)
-    train_here(args, request)
+    train_job(args, job)
     return 0
 
 
 def train(args: argparse.Namespace) -> Path:
-    """Train as `parse` understood a command line, in this process, and return the folder of the run."""
-    return train_here(args, read_request(args))
-
-
-def read_request(args: argparse.Namespace) -> Request:
-    """Read the config and the checkpoint that are named, and check the config.
+    """Train in this process as the flags in `args` say, and return the folder of the run; for `segwright.train`.
 
     Raises:
-        UserError: With every problem there is.
+        UserError: Config, data or checkpoint do not fit together.
+        Stopped: The machine or a NaN ended the training.
+        Interrupted: A signal did, and all is saved.
     """
     restrict_gpus(args.device)
+    return train_job(args, read_job(args))
+
+
+def read_job(args: argparse.Namespace) -> Job:
+    """Read and check what `args` ask for; the config first, since it takes no time.
+
+    Raises:
+        UserError: The config, a module or the checkpoint cannot be used.
+    """
     raw = read_config(args)
 
     from utils import distributed, plugins
@@ -92,7 +113,7 @@ def read_request(args: argparse.Namespace) -> Request:
     log_to(rank=distributed.announced_process().rank)
     modules = plugins.import_modules(args.modules)
     state = read_checkpoint(args, modules)
-    return Request(resolve_config(args, raw, state), modules, state)
+    return Job(resolve_config(args, raw, state), modules, state)
 
 
 def names_checkpoint(args: argparse.Namespace) -> bool:
@@ -101,8 +122,13 @@ def names_checkpoint(args: argparse.Namespace) -> bool:
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
-    """What ``--set`` and ``--lr`` change in the config."""
-    return [*args.set, *([f"optimizer.args.lr={args.lr}"] if args.lr is not None else [])]
+    """What ``--set``, ``--epochs`` and ``--lr`` change in the config."""
+    changes = list(args.set)
+    if args.epochs is not None:
+        changes += [f"trainer.epochs={args.epochs}", "trainer.max_steps=null"]
+    if args.lr is not None:
+        changes.append(f"optimizer.args.lr={args.lr}")
+    return changes
 
 
 def read_config(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -159,43 +185,44 @@ def describe(args: argparse.Namespace, config: RunConfig) -> int:
     return 0
 
 
-def processes_for(args: argparse.Namespace, config: RunConfig) -> int:
-    """How many processes train: those that there are, or as many as there are GPUs to use.
+def processes_to_train(args: argparse.Namespace, config: RunConfig) -> int:
+    """Count the processes that are to train: one for each GPU to use, or as many as torchrun has started.
 
     Raises:
-        ConfigError: They cannot share a step's images.
+        ConfigError: They cannot share a batch.
     """
     from engine.check import division_problems
     from utils import distributed
 
-    processes = distributed.announced_process().size
-    if processes == 1 and config.parallel == "ddp":
-        processes = max(1, gpus_to_use(args.device, config.n_gpu))
+    started = distributed.announced_process().size
+    gpus = gpus_to_use(args.device, config.n_gpu) if started == 1 else 1
+    processes = gpus if gpus > 1 and config.parallel == "ddp" else started
     if problems := division_problems(config, processes):
         raise ConfigError(*problems)
     return processes
 
 
-def train_here(args: argparse.Namespace, request: Request) -> Path:
-    """Train in this process, which may be one of several, and return the folder of the run."""
+def train_job(args: argparse.Namespace, job: Job) -> Path:
+    """Train in this process, which is one of those of the run if there are several; returns the run's folder."""
     from engine import preflight, resume, session
     from utils import distributed
 
-    config, process = request.config, distributed.announced_process()
+    config, process = job.config, distributed.announced_process()
+    is_alone = process.size == 1
     if "TORCHELASTIC_RUN_ID" in os.environ and config.n_gpu != process.local_size:
         text = f"n_gpu: {config.n_gpu} has no effect, since torchrun has started {process.local_size} processes here"
         logging.getLogger("segwright").info(text)
-    alone = process.size == 1
-    by_threads = alone and config.parallel == "DataParallel"
+    # Of several GPUs, one process uses but the first, unless threads are asked for.
+    by_threads = is_alone and config.parallel == "DataParallel"
     gpus = gpus_to_use(args.device, config.n_gpu) if by_threads else 1
-    device = choose_device(args.device, config.n_gpu if alone else -1, process.local_rank)
-    found = None if request.checkpoint is None else resume.Resume(Path(args.resume), request.checkpoint)
+    device = choose_device(args.device, config.n_gpu if is_alone else -1, process.local_rank)
+    found = None if job.state is None else resume.Resume(Path(args.resume), job.state)
     with distributed.joined(device):
         if args.resume == "auto":
             found = resume.find(config)
         if found is None:
             preflight.check_weights(config)
-        return session.train(config, device, modules=request.modules, resume=found, gpus=gpus)
+        return session.train(config, device, modules=job.modules, resume=found, gpus=gpus)
 
 
 def explain(args: argparse.Namespace) -> int:
@@ -203,10 +230,11 @@ def explain(args: argparse.Namespace) -> int:
     if args.list == "presets":
         print(list_presets())
         return 0
+    if args.describe is not None and (preset := describe_preset(args.describe)):
+        print(preset)
+        return 0
 
-    from engine.config import SHARED_OPTIONS
     from utils import plugins
-    from utils.describe import describe as describe_component
     from utils.describe import list_names
 
     plugins.import_modules(args.modules)
@@ -215,11 +243,25 @@ def explain(args: argparse.Namespace) -> int:
         if args.list == "all":
             print(f"\n{list_presets()}")
     if args.describe is not None:
-        text = describe_component(args.describe, SHARED_OPTIONS)
-        if text is None:
-            raise UserError(f"--describe {args.describe}: no such name. `train.py --list` shows what there is.")
-        print(text)
+        print(describe_name(args.describe))
+    print(f'\nEditors complete names and keys with "$schema": "{SCHEMA}" in a config.')
     return 0
+
+
+def describe_name(name: str) -> str:
+    """Describe a component, or else a section or key of a config.
+
+    Raises:
+        UserError: There is no such name.
+    """
+    from engine.config import SHARED_OPTIONS
+    from engine.keys import describe_key
+    from utils.describe import describe as describe_component
+
+    found = describe_component(name, SHARED_OPTIONS) or describe_key(name)
+    if found is None:
+        raise UserError(f"--describe {name}: no such name. `train.py --list` shows what there is.")
+    return found
 
 
 if __name__ == "__main__":

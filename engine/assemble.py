@@ -294,7 +294,7 @@ def load_model(
     state: Mapping[str, Any]
     if config is None:
         state = about = exported.load_run(path)
-        require_modules(state, modules, path)
+        require_modules(state, modules, path, used={"arch": state["arch"]})
     else:
         state = checkpoint.load(path)
         about = {
@@ -312,7 +312,8 @@ def load_model(
     )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
     classes = exported.classes_of(about)
+    kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
     preprocessing = about.get("preprocessing")  # not in early files, whose config says it
-    about = {key: about[key] for key in ("arch", "config", "classes", "normalization", "protocol", "epoch", "step")}
-    about["preprocessing"] = preprocessing
-    return Predictor(model.to(device), classes, about, choose_precision(precision, device))
+    described: Mapping[str, Any] = about
+    said = {**{key: described[key] for key in kept}, "preprocessing": preprocessing}
+    return Predictor(model.to(device), classes, said, choose_precision(precision, device))

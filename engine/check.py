@@ -8,6 +8,7 @@ from typing import Any
 
 from base.monitor import Monitor
 from engine.config import RunConfig, normalization_of, result_keys
+from engine.keys import key_places
 from utils.classes import IGNORE
 from utils.errors import ConfigError, UserError
 from utils.run_folder import check_name
@@ -23,7 +24,7 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
         ConfigError: With every problem there is, not only the first.
     """
     problems: list[str] = []
-    arguments = check_arguments(RunConfig, raw, where="", problems=problems)
+    arguments = check_arguments(RunConfig, raw, where="", problems=problems, elsewhere=key_places(list(raw)))
     if problems:
         raise ConfigError(*problems)
     config = RunConfig(**fill_defaults(RunConfig, arguments))

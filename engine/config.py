@@ -30,7 +30,7 @@ from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
 from utils.classes import IGNORE, ClassTable
-from utils.config import fingerprint
+from utils.config import INPUTS, fingerprint
 from utils.errors import ConfigError
 from utils.json_schema import dump_schema, object_schema, share_repeated
 from utils.losses.criterion import LossTerm, check_loss, term_name
@@ -241,6 +241,12 @@ def result_keys(config: RunConfig) -> list[str]:
     return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 
+def input_name(where: str, value: Any) -> Any:
+    """Give of a path to read, which stands at `where`, its last name: it is the same file from any folder."""
+    is_input = where.rpartition(".")[2] in INPUTS and isinstance(value, str)
+    return Path(value).name if is_input else value
+
+
 def meaning_of(resolved: Mapping[str, Any]) -> str:
     """Hash of a resolved config without what may change when a run is resumed."""
 
@@ -248,7 +254,7 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
         if isinstance(value, list):
             return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
-            return value
+            return input_name(where, value)
         return {k: without(v, join(where, k)) for k, v in value.items() if not may_change(join(where, k))}
 
     return fingerprint(without(resolved, ""))
@@ -273,6 +279,17 @@ def full_json_schema() -> dict[str, Any]:
     schema["$defs"]["loader"] = loader_json_schema()
     del schema["required"]  # a file that extends another holds only the differences
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Segwright config", **schema}
+
+
+def part_to_evaluate(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a resolved config what only training uses, so that an evaluation needs no components for that."""
+    trainer = {**resolved["trainer"], "monitor": "off", "early_stop": 0, "writers": []}
+    unused = {
+        "loss": "CrossEntropyLoss2d",
+        "lr_scheduler": "Constant",
+        "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+    }
+    return {**resolved, **unused, "trainer": trainer}
 
 
 def evaluation_section(

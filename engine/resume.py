@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config import RunConfig, may_change, meaning_of
+from engine.config import RunConfig, input_name, may_change, meaning_of
 from utils import checkpoint, distributed, run_folder
 from utils.checkpoint import Checkpoint
 from utils.config import differences
@@ -37,6 +37,9 @@ class Resume:
             UserError: It names each key that may not change.
         """
         changed = differences(self.checkpoint["config"], config.to_json())
+        changed = {
+            key: (old, new) for key, (old, new) in changed.items() if input_name(key, old) != input_name(key, new)
+        }
         refused = {key: pair for key, pair in changed.items() if not may_change(key)}
         if refused:
             raise UserError(

@@ -183,6 +183,7 @@ def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Train
         trainer.writers = [*open_writers(config, run_dir, purge_step), recorder]
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
+        run_folder.link_latest(run_dir)
     return trainer
 
 

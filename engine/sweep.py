@@ -371,13 +371,14 @@ def die_with_parent() -> None:
 
 def wait_until_free(folder: Path) -> None:
     """Wait while a run that outlived the last sweep still trains in `folder`."""
-    while any(run_folder.is_locked(path.parent) for path in folder.glob("*/config.json")):
+    while any(run_folder.is_locked(path) for path in run_folder.folders_of_runs(folder)):
         time.sleep(POLL)
 
 
 def validations(folder: Path, monitor: Monitor) -> list[tuple[int, float]]:
     """Read the monitored value of each epoch of the newest run in `folder`."""
-    files = sorted(folder.glob("*/metrics.jsonl"))
+    files = [run / "metrics.jsonl" for run in run_folder.folders_of_runs(folder)]
+    files = [file for file in files if file.exists()]
     if not files:
         return []
     records = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]

@@ -132,5 +132,5 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     answer = call(train, "-c", folder / "config.json", "--import", "tests.tiny")
     assert answer.status == 0, answer.err
-    (found,) = (folder / "saved" / "tiny").iterdir()
+    (found,) = (folder / "saved" / "tiny").glob("2*")
     return found

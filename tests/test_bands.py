@@ -147,7 +147,7 @@ def test_they_train_with_the_numbers_that_stats_prints(
     file.write_text(json.dumps(config(root, tmp_path / "saved", channels, normalization=numbers)))
     trained = train_command("-c", file)
     assert trained.status == 0, trained.err
-    (run_dir,) = (tmp_path / "saved" / "bands").iterdir()
+    (run_dir,) = (tmp_path / "saved" / "bands").glob("2*")
     flags = ("-i", root / "images", "-e", "npy", "--save", "index,overlay", "--mode", "single", "-d", "cpu")
     predicted = call(inference, "-m", run_dir / "last.pth", *flags, "-o", tmp_path / "out")
     assert predicted.status == 0, predicted.err

@@ -44,7 +44,7 @@ def lines_of(folder: Path, train_command: Any, *flags: str, **trainer: Any) -> l
     """metrics.jsonl of the only run below `folder`, after training it."""
     answer = trained(folder, train_command, *flags, **trainer)
     assert answer.status == 0, answer.err
-    (run_dir,) = (folder / "saved" / "tiny").iterdir()
+    (run_dir,) = (folder / "saved" / "tiny").glob("2*")
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -66,7 +66,7 @@ def test_a_run_on_a_gpu_saves_what_any_machine_can_read_and_goes_on(
     lines = lines_of(tmp_path, train_command, "-d", "cuda", "--resume", "auto", epochs=2, **options)
     assert [line["step"] for line in lines] == [5, 10]
     assert all(math.isfinite(line["train/loss"]) and 0 <= line["val/Mean_IoU"] <= 1 for line in lines)
-    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (run_dir,) = (tmp_path / "saved" / "tiny").glob("2*")
     state = torch.load(run_dir / "last.pth", weights_only=True)  # without a map_location
     assert {tensor.device.type for tensor in tensors(state)} == {"cpu"}
 
@@ -87,7 +87,7 @@ def test_two_processes_on_one_gpu_with_batch_norm_over_both_train_as_one_does(
         flags = ["-c", str(folder / "c.json"), "--import", "tests.tiny", "-d", "cuda"]
         status = train_command(*flags).status if processes == 1 else launch("train", flags, 2)
         assert status == 0
-        (run_dir,) = (folder / "saved" / "tiny").iterdir()
+        (run_dir,) = (folder / "saved" / "tiny").glob("2*")
         lines[processes] = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for one, two in zip(lines[1], lines[2], strict=True):
         for key in ("train/loss", "val/loss", "val/Pixel_Accuracy"):

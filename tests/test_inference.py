@@ -83,7 +83,7 @@ def file_run(tmp_path_factory):
 
     answer = call(train, "-c", folder / "c.json")
     assert answer.status == 0, answer.err
-    (run_dir,) = (folder / "saved" / "tiny").iterdir()
+    (run_dir,) = (folder / "saved" / "tiny").glob("2*")
     return run_dir, folder / "data"
 
 

@@ -132,7 +132,7 @@ def test_a_run_trains_on_them_and_goes_on_from_its_checkpoint(tmp_path, train_co
     path.write_text(json.dumps(joined(tmp_path / "saved", {"split": "val", "length": 5})))
     first = train_command("-c", path, "--import", "tests.tiny", "-d", "cpu", "--bs", "4", "-s", "trainer.epochs=1")
     assert first.status == 0, first.err
-    (run,) = [p for p in (tmp_path / "saved" / "tiny").iterdir() if p.is_dir()]
+    (run,) = [p for p in (tmp_path / "saved" / "tiny").glob("2*") if p.is_dir()]
     resolved = json.loads((run / "config.json").read_text())
     assert [each["args"]["batch_size"] for each in resolved["train_loader"]] == [4, 4]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -187,7 +187,7 @@ def test_a_run_on_several_sets_may_change_when_resumed_what_a_run_on_one_may(tmp
     path.write_text(json.dumps(raw))
     tiny = ("--import", "tests.tiny", "-d", "cpu")
     assert train_command("-c", path, *tiny, "-s", "trainer.epochs=1").status == 0
-    (run,) = [p for p in (tmp_path / "saved" / "tiny").iterdir() if p.is_dir()]
+    (run,) = [p for p in (tmp_path / "saved" / "tiny").glob("2*") if p.is_dir()]
     raw["train_loader"][0]["args"] |= {"num_workers": 1}
     for each in raw["train_loader"]:
         each["args"]["data_dir"] = str(tmp_path)

@@ -325,7 +325,7 @@ def test_a_dataset_is_used_as_it_was_unpacked(
     (tmp_path / "config.json").write_text(json.dumps(config))
     answer = train_command("-c", tmp_path / "config.json")
     assert answer.status == 0, answer.err
-    (checkpoint,) = (tmp_path / "saved" / "tiny").glob("*/last.pth")
+    (checkpoint,) = (tmp_path / "saved" / "tiny").glob("2*/last.pth")
     for split in splits:
         answer = evaluate_command("-m", checkpoint, "--split", split, "--output", tmp_path / f"{split}.json")
         assert answer.status == 0, answer.err

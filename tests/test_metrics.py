@@ -293,7 +293,7 @@ def test_a_config_and_evaluate_name_further_figures(tmp_path):
     config["trainer"] |= {"epochs": 1, "metrics": ["Mean_F1", "Boundary_IoU"], "monitor": "max Boundary_IoU"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert call(train, "-c", tmp_path / "config.json", "--import", "tests.tiny").status == 0
-    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (run_dir,) = (tmp_path / "saved" / "tiny").glob("2*")
     (line,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     assert {"val/Mean_F1", "val/Boundary_IoU"} <= line.keys()
     model, output = run_dir / "best_model.pth", tmp_path / "results.json"
@@ -359,7 +359,7 @@ def test_a_metric_of_a_third_party_is_imported_and_named(tmp_path, monkeypatch):
     config["trainer"] |= {"epochs": 1, "metrics": ["Void_Share", "Worst_IoU"], "monitor": "max Worst_IoU"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert call(train, "-c", tmp_path / "config.json", *imports).status == 0
-    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (run_dir,) = (tmp_path / "saved" / "tiny").glob("2*")
     (line,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     ious = [value for key, value in line.items() if key.startswith("val/Class_IoU/")]
     assert line["val/Worst_IoU"] == min(ious)

@@ -124,7 +124,7 @@ def run(site: Path, folder: Path, *words: object) -> subprocess.CompletedProcess
 def test_the_installed_wheel_works_beside_folders_that_have_our_names(site: Path, hostile: Path) -> None:
     done = run(site, hostile, "train", "-c", "my.json", "--import", "own_module", "-s", "loss=OwnLoss", "-d", "cpu")
     assert done.returncode == 0, done.stderr
-    (folder,) = (hostile / "saved" / "tiny").iterdir()
+    (folder,) = (hostile / "saved" / "tiny").glob("2*")
     model = folder / "best_model.pth"
     done = run(site, hostile, "train", "--resume", folder / "last.pth", "--import", "own_module", "-d", "cpu")
     assert done.returncode == 0, done.stderr

@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, one_line
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
+SCHEMA = PRESETS.parents[1] / "config.schema.json"  # what editors complete a config by
 MAX_DEPTH = 8  # of `extends`
 MAX_BYTES = 1 << 20
 MAX_DIGITS = 20  # of an integer
+# Keys whose text may be a path of something to read; what is written goes where the command is given.
+INPUTS = {"data_dir", "init_from", "path", "pretrained", "classes"}
 COMPONENT_KEYS = {"type", "args", "factor", "differential_lr", "parts", "no_decay"}
 
 
@@ -33,9 +38,12 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read `path` and merge it over the files that its ``"extends"`` names, relative to its own folder."""
+    """Read `path` and merge it over the files that its ``"extends"`` names.
+
+    What a file says of others is relative to its own folder or, where nothing is there, to the current one.
+    """
     path = preset_or(path)
-    config = read_json(path)
+    config = with_inputs_found(read_json(path), path)
     if path.resolve() in children:
         raise ConfigError(f"{path}: extends itself, by way of {children[-1]}. Break the circle.")
     if len(children) >= MAX_DEPTH:
@@ -47,10 +55,48 @@ def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, 
         raise ConfigError(f"{path}: extends: expected a path or a list of paths, got {json.dumps(parents)}.")
     merged: dict[str, Any] = {}
     for parent in parents:
-        above = path.parent / parent
-        above = above if above.exists() else preset_or(Path(parent), above)
+        beside = path.parent / parent
+        above = found_input(parent, path, "extends") or preset_or(Path(parent), beside)
+        if not above.exists():
+            tried = " and ".join(dict.fromkeys([str(beside), str(Path(parent))]))
+            raise ConfigError(f"{path}: extends: no file {tried}. Name one beside this file, or a preset.")
         merged = merge(merged, read_with_parents(above, (*children, path.resolve())))
     return merge(merged, config)
+
+
+def with_inputs_found(value: Any, source: Path, key: str = "") -> Any:
+    """Replace the paths of what is to be read in a config of the file `source` by those of what is there.
+
+    They are absolute then, so that checkpoints find it from any folder; a path of nothing stays what it was.
+    """
+    if isinstance(value, Mapping):
+        return {name: with_inputs_found(each, source, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [with_inputs_found(each, source) for each in value]
+    if key not in INPUTS or not isinstance(value, str) or not value.strip():
+        return value
+    found = found_input(value, source, key)
+    return value if found is None else str(found.absolute())
+
+
+def found_input(text: str, source: Path, key: str) -> Path | None:
+    """Find what `text` names, beside the config file `source` or else in the current folder, which is said.
+
+    Returns:
+        None if nothing is there.
+    """
+    try:
+        beside, here = source.parent / text, Path(text)
+        if beside.exists():
+            return beside
+        if not here.exists():
+            return None
+    except (OSError, ValueError):  # a name that cannot be one: too long, or with a NUL
+        return None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        said = f"{source}: {key}: {text} is that of the current folder; there is no {beside}"
+        print(one_line(said), file=sys.stderr)
+    return here
 
 
 def preset_or(path: Path, otherwise: Path | None = None) -> Path:
@@ -67,6 +113,15 @@ def list_presets() -> str:
     }
     width = max(map(len, lines), default=0)
     return "\n".join(["presets:", *(f"  {name:<{width}}  {line.removeprefix('// ')}" for name, line in lines.items())])
+
+
+def describe_preset(name: str) -> str | None:
+    """The text of the preset `name`, such as ``pspnet/voc``, and how to train it; None if there is none."""
+    path = PRESETS / f"{name}.json"
+    if name not in (found.relative_to(PRESETS).with_suffix("").as_posix() for found in PRESETS.glob("*/*.json")):
+        return None
+    text = path.read_text(encoding="utf-8").rstrip()
+    return f'{name} (preset)\n\n{text}\n\nTrain it: --config {name}. Change it: {{"extends": "{name}", ...}}.'
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

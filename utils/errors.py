@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from utils.version import VERSION
 
 
 class UserError(Exception):
@@ -160,7 +162,11 @@ def status_of(error: BaseException) -> int:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An `argparse` parser whose complaints look like all our other errors."""
+    """An `argparse` parser whose complaints look like all our other errors, and that knows its version."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_argument("-V", "--version", action="version", version=f"segwright {VERSION}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message}. `{self.prog} --help` lists what there is.")

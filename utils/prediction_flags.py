@@ -30,9 +30,9 @@ def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -
     """
     add = parser.add_argument
     if several:
-        add("-m", "--model", type=Path, nargs="+", metavar="CKPT", help="checkpoints, such as best_model.pth")
+        add("-m", "--model", type=Path, nargs="+", metavar="CKPT", help="checkpoints, run folders or quoted patterns")
     else:
-        add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
+        add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, run folder or quoted pattern")
     add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
     add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")

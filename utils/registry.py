@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
@@ -65,6 +66,7 @@ class Registry(Mapping[str, Factory]):
         self._entries: dict[str, Factory] = {}
         self._families: dict[str, tuple[Factory, str]] = {}
         self._find_also = also
+        self.homes: dict[str, str] = {}  # name of an entry, or prefix of a family, to the module that registered it
         self._reserved = frozenset(reserved)
 
     def look_also_in(self, find: Callable[[], Mapping[str, Factory]]) -> None:
@@ -102,6 +104,8 @@ class Registry(Mapping[str, Factory]):
             NameError: An annotation cannot be evaluated, so that types could not be checked.
         """
 
+        home = caller()
+
         def add(target: T) -> T:
             key = name or target.__name__
             if key in self._entries:
@@ -119,6 +123,7 @@ class Registry(Mapping[str, Factory]):
             entry = Preset(target, **preset, **defaults)
             entry.defaults = defaults
             self._entries[key] = entry
+            self.homes[key] = home
             return target
 
         return add
@@ -129,9 +134,12 @@ class Registry(Mapping[str, Factory]):
         For what another library names: ``timm/resnet50`` need not be known before it is asked for.
         """
 
+        home = caller()
+
         def add(target: T) -> T:
             annotations_of(target)
             self._families[prefix] = (target, parameter)
+            self.homes[prefix] = home
             return target
 
         return add
@@ -254,6 +262,11 @@ class Registry(Mapping[str, Factory]):
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def caller() -> str:
+    """Name of the module that called the function which calls this one."""
+    return str(sys._getframe(2).f_globals.get("__name__", ""))
 
 
 def import_submodules(package: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ from utils.errors import ConfigError, Stopped, UserError
 from utils.files import lock
 from utils.schema import show
 
+logger = logging.getLogger("segwright")
+
 LOCK = "run.lock"
+LATEST = "latest"  # name of the link to the newest run, beside its folder
+BEST = "best_model.pth"
 FORBIDDEN = set('/\\:*?"<>|\0')
 LONGEST = 200  # bytes; file systems take 255, and TensorBoard's files need some
 
@@ -53,6 +59,45 @@ def create(save_dir: Path, name: str, now: datetime) -> Path:
             f"trainer.save_dir: {parent} cannot be written ({error.strerror}). Name a folder that can be."
         ) from None
     raise ConfigError(f"trainer.save_dir: {parent} has a thousand runs of {stamp}. Clear it up.")
+
+
+def link_latest(folder: Path) -> None:
+    """Let the link `<save_dir>/<name>/latest` lead to the run of `folder`, where the file system has links."""
+    link, unfinished = folder.parent / LATEST, folder.parent / f".{LATEST}-{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        return  # something of the user's
+    with suppress(OSError):
+        unfinished.symlink_to(folder.name, target_is_directory=True)
+        unfinished.rename(link)
+
+
+def find_model(model: str | Path) -> Path:
+    """Find the checkpoint that `model` means: itself, or the best model of a run folder or of what a pattern matches.
+
+    Of several, the newest is taken, and that is said.
+
+    Args:
+        model: Path of a checkpoint, of the folder of a run or of several runs, or a pattern such as
+            ``saved/street/*/best_model.pth``.
+    """
+    path = Path(model)
+    if path.is_file() or "\0" in str(model):
+        return path
+    places = [path] if path.is_dir() else [Path(match) for match in glob(str(model))]
+    found: dict[Path, Path] = {}  # as they were named, by where they really are: `latest` is one of the others
+    for place in sorted(places):
+        files = [place] if place.is_file() else [place / BEST, *place.glob(f"*/{BEST}")]
+        for file in files:
+            if file.is_file():
+                found.setdefault(file.resolve(), file)
+    if not found:
+        if path.is_dir():
+            raise UserError(f"{path}: no {BEST} in this folder. Name a checkpoint, a .pth file.")
+        return path  # whoever reads it says what is wrong
+    newest = max(found.values(), key=lambda file: file.stat().st_mtime_ns)
+    others = f", the newest of {len(found)}" if len(found) > 1 else ""
+    logger.info("model: %s%s", newest, others)
+    return newest
 
 
 def remove_unstarted(folder: Path) -> None:
@@ -99,11 +144,16 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def folders_of_runs(parent: Path) -> list[Path]:
+    """List the folders of the runs in `parent`, oldest first; each once, so without the link to the newest."""
+    return [path.parent for path in sorted(parent.glob("*/config.json")) if not path.parent.is_symlink()]
+
+
 def past_runs(save_dir: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Give the folders of earlier runs of `name` and their resolved configs."""
-    for path in sorted((save_dir / name).glob("*/config.json")):
+    for folder in folders_of_runs(save_dir / name):
         try:
-            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+            yield folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
 
@@ -129,6 +179,7 @@ def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str
     import torch
 
     from utils import distributed
+    from utils.plugins import registered_by
 
     return {
         "versions": {
@@ -144,6 +195,7 @@ def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str
         "world_size": distributed.world_size(),
         "seed": seed,
         "modules": list(modules),
+        "registered": registered_by(modules),
         "git": git_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }

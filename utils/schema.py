@@ -11,6 +11,7 @@ import difflib
 import functools
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields, is_dataclass
@@ -147,6 +148,7 @@ def check_arguments(
     where: str,
     reserved: Collection[str] = (),
     problems: list[str],
+    elsewhere: Mapping[str, str] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return `given` as keyword arguments for `target`, converted from JSON types.
 
@@ -157,6 +159,7 @@ def check_arguments(
         reserved: Parameters of `target` that the framework fills in, which a config may not set.
         problems: Receives one line for every name that is unknown, missing or reserved and for every value of
             a wrong type or out of range. What is returned is only good to be used if none were added.
+        elsewhere: Names that `target` does not take, and where in the config they belong, for hints.
     """
     if not isinstance(given, Mapping):
         problems.append(f"{where}: expected an object, got {show(given)}.")
@@ -169,7 +172,8 @@ def check_arguments(
         if name in reserved:
             problems.append(f"{path}: is filled in by the framework. Remove it.")
         elif name not in parameters:
-            problems.append(f"{path}: unknown key. {did_you_mean(name, open_names)}")
+            hint = f"Did you mean '{elsewhere[name]}'?" if name in elsewhere else did_you_mean(name, open_names)
+            problems.append(f"{path}: unknown key. {hint}")
         else:
             try:
                 arguments[name] = convert(value, parameters[name].annotation, path)
@@ -427,9 +431,40 @@ def join(where: str, name: str | int) -> str:
     return f"{where}.{name}" if where else name
 
 
+# What others call some of our components, in small letters and digits.
+ALIASES = {
+    "deeplabv3plus": "DeepLab",
+    "deeplabplus": "DeepLab",
+    "segformer": "MLPHead",
+    "fcn": "FCN8",
+    "unetresnet": "UNetResnet",
+    "crossentropy": "CrossEntropyLoss2d",
+    "crossentropyloss": "CrossEntropyLoss2d",
+    "cedice": "CE_DiceLoss",
+    "lovasz": "LovaszSoftmax",
+    "ohem": "OHEMCrossEntropyLoss",
+    "dice": "DiceLoss",
+    "focal": "FocalLoss",
+    "pascalvoc": "VOC",
+    "cocostuff": "COCO",
+    "customdataset": "Folder",
+    "imagefolder": "Folder",
+    "polylr": "Poly",
+    "miou": "Mean_IoU",
+}
+
+
+def alias_of(name: str, names: Collection[str]) -> str | None:
+    """Give that of `names` which others call `name`; None if there is none."""
+    known = ALIASES.get(re.sub(r"[^a-z0-9]", "", str(name).lower().replace("+", "plus")))
+    return known if known in names else None
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Suggest the closest of `names`, or list them all."""
+    """Suggest the one of `names` that is also called `name`, or the closest of them, or list them all."""
     known = sorted(names)
+    if (other := alias_of(name, known)) is not None:
+        return f"Did you mean '{other}'?"
     lower = {n.lower(): n for n in known}
     close = difflib.get_close_matches(str(name).lower(), lower, n=1)
     return f"Did you mean '{lower[close[0]]}'?" if close else f"Choose from {', '.join(known) or 'nothing'}."
@@ -453,6 +488,7 @@ def _argument_texts(doc: str) -> dict[str, str]:
         deeper = line.startswith("     ")
         if line.startswith("    ") and not deeper and ":" in line:
             name, _, text = line.strip().partition(": ")
+            name = name.partition(" (")[0]  # torch gives the type there
             texts[name] = text
         elif name and deeper:
             texts[name] += " " + line.strip()

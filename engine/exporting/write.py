@@ -35,6 +35,7 @@ def metadata_of(
     """
     about = {RENAMED.get(key, key): state[key] for key in DESCRIBED}
     about["modules"] = state["environment"].get("modules", [])
+    about["registered"] = state["environment"].get("registered", {})
     about |= {"outputs": list(outputs), "size": None if size is None else list(size), "int8": int8}
     return {MARK: VERSION, **{key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}}
 
@@ -51,7 +52,7 @@ def about_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     about = {old.get(key, key): json.loads(value) for key, value in metadata.items() if key != MARK}
     if missing := [key for key in (*DESCRIBED, "modules", "outputs", "size") if key not in about]:
         raise ValueError(f"it lacks '{missing[0]}'")
-    about["environment"] = {"modules": about.pop("modules")}
+    about["environment"] = {"modules": about.pop("modules"), "registered": about.pop("registered", {})}
     return about
 
 

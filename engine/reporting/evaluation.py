@@ -12,7 +12,7 @@ from base.base_dataloader import DevicePrefetcher
 from base.evaluation import evaluate
 from engine import assemble
 from engine.check import check_config
-from engine.config import evaluation_data, evaluation_section
+from engine.config import evaluation_data, evaluation_section, part_to_evaluate
 from engine.exporting.read import check_use
 from engine.reporting import write
 from engine.reporting.collect import Collector, ImageFigures
@@ -21,7 +21,9 @@ from engine.reporting.ensemble import Ensemble
 from utils.config import load_config
 from utils.devices import choose_device
 from utils.metrics import Metrics
+from utils.plugins import require_modules
 from utils.prediction_flags import tta_from_args
+from utils.run_folder import find_model
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def measure(
     Raises:
         UserError: A checkpoint, the data or a flag cannot be used.
     """
+    paths = [find_model(path) for path in paths]
     described = check_config(load_config(args.config)) if args.config else None
     device = choose_device(args.device)
     predictors = []
@@ -66,7 +69,10 @@ def measure(
         predictors.append(predictor)
     first = predictors[0]
     predict = Ensemble(predictors).logits if len(predictors) > 1 else first.logits
-    config = described or check_config(first.about["config"])
+    used = part_to_evaluate(first.about["config"])
+    for path, predictor in zip(paths, predictors, strict=True):
+        require_modules(predictor.about, modules, path, used=part_to_evaluate(predictor.about["config"]))
+    config = described or check_config(used)
     crop = args.mode == "center_crop"
     repeat = args.mode is None and not args.native  # measure as validation in training did
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)

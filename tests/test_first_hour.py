@@ -1,0 +1,296 @@
+"""What a newcomer tries in the first hour: short commands, questions, other folders, the usual contradictions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import inference
+import prepare
+import segwright
+import sweep
+import train
+from tests.conftest import ROOT, Answer
+from tests.tiny import tiny_config
+from utils.errors import UserError
+from utils.version import VERSION
+
+TINY = ("--import", "tests.tiny")
+ONE_EPOCH = {"trainer.epochs": 1}
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------- short commands
+
+
+def test_a_config_may_be_named_without_its_flag(config_file: Any, train_command: Command, tmp_path: Path) -> None:
+    answer = train_command(config_file({"trainer.max_steps": 900}), *TINY, "--epochs", "1")
+    assert answer.status == 0, answer.err
+    (stored,) = (tmp_path / "saved" / "tiny").glob("2*/config.json")
+    trainer = json.loads(stored.read_text())["trainer"]
+    assert (trainer["epochs"], trainer["max_steps"]) == (1, None)
+
+
+@pytest.mark.parametrize("command", [train, evaluate, inference, prepare, sweep, segwright])
+def test_every_command_says_its_version(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(SystemExit):
+        command.main(["--version"])
+    assert capsys.readouterr().out == f"segwright {VERSION}\n"
+    assert f'\nversion = "{VERSION}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_newest_run_has_a_link_and_stands_for_its_best_model(
+    config_file: Any, train_command: Command, evaluate_command: Command, inference_command: Command, tmp_path: Path,
+    picture: Path,
+) -> None:  # fmt: skip
+    file = config_file(ONE_EPOCH)
+    for _ in range(2):
+        assert train_command(file, *TINY).status == 0
+    runs = tmp_path / "saved" / "tiny"
+    first, second = sorted(runs.glob("2*"))
+    assert (runs / "latest").resolve() == second
+    for model in (runs, runs / "latest", runs / "*" / "best_model.pth", runs / "2*"):
+        answer = evaluate_command("-m", model, *TINY)
+        assert answer.status == 0, answer.err
+        said = "" if model.name == "latest" else ", the newest of 2"
+        assert f"{said}\n" in answer.out.split("model: ")[1]
+    answer = inference_command("-m", runs, "-i", picture, "-o", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    assert segwright.load(runs / "latest", device="cpu").predict(picture).shape == (40, 48)
+    answer = evaluate_command("-m", tmp_path / "saved" / "..", *TINY)
+    assert (answer.status, answer.errors) == (
+        2,
+        [f"{tmp_path / 'saved' / '..'}: no best_model.pth in this folder. Name a checkpoint, a .pth file."],
+    )
+    assert train_command(file, *TINY, "--epochs", "2", "--resume", "auto").status == 0
+    assert len(list(runs.glob("2*"))) == 2
+    assert (runs / "latest").resolve() in (first, second)
+
+
+# ------------------------------------------------------------------------------------------- questions
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("trainer", ["trainer (key of a config)", "  save_period: int of at least 1 = 10"]),
+        ("optimizer", ["  layer_decay: a number above 0 and of at most 1 = 1.0"]),
+        ("train_loader.args.crop_size", ["train_loader.args.crop_size (key of a config)"]),
+        ("crop_size", ["train_loader.args.crop_size (key of a config)"]),
+        ("optimizer.args.lr", ["  lr: a number = 0.01"]),
+        ("arch.args", ["  freeze_backbone: true or false = false"]),
+        ("train_loader.1.args.scale.range", ["train_loader.args.scale.range (key of a config)"]),
+        ("val_loader", ["  args: an object; `--describe val_loader.args` lists it"]),
+        ("loss", ["  factor: a number above 0 = 1.0"]),
+        ("Mean_F1", ["Mean_F1 (metric; metrics)"]),
+        ("pspnet/voc", ["pspnet/voc (preset)", '  "name": "pspnet_voc",']),
+        ("DeepLabV3Plus", ["DeepLabV3Plus is called DeepLab here.", "DeepLab (model; models)"]),
+        ("deeplabv3+", ["deeplabv3+ is called DeepLab here."]),
+    ],
+)
+def test_sections_keys_presets_and_other_names_are_described(
+    train_command: Command, name: str, lines: list[str]
+) -> None:
+    answer = train_command("--describe", name)
+    assert answer.status == 0, answer.err
+    assert set(lines) <= set(answer.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer.epoch", "train_loader.arg", "trainer.epochs.x", "optimizer.parts", "..", "a.b"]
+)
+def test_what_is_no_key_is_not_described(train_command: Command, name: str) -> None:
+    status = 0 if name == "optimizer.parts" else 2
+    assert train_command("--describe", name).status == status
+
+
+def test_descriptions_of_torchs_own_have_no_formulas_in_tex(train_command: Command) -> None:
+    for name in ("Adam", "SGD", "Rprop", "CosineAnnealingLR", "OneCycleLR", "NAdam"):
+        out = train_command("--describe", name).out
+        assert not any(mark in out for mark in ("\\", ":math:", ".. ", "`_"))
+    out = train_command("--describe", "Adam").out
+    assert "  lr: a number = 0.001\n      learning rate (default: 1e-3)" in out
+
+
+def test_lists_point_at_the_schema(train_command: Command) -> None:
+    assert f'"$schema": "{ROOT / "config.schema.json"}"' in train_command("--list", "losses").out
+
+
+def test_what_others_call_a_component_is_suggested(config_file: Any, train_command: Command) -> None:
+    answer = train_command(config_file({"arch": "DeepLabV3Plus"}), *TINY)
+    assert answer.errors == ["arch: no model is called 'DeepLabV3Plus'. Did you mean 'DeepLab'?"]
+
+
+# ------------------------------------------------------------------------------------------- in Python
+
+
+def test_segwright_trains_in_this_process_and_returns_the_folder_of_the_run(config_file: Any, tmp_path: Path) -> None:
+    file = config_file()
+    folder = segwright.train(file, overrides={"trainer.epochs": 1, "name": "python"}, device="cpu", modules=TINY[1:])
+    assert folder.parent == tmp_path / "saved" / "python"
+    assert json.loads((folder / "results.json").read_text())["epoch"] == 1
+    again = segwright.train(
+        file, overrides={"trainer.epochs": 2, "name": "python"}, resume=folder / "last.pth", modules=TINY[1:]
+    )
+    assert again == folder
+    assert torch.load(folder / "last.pth", weights_only=True)["epoch"] == 2
+    results = segwright.evaluate(folder, device="cpu", modules=TINY[1:])
+    assert results["images"] == 3
+    with pytest.raises(UserError, match="epoch: unknown key"):
+        segwright.train(file, overrides={"trainer.epoch": 1}, modules=TINY[1:])
+
+
+# ------------------------------------------------------------------------------------------- own components
+
+OWN = """\
+import torch
+from utils.losses.cross_entropy import FocalLoss
+from utils.registry import HEADS, LOSSES
+from models.heads.fcn import FCNHead
+LOSSES.register("OwnLoss", gamma=1.5)(FocalLoss)
+"""
+
+
+def test_a_module_is_found_in_the_current_folder_and_only_asked_for_where_it_is_needed(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "saved", loss="OwnLoss")
+    config["train_loader"] = {"type": "Synthetic", "args": {"length": 4, "split": "train", "batch_size": 2}}
+    config["train_loader"]["args"] |= {"crop_size": 64, "augment": True, "num_workers": 0, "size": [64, 80]}
+    config["val_loader"] = {"type": "Synthetic", "args": {"length": 2, "split": "val", "batch_size": 1}}
+    config["val_loader"]["args"] |= {"num_workers": 0, "size": [64, 80]}
+    config["trainer"]["epochs"] = 1
+    (tmp_path / "own_losses.py").write_text(OWN)
+    (tmp_path / "own_head.py").write_text(OWN.replace('LOSSES.register("OwnLoss", gamma=1.5)(FocalLoss)', "")
+                                          + 'HEADS.register("OwnHead")(FCNHead)\n')  # fmt: skip
+    config["arch"]["args"]["head"]["type"] = "OwnHead"
+    (tmp_path / "my.json").write_text(json.dumps(config))
+
+    def run(command: str, *words: Any) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, ROOT / f"{command}.py", *words, "-d", "cpu"]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    done = run("train", "my.json", "--import", "own_losses", "--import", "own_head")
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "saved" / "tiny" / "latest"
+    done = run("evaluate", "-m", model, "--import", "own_head")
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", "-m", model)
+    assert done.stderr.endswith(": was made with components of your own. Add --import own_head.\n")
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    done = run("inference", "-m", model, "-i", "a.png", "--import", "own_head")
+    assert done.returncode == 0, done.stderr
+    done = run("train", "--resume", model / "last.pth", "--import", "own_head")
+    assert done.stderr.endswith(": was made with components of your own. Add --import own_losses.\n")
+
+
+# ------------------------------------------------------------------------------------------- other folders
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a config in `configs/` and images beside it."""
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "configs" / "data" / kind / split).mkdir(parents=True)
+        for number in range(3):
+            label = np.zeros((40, 48), np.uint8)
+            label[number : 20 + number] = 1
+            name = f"{split}/{number}.png"
+            Image.fromarray(label).save(tmp_path / "configs" / "data" / "masks" / name)
+            image = np.repeat(90 * label[..., None], 3, axis=2)
+            Image.fromarray(image).save(tmp_path / "configs" / "data" / "images" / name)
+    (tmp_path / "configs" / "names.json").write_text('["ground", "sky"]')
+    loader = {"data_dir": "data", "classes": "names.json", "batch_size": 2, "num_workers": 0}
+    config = tiny_config(
+        Path("saved"), train_loader={"type": "Folder", "args": {**loader, "split": "train", "crop_size": 32}}
+    )
+    config["val_loader"] = {"type": "Folder", "args": {**loader, "split": "val"}}
+    (tmp_path / "configs" / "base.json").write_text(json.dumps(config))
+    child = {"extends": "base.json", "trainer": {"epochs": 1}}
+    (tmp_path / "configs" / "my.json").write_text(json.dumps(child))
+    return tmp_path
+
+
+def test_paths_in_a_config_are_relative_to_it_whatever_the_current_folder(
+    project: Path, train_command: Command, evaluate_command: Command, prepare_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(project)
+    answer = train_command("configs/my.json")
+    assert answer.status == 0, answer.err
+    assert "current folder" not in answer.err
+    (run,) = (project / "saved" / "tiny").glob("2*")
+    assert "val_loader: 3 images" in prepare_command("check", "-c", "configs/my.json").out
+    elsewhere = project / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    answer = evaluate_command("-m", run)  # the checkpoint still finds the data and the names
+    assert answer.status == 0, answer.err
+    assert train_command("--check", run / "config.json").status == 0
+    assert train_command("--check", "../configs/my.json").status == 0
+    monkeypatch.chdir(project / "configs")
+    words = ("my.json", "--set", f"trainer.save_dir={project / 'saved'}", "--epochs", "2", "--resume")
+    for checkpoint in ("auto", run / "last.pth"):
+        answer = train_command(*words, checkpoint)
+        assert answer.status == 0, answer.err
+    assert torch.load(run / "last.pth", weights_only=True)["epoch"] == 2
+
+
+def test_what_is_not_beside_the_config_is_looked_for_in_the_current_folder_which_is_said(
+    project: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = project / "deep"
+    deep.mkdir()
+    (project / "configs" / "my.json").rename(deep / "my.json")
+    monkeypatch.chdir(project / "configs")
+    answer = train_command("--check", "../deep/my.json")
+    assert answer.status == 0, answer.err
+    assert answer.err == (
+        "../deep/my.json: extends: base.json is that of the current folder; there is no ../deep/base.json\n"
+    )
+    (project / "configs" / "data").rename(deep / "data")
+    monkeypatch.chdir(deep)
+    (deep / "my.json").write_text('{"extends": "../configs/base.json", "trainer": {"epochs": 1}}')
+    answer = train_command("--check", "my.json")
+    assert answer.status == 0, answer.err
+    assert "data_dir: data is that of the current folder; there is no ../configs/data\n" in answer.err
+    answer = train_command("--check", "my.json", "--set", "train_loader.args.data_dir=nowhere")
+    assert answer.errors[0].startswith("nowhere")
+    (deep / "my.json").write_text('{"extends": "nothing.json"}')
+    answer = train_command("my.json")
+    assert answer.errors == ["my.json: extends: no file nothing.json. Name one beside this file, or a preset."]
+
+
+def test_a_run_of_before_paths_were_found_beside_the_config_still_goes_on(
+    project: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project / "configs")
+    assert train_command("my.json").status == 0
+    (run,) = (project / "configs" / "saved" / "tiny").glob("2*")
+    for file in run.glob("*.pth"):
+        state = torch.load(file, weights_only=True)
+        for loader in ("train_loader", "val_loader"):
+            state["config"][loader]["args"] |= {"data_dir": "data", "classes": "names.json"}
+        torch.save(state, file)
+    (run / "config.json").write_text(json.dumps(state["config"]))
+    answer = train_command("my.json", "--resume", "auto", "--epochs", "2")
+    assert answer.status == 0, answer.err
+    assert "going on from" in answer.out
+    assert train_command("--resume", run / "last.pth", "--epochs", "3").status == 0
