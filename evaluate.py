@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
-    from engine.config import evaluation_data, evaluation_section, part_to_evaluate
+    from engine.config import evaluation_data, evaluation_section, part_to_evaluate, with_images
     from utils import plugins
     from utils.log import log_to
     from utils.metrics import Metrics
@@ -86,11 +86,12 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
     loader = assemble.build_evaluation_loader(config, section, preparation)
     evaluation.evaluate(predictor.logits, loader, metrics, move=DevicePrefetcher(device))
+    data = with_images(evaluation_data(section, preparation), loader.view)
     results: dict[str, Any] = {
         "checkpoint": args.model.name,
         "epoch": predictor.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": predictor.protocol(evaluation_data(section, preparation)).to_json(),
+        "protocol": predictor.protocol(data).to_json(),
         "metrics": metrics.results(),
         "classes": metrics.table(),
         "confusion_matrix": metrics.counts.tolist(),
