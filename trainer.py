@@ -307,6 +307,7 @@ class Trainer(BaseTrainer):
             "lr_scheduler": self.schedule.state_dict(),
             "running": self.running.state_dict(self.guard.skipped_steps),
             "nan_streak": self.guard.streak,
+            "confusion_matrix": self.matrix.counts.clone(),
         }
 
     def load_network_state(self, state: TrainingState, path: Path) -> None:
@@ -320,6 +321,8 @@ class Trainer(BaseTrainer):
             self.running.load_state_dict(state["running"])
             self.guard.skipped_steps = state["running"].get("left_out", 0)  # early files have neither
             self.guard.streak = state.get("nan_streak", 0)
+            if "confusion_matrix" in state:
+                self.matrix.load_state_dict({"counts": state["confusion_matrix"]})
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: its training state does not fit this config ({error}). Use it as init_from, not as --resume."

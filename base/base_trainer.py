@@ -341,6 +341,11 @@ class BaseTrainer(ABC):
         judged = any(key.startswith(kind) for record in lines for key in record)
         return bool(patience and judged and progress.epoch - progress.best_epoch >= patience)
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run is finished before all its steps were taken."""
+        return self.finished and self.progress.step < self.total_steps
+
     def after_step(self) -> None:
         """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
         progress, config = self.progress, self.config

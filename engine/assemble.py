@@ -17,8 +17,13 @@ from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
-from dataloader.transforms.preparation import ImageAlone, preparation_of, read_preparation, validated_chain
-from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections
+from dataloader.transforms.preparation import (
+    ImageAlone,
+    preparation_of,
+    read_preparation,
+    validated_chain,
+)
+from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections, with_images
 from engine.exporting import read as exported
 from engine.exporting.formats import format_of
 from engine.preflight import check_last_batch, check_parts
@@ -181,7 +186,7 @@ def build_trainer(
         seed=config.seed,
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
-        protocol=validation_protocol(config),
+        protocol=validation_protocol(config, val_loader),
     )
 
 
@@ -208,7 +213,8 @@ def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unus
         network = distributed.wrap(model, unused=unused)
     if config.compile:  # last, so that it sees how the network is divided among processes
         mode = None if config.compile is True else config.compile
-        network = cast(nn.Module, torch.compile(network, mode=mode))
+        # What puts values back by their indices cannot be compiled for sizes that are not known.
+        network = cast(nn.Module, torch.compile(network, mode=mode, dynamic=False if model.unpools else None))
     return network
 
 
@@ -233,10 +239,13 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
     }
 
 
-def validation_protocol(config: RunConfig) -> EvaluationProtocol:
+def validation_protocol(config: RunConfig, loader: Loader | None = None) -> EvaluationProtocol:
     """State how validation in training predicts: each image once, as its loader delivers it, in float32."""
     section = config.validation
-    return EvaluationProtocol(data=evaluation_data(section)) if section else EvaluationProtocol()
+    if section is None:
+        return EvaluationProtocol()
+    data = evaluation_data(section)
+    return EvaluationProtocol(data=with_images(data, loader.view) if loader else data)
 
 
 def load_predictor(
@@ -314,6 +323,5 @@ def load_model(
     classes = exported.classes_of(about)
     kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
     preprocessing = about.get("preprocessing")  # not in early files, whose config says it
-    described: Mapping[str, Any] = about
-    said = {**{key: described[key] for key in kept}, "preprocessing": preprocessing}
-    return Predictor(model.to(device), classes, said, choose_precision(precision, device))
+    about = {**{key: value for key, value in about.items() if key in kept}, "preprocessing": preprocessing}
+    return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from base.monitor import Monitor
-from engine.config import RunConfig, normalization_of, result_keys
+from dataloader.transforms.chain import ScaleOptions
+from engine.config import RunConfig, normalization_of, result_keys, training_sections
 from engine.keys import key_places
 from utils.classes import IGNORE
 from utils.errors import ConfigError, UserError
@@ -25,28 +27,77 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """
     problems: list[str] = []
     arguments = check_arguments(RunConfig, raw, where="", problems=problems, elsewhere=key_places(list(raw)))
+    wrong = {field.name for field in fields(RunConfig) if field.name not in arguments and is_needed(field, raw)}
+    # What stands for a section that is wrong is never looked at: only checks of other sections are made.
+    config = RunConfig(**{**dict.fromkeys(wrong), **fill_defaults(RunConfig, arguments)})
+    problems += cross_check(config, wrong)
+    if not wrong and not is_resolved(raw):
+        problems += contradictions(config, raw)
     if problems:
-        raise ConfigError(*problems)
-    config = RunConfig(**fill_defaults(RunConfig, arguments))
-    if problems := cross_check(config):
         raise ConfigError(*problems)
     return config
 
 
-def cross_check(config: RunConfig) -> list[str]:
-    """What is wrong between parts of a config that are each right."""
-    name_problem = check_name(config.name)
-    return [
-        *([name_problem] if name_problem else []),
-        *length_problems(config),
-        *validation_problems(config),
-        *division_problems(config),
-        *channel_problems(config),
-        *memory_problems(config),
-        *(plateau_problems(config) if config.lr_scheduler.type == "ReduceLROnPlateau" else []),
-        *result_problems(config),
-        *early_stop_problems(config),
-    ]
+def is_needed(field: Field[Any], raw: Mapping[str, Any]) -> bool:
+    """Whether a config has to have, or has, what `field` of `RunConfig` says."""
+    return field.default is MISSING or field.name in raw
+
+
+def is_resolved(raw: Mapping[str, Any]) -> bool:
+    """Whether a config is not of a person but of a run, whose defaults are all filled in."""
+    schedule, loader = raw.get("lr_scheduler"), raw["train_loader"]
+    loader = loader[0] if isinstance(loader, list) else loader
+    if not isinstance(schedule, Mapping) or not isinstance(loader, Mapping):
+        return False
+    return "per" in schedule and "return_id" in loader.get("args", {})
+
+
+def cross_check(config: RunConfig, wrong: Collection[str] = ()) -> list[str]:
+    """What is wrong between parts of a config that are each right; where a part is `wrong`, others are checked."""
+    problems: list[str] = []
+    for needed, check in CROSS_CHECKS:
+        if not set(wrong) & set(needed):
+            problems += check(config)
+    return list(dict.fromkeys(problems))
+
+
+def name_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the name of the run."""
+    return [problem] if (problem := check_name(config.name)) else []
+
+
+def contradictions(config: RunConfig, raw: Mapping[str, Any]) -> list[str]:
+    """What a person's config says that has no effect, though each part is right.
+
+    Not asked of the configs of runs: those of early ones went on with such things in them.
+    """
+    problems = stride_problems(raw["arch"])
+    for where, loader in [*training_sections(config).items(), ("val_loader", config.val_loader)]:
+        scale = loader.chain.scale if loader else None
+        if loader and loader.chain.base_size is None and isinstance(scale, ScaleOptions) and scale.side == "short":
+            problems.append(
+                f'{where}.args.scale.side: has no effect without "base_size", whose side it says. Give that, or '
+                f"remove it."
+            )
+    return problems
+
+
+def stride_problems(arch: Any) -> list[str]:
+    """What is wrong with two output strides, a model's and its backbone's own, in the JSON of `arch`."""
+    if not isinstance(arch, Mapping):
+        return []
+    args = arch.get("args", {})
+    if "+" in arch["type"]:
+        place = arch["type"].partition("+")[0]
+        backbone = args.get(place)
+    else:
+        place, backbone = "backbone.args", args.get("backbone")
+        backbone = backbone.get("args") if isinstance(backbone, Mapping) else None
+    model, own = args.get("output_stride"), (backbone or {}).get("output_stride")
+    if model is None or own is None or model == own:
+        return []
+    other = f"arch.args.{place}.output_stride"
+    return [f"arch.args.output_stride: {model} contradicts {other}, {own}, which would win. Remove one of the two."]
 
 
 def length_problems(config: RunConfig) -> list[str]:
@@ -85,10 +136,10 @@ def memory_problems(config: RunConfig) -> list[str]:
 
 
 def result_problems(config: RunConfig) -> list[str]:
-    """What is wrong with the classes, and with the figures that are to be had of them."""
-    trainer, problems = config.trainer, []
+    """What is wrong with the figures that are to be had."""
+    trainer = config.trainer
+    problems: list[str] = []
     try:
-        problems += class_problems(config)
         Monitor.parse(trainer.monitor, result_keys(config))
     except UserError as error:
         problems += error.problems
@@ -146,12 +197,11 @@ def division_problems(config: RunConfig, processes: int = 1) -> list[str]:
 
 
 def class_problems(config: RunConfig) -> list[str]:
-    """What is wrong with the classes of the datasets, and with what is said of them.
-
-    Raises:
-        ConfigError: There are no such classes.
-    """
-    classes, problems = config.classes, []
+    """What is wrong with the classes of the datasets, and with what is said of them."""
+    try:
+        classes, problems = config.classes, []
+    except ConfigError as error:
+        return list(error.problems)
     if len(classes) < 2:
         problems.append(
             f"train_loader.args: one class ('{classes.names[0]}') cannot be told from anything. Name two, such as "
@@ -171,9 +221,26 @@ def class_problems(config: RunConfig) -> list[str]:
 
 def plateau_problems(config: RunConfig) -> list[str]:
     """What is wrong with ReduceLROnPlateau, which is told what the monitor sees and nothing else."""
+    if config.lr_scheduler.type != "ReduceLROnPlateau":
+        return []
     wanted, mode = config.trainer.monitor.partition(" ")[0], config.lr_scheduler.args.get("mode", "min")
     if wanted == "off":
         return ["lr_scheduler: ReduceLROnPlateau needs a trainer.monitor to look at. Give one, or use another type."]
     if wanted in ("max", "min") and mode != wanted:
         return [f'lr_scheduler.args.mode: "{mode}", but trainer.monitor is of mode "{wanted}". Set both alike.']
     return []
+
+
+# What each check looks at: it is made unless something is wrong with one of those.
+CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], list[str]]], ...] = (
+    (("name",), name_problems),
+    (("trainer",), length_problems),
+    (("train_loader", "val_loader", "trainer"), validation_problems),
+    (("train_loader", "trainer"), division_problems),
+    (("arch", "train_loader", "val_loader", "normalization"), channel_problems),
+    (("trainer", "parallel"), memory_problems),
+    (("trainer", "lr_scheduler"), plateau_problems),
+    (("train_loader", "val_loader", "ignore_index"), class_problems),
+    (("train_loader", "ignore_index", "loss", "trainer"), result_problems),
+    (("trainer",), early_stop_problems),
+)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from base.base_dataloader import LoaderOptions
-from base.base_dataset import BaseDataset
+from base.base_dataset import BaseDataset, Examples
 from base.base_trainer import TrainerConfig
 from dataloader.build import (
     LoaderConfig,
@@ -38,7 +38,7 @@ from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
 from utils.predict import Prepare
-from utils.protocol import EvaluationData
+from utils.protocol import EvaluationData, hash_of_names
 from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
 from utils.schema import Between, join, to_json
 
@@ -354,6 +354,11 @@ def evaluation_data(section: LoaderConfig, preparation: Prepare | None = None) -
         split=section.split,
         held_out=section.batches.val_split or None,
     )
+
+
+def with_images(data: EvaluationData, view: Examples) -> EvaluationData:
+    """Add to what is said of images of an evaluation which ones those in `view` are."""
+    return replace(data, images=hash_of_names(view.key(index) for index in range(len(view))))
 
 
 def normalization_of(config: RunConfig) -> dict[str, list[float]]:

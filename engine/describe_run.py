@@ -32,6 +32,8 @@ def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
     for loader in assemble.build_loaders(config, cached=False):
         if loader is not None:
             kind = "training" if loader.training else "validation"
+            if loader.training:
+                preflight.check_sizes(config, loader)
             found = check_samples(loader.view, everything=True) if everything else look_at(loader.view)
             yield f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}"
 

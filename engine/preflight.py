@@ -70,6 +70,7 @@ def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
         )
 
 
+TRIED = 16  # images whose size after the transforms is looked at
 FILES = 65536  # open at once are more than any number of workers needs
 
 
@@ -128,12 +129,38 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
     """Look at some labels of both sets, and say what guessing without looking at the image would score."""
     train_loader, val_loader = loaders
     names = config.classes.names
+    check_sizes(config, train_loader)
     for kind, loader in (("training", train_loader), ("validation", val_loader)):
         if loader is not None:
             found = label_statistics.look_at(loader.view)
             logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
             if kind == "training" and np.count_nonzero(found.pixels) < 2:
                 raise DataError(only_one_class(found, names))
+
+
+def check_sizes(config: RunConfig, loader: Loader) -> None:
+    """Refuse a training set whose images could not stand in one batch, as far as some of them show it.
+
+    Raises:
+        ConfigError: Two of them differ in size.
+    """
+    if config.train.chain.crop is not None or loader.batch_size // distributed.world_size() < 2:
+        return
+    view = loader.view
+    found: dict[tuple[int, ...], str] = {}
+    for index in np.linspace(0, len(view) - 1, min(len(view), TRIED)).astype(int).tolist():
+        try:
+            item = view[0, index]
+        except DataError:  # whoever reads it next says so
+            continue
+        found.setdefault(item.label.shape, item.key)
+        if len(found) > 1:
+            (first, key), (second, other) = found.items()
+            key_of_size = "crop_size" if config.train.chain.transforms is None else "transforms"
+            raise ConfigError(
+                f"train_loader.args.{key_of_size}: '{key}' comes out as {first[0]}x{first[1]} and '{other}' as "
+                f"{second[0]}x{second[1]}, which do not fit into one batch. End with a crop, or use batch_size 1."
+            )
 
 
 def only_one_class(found: DataCheck, names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from base.base_dataloader import Loader
 from base.base_dataset import Examples, Item
@@ -21,6 +21,7 @@ from engine.reporting.figures import curves_picture
 from engine.reporting.write import measure_run, results_of_images, write_run_report
 from trainer import Trainer
 from utils import checkpoint, run_folder
+from utils.checkpoint import Checkpoint
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
 from utils.metrics import ConfusionMatrix
@@ -49,9 +50,20 @@ def notes(config: RunConfig, trainer: Trainer) -> list[str]:
 
 def way_on(trainer: Trainer) -> str:
     """Say what to do with a finished run."""
-    if trainer.progress.step < trainer.total_steps:
-        return f"It was stopped early, {trainer.config.early_stop} epochs after its best."
+    if trainer.stopped_early:
+        return early_stop(trainer)
     return f"Raise trainer.{'max_steps' if trainer.config.max_steps else 'epochs'} to go on."
+
+
+def early_stop(trainer: Trainer) -> str:
+    """Say why a run was stopped early."""
+    progress = trainer.progress
+    best = f", {progress.best_value:.4f}" if progress.best_value is not None else ""
+    return (
+        f"stopped early (trainer.early_stop {trainer.config.early_stop}) after step {progress.step} of "
+        f"{trainer.total_steps}: the best {trainer.monitor.key}{best}, is that of epoch {progress.best_epoch}, and "
+        f"this is epoch {progress.epoch}."
+    )
 
 
 def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | None]) -> None:
@@ -62,14 +74,15 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
     """
     run_dir, val_loader = trainer.run_dir, loaders[1]
     used = kept_checkpoint(run_dir)
-    results = figures(config, trainer, used)
+    state = checkpoint.load_run(used)
+    results = figures(config, trainer, used, state.get("confusion_matrix"))
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
         (run_dir / "curves.png").write_bytes(curves_picture(trainer.history))
         measured = None
         if val_loader is not None:
-            predictor = write_predictions(trainer, used, val_loader)
+            predictor = write_predictions(trainer, used, state, val_loader)
             measured = measure_run(predictor, val_loader, loaders[0])
             results |= results_of_images(measured)
         write_run_report(run_dir, results["protocol"], config.classes, results, measured, run_facts(trainer))
@@ -86,16 +99,26 @@ def kept_checkpoint(run_dir: Path) -> Path:
     return best if best.exists() else run_dir / "last.pth"
 
 
-def figures(config: RunConfig, trainer: Trainer, used: Path) -> dict[str, Any]:
-    """Put together what results.json says of the model in `used`."""
+def figures(config: RunConfig, trainer: Trainer, used: Path, matrix: Tensor | None) -> dict[str, Any]:
+    """Put together what results.json says of the model in `used`.
+
+    Args:
+        config: A checked config.
+        trainer: At the end of its run.
+        used: The checkpoint that the figures are of.
+        matrix: (C, C), truth and prediction, as its validation counted pixels; None where it is not known.
+    """
     epoch = trainer.progress.best_epoch or trainer.progress.epoch
     return {
         "checkpoint": used.name,
         "epoch": epoch,
         "steps": trainer.progress.step,
+        "planned_steps": trainer.total_steps,
+        "stopped_early": trainer.stopped_early,
         "protocol": trainer.protocol.to_json(),
         "metrics": metrics_at(trainer, epoch),
-        "notes": notes(config, trainer),
+        "notes": [*notes(config, trainer), *([early_stop(trainer)] if trainer.stopped_early else [])],
+        **({} if matrix is None else {"confusion_matrix": matrix.tolist()}),
     }
 
 
@@ -149,7 +172,7 @@ def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
     )
 
 
-def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor:
+def write_predictions(trainer: Trainer, used: Path, state: Checkpoint, loader: Loader) -> Predictor:
     """Predict validation images with the weights in `used`; a colored PNG of each of the worst, and some in a picture.
 
     Returns:
@@ -160,7 +183,6 @@ def write_predictions(trainer: Trainer, used: Path, loader: Loader) -> Predictor
     """
     folder = trainer.run_dir / "predictions"
     folder.mkdir(exist_ok=True)
-    state = checkpoint.load_run(used)
     classes, protocol = trainer.classes, trainer.protocol
     checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
     predictor = Predictor(trainer.model, classes, state, protocol.precision, protocol.tta)

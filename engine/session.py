@@ -239,4 +239,6 @@ def fit(trainer: Trainer) -> bool:
     except TimeLimit as limit:
         logger.info(str(limit))
         return False
+    if trainer.stopped_early:
+        logger.info("%s", results.early_stop(trainer))
     return True

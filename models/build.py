@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -54,6 +55,7 @@ class ModelOptions:
     init: Literal["kaiming", "xavier", "trunc_normal"] = "kaiming"
 
 
+logger = logging.getLogger("segwright")
 OPTIONS = frozenset(field.name for field in fields(ModelOptions))
 
 
@@ -100,7 +102,12 @@ def check_model(value: Any, *, where: str, problems: list[str]) -> ArchConfig | 
         problems += mismatch.problems
         return None
     if "+" in component.type:
+        component = _with_head(component, where)
         return _check_lego(component, where=where, problems=problems)
+    if component.type not in MODELS and component.type in BACKBONES:
+        hint = f"Add a head to it, as in '{component.type}+{PLAIN_HEAD}'"
+        problems.append(f"{where}: '{component.type}' is a backbone, and no model alone. {hint}.")
+        return None
     if MODELS.parse(value, where=where, problems=problems) is None:
         return None
     arguments, reserved = arguments_of_model(component.type), MODELS.reserved(component.type) - OPTIONS
@@ -241,6 +248,18 @@ def _check(
         problems.append(f"{join(place, name)}: is filled in by the framework. Remove it.")
     given = {name: value for name, value in given.items() if name not in reserved}
     return fill_defaults(arguments, check_arguments(arguments, given, where=place, problems=problems))
+
+
+PLAIN_HEAD = "FCNHead"
+
+
+def _with_head(component: Component, where: str) -> Component:
+    """Complete bricks that end with a neck by a plain head."""
+    last = component.type.rpartition("+")[2]
+    if last in HEADS or last not in NECKS:
+        return component
+    logger.info("%s: '%s' has no head, so it gets a plain %s.", where, component.type, PLAIN_HEAD)
+    return Component(f"{component.type}+{PLAIN_HEAD}", component.args)
 
 
 def _lego_bricks(kind: str) -> list[tuple[Registry, str]]:

@@ -21,9 +21,15 @@ import prepare
 import segwright
 import sweep
 import train
+from base.base_trainer import TrainerConfig
+from engine.assemble import wrap_network
+from engine.check import check_config
+from models.build import build_model
 from tests.conftest import ROOT, Answer
 from tests.tiny import tiny_config
 from utils.errors import UserError
+from utils.protocol import hash_of_names
+from utils.registry import TRANSFORMS
 from utils.version import VERSION
 
 TINY = ("--import", "tests.tiny")
@@ -272,7 +278,7 @@ def test_what_is_not_beside_the_config_is_looked_for_in_the_current_folder_which
     assert answer.status == 0, answer.err
     assert "data_dir: data is that of the current folder; there is no ../configs/data\n" in answer.err
     answer = train_command("--check", "my.json", "--set", "train_loader.args.data_dir=nowhere")
-    assert answer.errors[0].startswith("nowhere")
+    assert "no folder nowhere" in answer.errors[0]
     (deep / "my.json").write_text('{"extends": "nothing.json"}')
     answer = train_command("my.json")
     assert answer.errors == ["my.json: extends: no file nothing.json. Name one beside this file, or a preset."]
@@ -294,3 +300,172 @@ def test_a_run_of_before_paths_were_found_beside_the_config_still_goes_on(
     assert answer.status == 0, answer.err
     assert "going on from" in answer.out
     assert train_command("--resume", run / "last.pth", "--epochs", "3").status == 0
+
+
+# ------------------------------------------------------------------------------------------- the usual mistakes
+
+LOADER = "train_loader.args"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"optimizer.args.lr": -0.1}, ["optimizer.args.lr: -0.1, which SGD refuses: Invalid learning rate: -0.1. Cha"]),
+        (
+            {"nam": 1, "trainer.accumulate": 2, f"{LOADER}.batch_size": 5, "trainer.monitor": "x"},
+            ["nam: unknown key.", f"{LOADER}.batch_size: 5 is not divisible", "trainer.monitor: expected"],
+        ),
+        (
+            {"trainer.epoch": 3, "ignore_index": 7, "arch.args.in_channels": 4, "name": ".."},
+            ["trainer.epoch: unknown key.", "name: ", "arch.args.in_channels: 4, but", "ignore_index: 7 is no class"],
+        ),
+        (
+            {f"{LOADER}.base_size": None, f"{LOADER}.scale": {"side": "short"}},
+            [f'{LOADER}.scale.side: has no effect without "base_size", whose side it says. Give that, or remove it.'],
+        ),
+        (
+            {"arch.args.backbone": {"type": "resnet18", "args": {"output_stride": 16}}},
+            [
+                "arch.args.output_stride: 8 contradicts arch.args.backbone.args.output_stride, 16, which would win. "
+                "Remove one of the two."
+            ],
+        ),
+        (
+            {"arch": {"type": "resnet18+FCNHead", "args": {"output_stride": 8, "resnet18": {"output_stride": 32}}}},
+            ["arch.args.output_stride: 8 contradicts arch.args.resnet18.output_stride, 32, which would win."],
+        ),
+        ({"arch": "resnet18"}, ["arch: 'resnet18' is a backbone, and no model alone. Add a head to it, as in 'resn"]),
+        (
+            {LOADER: {"batch_size": 2, "num_workers": 0, "transforms": ["Resizing"]}},
+            [f"{LOADER}.transforms: 'square_0000' comes out as 40x48 and 'square_0001' as 80x96, which do not fit"],
+        ),
+    ],
+)  # fmt: skip
+def test_contradictions_are_named_before_anything_is_done(
+    config_file: Any, train_command: Command, changes: dict[str, Any], expected: list[str]
+) -> None:
+    for flags in ([], ["--check"]):
+        answer = train_command(config_file(changes), *TINY, *flags)
+        assert answer.status == 2
+        assert len(answer.errors) == len(expected), answer.errors
+        for line, start in zip(answer.errors, expected, strict=True):
+            assert line.startswith(start)
+
+
+@TRANSFORMS.register("Resizing")
+class Resizing:
+    """Makes every other image twice as large."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        self.count += 1
+        factor = 2 - self.count % 2
+        return np.tile(image, (factor, factor, 1)), np.tile(label, (factor, factor))
+
+
+def test_the_config_of_a_run_is_never_found_contradictory(config_file: Any, train_command: Command) -> None:
+    config = json.loads(config_file(ONE_EPOCH).read_text())
+    config["arch"]["args"]["backbone"]["args"]["output_stride"] = 8
+    resolved = check_config(config).to_json()
+    resolved["arch"]["args"]["backbone"]["args"]["output_stride"] = 16
+    resolved["train_loader"]["args"] |= {"base_size": None, "scale": {"side": "short"}}
+    assert check_config(resolved).train.chain.base_size is None
+
+
+def test_nan_in_json_is_named_by_its_key(train_command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text('{"a": [{"b": 1}],\n // NaN\n "optimizer": {"x": "}", "args": {"lr": NaN}}}')
+    answer = train_command(file)
+    what = "line 3: optimizer.args.lr: NaN is no number to train with. Give a finite number."
+    assert answer.errors == [f"{file}: {what}"]
+
+
+def test_flags_of_another_mode_are_refused(
+    finished_run: Path, inference_command: Command, evaluate_command: Command, picture: Path
+) -> None:
+    for flag, value in (("--overlap", "0.5"), ("--batch-size", "2")):
+        lines = [f"{flag}: has no effect in mode single. Use --mode sliding or leave it out."]
+        words = ("-m", finished_run / "best_model.pth", *TINY, "--mode", "single", flag, value)
+        assert inference_command(*words, "-i", picture).errors == lines
+        assert evaluate_command(*words).errors == lines
+
+
+def test_bricks_without_a_head_get_a_plain_one_and_the_seeds_name_of_a_backbone_is_known(
+    config_file: Any, train_command: Command
+) -> None:
+    answer = train_command(config_file({"arch": "resnet18+aspp_plus"}), *TINY, "--check")
+    assert answer.status == 0, answer.err
+    assert "arch: 'resnet18+aspp_plus' has no head, so it gets a plain FCNHead." in answer.out
+    assert "resnet18+aspp_plus+FCNHead, 3 classes" in answer.out
+    arch = {"type": "DeepLab", "args": {"backbone": "xception", "output_stride": 16}}
+    answer = train_command(config_file({"arch": arch}), *TINY, "--check")
+    assert answer.status == 0, answer.err
+    assert "parameters  54.7" in answer.out
+
+
+# ------------------------------------------------------------------------------------------- what a run says
+
+
+def test_a_run_that_stops_early_says_so_everywhere(config_file: Any, train_command: Command, tmp_path: Path) -> None:
+    changes = {"trainer.epochs": 9, "trainer.early_stop": 1, "trainer.monitor": "min val/Mean_IoU_all_classes"}
+    answer = train_command(config_file({**changes, "optimizer.args.lr": 1e-9}), *TINY)
+    assert answer.status == 0, answer.err
+    (run,) = (tmp_path / "saved" / "tiny").glob("2*")
+    results = json.loads((run / "results.json").read_text())
+    text = "stopped early (trainer.early_stop 1) after step "
+    assert text in answer.out
+    assert text in (run / "train.log").read_text()
+    assert any(text in note for note in results["notes"])
+    assert results["stopped_early"] is True
+    assert results["steps"] < results["planned_steps"] == 45
+
+
+def test_results_hold_the_confusion_matrix_and_say_which_images_they_are_of(
+    config_file: Any, train_command: Command, evaluate_command: Command, tmp_path: Path
+) -> None:
+    file = config_file({"trainer.monitor": "max val/Pixel_Accuracy"})
+    assert train_command(file, *TINY).status == 0
+    (run,) = (tmp_path / "saved" / "tiny").glob("2*")
+    results = json.loads((run / "results.json").read_text())
+    answer = evaluate_command("-m", run, *TINY, "--output", tmp_path / "again.json")
+    assert answer.status == 0, answer.err
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert results["confusion_matrix"] == again["confusion_matrix"]
+    assert results["protocol"] == again["protocol"]
+    other = evaluate_command("-m", run, *TINY, "--split", "train", "--output", tmp_path / "other.json")
+    assert other.status == 0, other.err
+    assert json.loads((tmp_path / "other.json").read_text())["protocol"]["images"] != again["protocol"]["images"]
+    assert hash_of_names(["a", "b"]) != hash_of_names(["b", "a"]) != hash_of_names(["ba"])
+
+
+@pytest.mark.parametrize("damage", ["", "PK"])
+def test_resume_says_which_file_is_damaged_and_which_is_used(
+    config_file: Any, train_command: Command, tmp_path: Path, damage: str
+) -> None:
+    file = config_file({"trainer.epochs": 2})
+    assert train_command(file, *TINY).status == 0
+    (run,) = (tmp_path / "saved" / "tiny").glob("2*")
+    (run / "last.pth").write_text(damage)
+    answer = train_command(file, *TINY, "--resume", "auto", "--epochs", "3")
+    assert answer.status == 0, answer.err
+    (line,) = [line for line in answer.out.splitlines() if line.startswith("warning: ") and "last.pth" in line]
+    assert f"{run / 'last.pth'}: " in line
+    assert "is empty" in line or "is damaged" in line
+    assert line.endswith(f"Going on from {run / 'last.prev.pth'}.")
+    (run / "last.pth").write_text(damage)
+    answer = train_command("--resume", run / "last.pth", *TINY)
+    assert answer.errors[0].endswith("Use last.prev.pth or another checkpoint beside it.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SegNet", "ENet", "SegResNet"])
+def test_networks_that_unpool_are_compiled_for_images_of_several_sizes(name: str) -> None:
+    config = {"type": name, "args": {} if name == "ENet" else {"width_mult": 0.0625}}
+    model = build_model(config, num_classes=3)
+    network = wrap_network(model, TrainerConfig(epochs=1, compile=True))
+    for size in ((64, 64), (96, 64), (65, 97)):
+        output = network(torch.zeros(2, 3, *size, dtype=torch.uint8))
+        output.logits.sum().backward()
+        assert output.logits.shape[-2:] == size

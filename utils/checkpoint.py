@@ -80,6 +80,7 @@ class NetworkState(TypedDict):
         lr_scheduler: State of a schedule of torch's own; ours are functions of the step.
         running: Sums over the open epoch.
         nan_streak: Steps in a row, up to the newest, whose loss was not finite; not in early files.
+        confusion_matrix: (C, C), truth and prediction, of the newest validation; not in early files.
     """
 
     protocol: dict[str, Any]
@@ -90,6 +91,7 @@ class NetworkState(TypedDict):
     lr_scheduler: dict[str, Any]
     running: Running
     nan_streak: int
+    confusion_matrix: Tensor
 
 
 class Position(TypedDict):
@@ -251,6 +253,9 @@ def load(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if not start:
+            hint = "Use last.prev.pth or another checkpoint beside it"
+            raise CheckpointError(f"{path}: is empty. {hint}.") from None
         reason = "torch cannot read it"
         if start not in (b"PK", b"\x80\x02"):  # a zip archive; a pickle, as torch wrote them before 1.6
             reason = "torch did not write it"

@@ -233,6 +233,7 @@ _STRING = r'"(?:\\.|[^"\\\n])*"'
 _COMMENT = re.compile(rf"({_STRING})|//[^\n]*|/\*.*?\*/", re.DOTALL)
 _COMMA = re.compile(rf"({_STRING}|[\[{{:,]\s*,)|,(?=\s*[}}\]])")
 _NUMBER = re.compile(rf"{_STRING}|(-?(?:NaN|Infinity|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?))")
+_STRUCTURE = re.compile(rf"({_STRING})\s*:|{_STRING}|[\[\]{{}}]")  # keys, other texts, brackets
 
 
 def _blank_comments(text: str) -> str:
@@ -254,7 +255,24 @@ def _check_numbers(text: str) -> None:
         if too_long or not math.isfinite(float(number)):
             line = text.count("\n", 0, match.start()) + 1
             what = f"{number[:10]}... has {len(number)} digits" if too_long else f"{number} is no number to train with"
-            raise ValueError(f"line {line}: {what}. Give a {'smaller' if too_long else 'finite'} number.")
+            key = _key_at(text, match.start())
+            place = f"line {line}: {key}" if key else f"line {line}"
+            raise ValueError(f"{place}: {what}. Give a {'smaller' if too_long else 'finite'} number.")
+
+
+def _key_at(text: str, position: int) -> str:
+    """Dotted path of the key whose value stands at `position` of JSON; empty where there is none."""
+    around: list[str] = []  # the keys of the objects and lists that are open
+    key = ""
+    for match in _STRUCTURE.finditer(text, 0, position):
+        if match[1]:
+            key = json.loads(match[1])
+        elif match[0] in "{[":
+            around.append(key)
+            key = ""
+        elif match[0] in "}]":
+            key = around.pop() if around else ""
+    return ".".join(filter(None, [*around, key]))
 
 
 def _integer(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from utils.errors import ConfigError, first_line
 from utils.registry import OPTIMIZERS
-from utils.schema import Above, AtLeast, Mismatch, Range, convert, did_you_mean, join, parameters_of
+from utils.schema import Above, AtLeast, Mismatch, Range, convert, did_you_mean, join, parameters_of, show
 
 # The private base class is the only thing that all batch and instance norms have in common.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -185,9 +186,23 @@ def _make(kind: str, args: Mapping[str, Any], parameters: list[Any], where: str)
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = first_line(error)
-        raise ConfigError(f"{join(where, 'args')}: {kind} refuses its arguments: {reason}. Change them.") from error
+        place, reason = join(where, "args"), first_line(error)
+        if (name := _argument_to_blame(kind, args, parameters, where)) is not None:
+            what = f"{show(args[name])}, which {kind} refuses: {reason}. Change it."
+            raise ConfigError(f"{join(place, name)}: {what}") from error
+        raise ConfigError(f"{place}: {kind} refuses its arguments: {reason}. Change them.") from error
     return optimizer
+
+
+def _argument_to_blame(kind: str, args: Mapping[str, Any], parameters: list[Any], where: str) -> str | None:
+    """Find the only argument without which an optimizer can be made; None if there is none, or several."""
+    blamed = []
+    for name in args:
+        others = {key: value for key, value in args.items() if key != name}
+        with suppress(ValueError, TypeError, RuntimeError):
+            OPTIMIZERS.make(kind, others, parameters, where=where)
+            blamed.append(name)
+    return blamed[0] if len(blamed) == 1 else None
 
 
 def _argument(config: OptimizerConfig, name: str) -> Any:

@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
     add("--scales", type=float, nargs="+", metavar="S", help=f"multiscale: factors of the size (default: {shown})")
     add("--flip", action="store_true", help="average with the mirrored image too")
     add("--window", type=int, nargs=2, metavar=("H", "W"), help="sliding: size of a window (default: training's crop)")
-    add("--overlap", type=float, default=OVERLAP, help="sliding: share that windows have in common (default: 1/3)")
+    add("--overlap", type=float, help="sliding: share that windows have in common (default: 1/3)")
     add("--fast", action="store_true", help="multiscale: average at the resolution of the network's head")
     add("--batch-size", type=int, default=1, help="images of one size, or windows, per forward pass (default: 1)")
 
@@ -83,7 +83,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
         scales=tuple(scales),
         flip=args.flip,
         window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
-        overlap=args.overlap,
+        overlap=OVERLAP if args.overlap is None else args.overlap,
         fast=args.fast,
         batch_size=args.batch_size,
     )
@@ -95,6 +95,7 @@ def flags_without_effect(args: argparse.Namespace) -> list[str]:
     given = {
         "scales": ("multiscale", args.scales is not None),
         "window": ("sliding", args.window is not None),
+        "overlap": ("sliding", args.overlap is not None),
         "fast": ("multiscale", args.fast),
     }
     return [
@@ -111,7 +112,7 @@ def values_out_of_range(args: argparse.Namespace) -> list[str]:
         problems.append(f"--scales {' '.join(map(str, args.scales))}: out of range. Use factors from 0.05 to 16.")
     if args.window and min(args.window) < 1:
         problems.append(f"--window {args.window[0]} {args.window[1]}: no size. Use two numbers of at least 1.")
-    if not 0 <= args.overlap <= 0.95:
+    if args.overlap is not None and not 0 <= args.overlap <= 0.95:
         problems.append(f"--overlap {args.overlap}: out of range. Use a share from 0 to 0.95.")
     if args.batch_size < 1:
         problems.append(f"--batch-size {args.batch_size}: too few. Use at least 1.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from utils.config import fingerprint
 from utils.tta import TestTimeAugmentation
 
 MEAN = "classes absent from truth and prediction are left out"
@@ -21,6 +23,7 @@ class EvaluationData:
         labels: Where images are resized, whether labels are, too ("resized"), or label maps back to them ("native").
         dataset: Its type in the config.
         split: Part of the dataset; None where it has none.
+        images: Hash of their names in order, see `hash_of_names`; None where it is not known.
         held_out: Share or number of the images that `val_split` held out of this part; None for all of it.
     """
 
@@ -30,6 +33,12 @@ class EvaluationData:
     split: str | None = None
     labels: str | None = None
     held_out: float | None = None
+    images: str | None = None
+
+
+def hash_of_names(names: Iterable[str]) -> str:
+    """Hash the names of the images of a split, in order, which tells apart two splits of the same name."""
+    return fingerprint(list(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,8 @@ class EvaluationProtocol:
             stamp["labels"] = self.data.labels
         if self.data.held_out is not None:
             stamp["held_out"] = self.data.held_out
+        if self.data.images is not None:
+            stamp["images"] = self.data.images
         stamp |= {
             "scales": list(self.tta.scales),
             "flip": self.tta.flip,

@@ -64,6 +64,7 @@ class Registry(Mapping[str, Factory]):
     ) -> None:
         self.kind = kind
         self._entries: dict[str, Factory] = {}
+        self._spellings: dict[str, str] = {}
         self._families: dict[str, tuple[Factory, str]] = {}
         self._find_also = also
         self.homes: dict[str, str] = {}  # name of an entry, or prefix of a family, to the module that registered it
@@ -148,6 +149,10 @@ class Registry(Mapping[str, Factory]):
         """Parameters of the entry `name` that the framework fills in."""
         return FACTS | self._reserved if self._is_own(name) else self._reserved
 
+    def also_called(self, name: str, other: str) -> None:
+        """Let a config say `other`, as another program does, where it means `name`."""
+        self._spellings[other] = name
+
     def parse(self, value: Any, *, where: str, problems: list[str]) -> Component | None:
         """A `Component` of this registry from its JSON form, its arguments unchecked; None if it is none."""
         try:
@@ -155,6 +160,8 @@ class Registry(Mapping[str, Factory]):
         except Mismatch as mismatch:
             problems += mismatch.problems
             return None
+        if component.type not in self and component.type in self._spellings:
+            component = Component(self._spellings[component.type], component.args)
         if component.type not in self:
             path = where if isinstance(value, str) else join(where, "type")
             problems.append(

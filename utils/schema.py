@@ -436,6 +436,7 @@ ALIASES = {
     "deeplabv3plus": "DeepLab",
     "deeplabplus": "DeepLab",
     "segformer": "MLPHead",
+    "xception": "xception65",
     "fcn": "FCN8",
     "unetresnet": "UNetResnet",
     "crossentropy": "CrossEntropyLoss2d",

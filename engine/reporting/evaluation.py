@@ -12,7 +12,7 @@ from base.base_dataloader import DevicePrefetcher
 from base.evaluation import evaluate
 from engine import assemble
 from engine.check import check_config
-from engine.config import evaluation_data, evaluation_section, part_to_evaluate
+from engine.config import evaluation_data, evaluation_section, part_to_evaluate, with_images
 from engine.exporting.read import check_use
 from engine.reporting import write
 from engine.reporting.collect import Collector, ImageFigures
@@ -95,7 +95,7 @@ def measure(
         "checkpoint": " + ".join(path.name for path in paths),
         "epoch": first.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": first.protocol(evaluation_data(section, preparation)).to_json(),
+        "protocol": first.protocol(with_images(evaluation_data(section, preparation), loader.view)).to_json(),
         "metrics": metrics.results(),
         "classes": rows,
         "confusion_matrix": metrics.counts.tolist(),

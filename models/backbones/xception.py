@@ -170,6 +170,9 @@ class Xception(Backbone):
         return [*features, last(x)]
 
 
+BACKBONES.also_called("xception65", "xception")  # the default of pytorch-segmentation's DeepLab
+
+
 def _flow(entry: tuple[tuple[int, int], ...], middle: int) -> Iterator[tuple[tuple[int, ...], int]]:
     """Give the channels of the three convolutions and the stride of every block with a shortcut."""
     for width, stride in entry:
