@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from base.evaluation import evaluate
     from engine import assemble
     from engine.check import check_config
-    from engine.config import evaluation_data, evaluation_section
+    from engine.config import evaluation_data, evaluation_section, validating_as_begun
     from utils import plugins
     from utils.log import log_to
     from utils.metrics import Metrics
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = choose_device(args.device)
     predictor = assemble.load_predictor(args.model, device, precision=args.precision, modules=modules, config=described)
     predictor.tta = tta_from_args(args, predictor.about)
-    config = described or check_config(predictor.about["config"])
+    resolved = predictor.about["config"]
+    config = described or validating_as_begun(check_config(resolved), resolved)
     crop = args.mode == "center_crop"
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop)
     extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
