@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dataloader.tools.doctor import Examined, Finding
     from utils.errors import Problem
 
+NOWHERE = "neither in torch's cache nor to be reached, so that training starts from random numbers"
 RULES = ("median_freq", "enet", "sqrt_inv")
 DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     add("--masks", type=Path, required=True, metavar="DIR", help="folder of masks, named like the images")
     add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
-    add("-o", "--output", type=Path, default=Path("config.json"), metavar="FILE", help="config to write")
+    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: named like the data's folder)")
     add("--force", action="store_true", help="replace the file if there is one")
     text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
     add = commands.add_parser("submission", help=text, description=text).add_argument
@@ -343,13 +345,15 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
 
 def init(args: argparse.Namespace) -> int:
     """Write a config for a folder of images and one of masks."""
-    if args.output.exists() and not args.force:
-        raise UserError(f"--output {args.output}: is there already. Name another file, or add --force.")
+    if args.output is not None:
+        check_output(args.output, args.force)
 
     import torch
 
-    from dataloader.tools.init_config import propose
+    from dataloader.tools.init_config import find_layout, propose, run_name
+    from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
+    from models.weights import public_url, where_to_get
     from utils.checkpoint import write_text
     from utils.config import parse_json
     from utils.plugins import import_modules
@@ -358,17 +362,34 @@ def init(args: argparse.Namespace) -> int:
     names = [name.strip() for name in args.names.split(",")] if args.names else None
     if names and not all(names):
         raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
-    gpus = min(1, torch.cuda.device_count())
-    proposal = propose(args.images, args.masks, names=names, num_workers=args.workers, gpus=gpus)
+    output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
+    check_output(output, args.force)
+    gpus = torch.cuda.device_count()
+    source = where_to_get(public_url(BACKBONE))
+    options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
+    proposal = propose(args.images, args.masks, **options)
     check_config(parse_json(proposal.text))
     try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {args.output}: cannot be written ({error.strerror}). Name another file.") from None
-    write_text(args.output, proposal.text)
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    write_text(output, proposal.text)
     print("\n".join(map(one_line, proposal.guesses)))
-    print(f"written to {args.output}; `python train.py -c {args.output}` trains")
+    print(f"pretrained weights: {source or NOWHERE}")
+    print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
     return 0
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse to write a config over another, and over the one that comes with the program in any case.
+
+    Raises:
+        UserError: There is one.
+    """
+    if path.resolve() == Path(__file__).resolve().parent / "config.json":
+        raise UserError(f"--output {path}: is the default config, which others extend. Name another file.")
+    if path.exists() and not force:
+        raise UserError(f"--output {path}: is there already. Name another file with --output, or add --force.")
 
 
 def download(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.folder import Folder
 from dataloader.tools import doctor
 from engine import results
+from models import weights
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
@@ -36,6 +37,8 @@ CLASSES = json.dumps({"classes": NAMES})
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(weights, "is_reachable", lambda url: False)
     monkeypatch.setenv("SEGWRIGHT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -705,6 +708,80 @@ def test_init_gives_a_config_that_trains_unchanged(
     trained = train_command("-c", path, "-d", "cpu", *[word for text in shorter for word in ("-s", text)])
     assert trained.status == 0, trained.err
     assert prepare_command("check", "-c", path).status == 0
+
+
+def photos(root: Path, *folders: str, count: int = 8) -> Path:
+    """Images and masks in folders, given in pairs."""
+    for number, (images, masks) in enumerate(zip(folders[::2], folders[1::2], strict=True)):
+        for index in range(count):
+            image, label = scene(100 * number + index)
+            save(root / images / f"{index}.png", image)
+            save(root / masks / f"{index}.png", label)
+    return root
+
+
+def test_init_names_its_config_like_the_folder_and_spares_the_one_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_command: Callable[..., Answer]
+) -> None:
+    photos(tmp_path / "mydata", "images", "masks")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("init", "--images", "mydata/images", "--masks", "mydata/masks")
+    answer = prepare_command(*arguments)
+    assert answer.status == 0, answer.err
+    assert "written to mydata.json; `python train.py -c mydata.json` trains" in answer.out
+    config = load_config(Path("mydata.json"))
+    assert "n_gpu" not in config
+    assert config["trainer"]["val_per_epochs"] <= config["trainer"]["epochs"] / 10
+    assert "is there already" in prepare_command(*arguments).err
+    for output in (ROOT / "config.json", os.path.relpath(ROOT / "config.json")):
+        answer = prepare_command(*arguments, "-o", output, "--force")
+        assert (answer.status, "is the default config" in answer.err) == (2, True)
+
+
+def test_init_starts_from_public_weights_where_they_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_command: Callable[..., Answer]
+) -> None:
+    root = photos(tmp_path / "mydata", "images", "masks")
+    said = {}
+    for reachable in (False, True):
+        monkeypatch.setattr(weights, "is_reachable", lambda url, answer=reachable: answer)
+        path = tmp_path / f"{reachable}.json"
+        answer = prepare_command("init", "--images", root / "images", "--masks", root / "masks", "-o", path)
+        assert answer.status == 0, answer.err
+        said[reachable] = load_config(path)
+        assert ("pretrained weights: by download" in answer.out) == reachable
+    assert said[True]["arch"]["args"]["pretrained"] is True
+    assert said[False]["arch"]["args"]["pretrained"] is False
+    assert said[False]["optimizer"]["args"]["lr"] > said[True]["optimizer"]["args"]["lr"]
+
+
+@pytest.mark.parametrize("given", [("train/images", "train/masks"), (".", ".")])
+def test_init_recognises_train_and_val_side_by_side(
+    given: tuple[str, str], tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = photos(tmp_path / "mydata", "train/images", "train/masks", "val/images", "val/masks")
+    path = tmp_path / "c.json"
+    answer = prepare_command("init", "--images", root / given[0], "--masks", root / given[1], "-o", path)
+    assert answer.status == 0, answer.err
+    config = load_config(path)
+    assert [config[key]["args"]["split"] for key in ("train_loader", "val_loader")] == ["train", "val"]
+    assert config["name"] == "mydata"
+    answer = prepare_command("check", "-c", path)
+    assert answer.status == 0, answer.out + answer.err
+    assert "val_loader: 8 images" in answer.out
+
+
+def test_init_says_of_an_empty_folder_that_it_is_empty(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    arguments = ("init", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "-o", tmp_path / "c.json")
+    answer = prepare_command(*arguments)
+    assert (answer.status, answer.errors) == (
+        2,
+        [f"{tmp_path / 'images'}: holds no image file. Name the folder that the files lie in."],
+    )
+    photos(tmp_path, "images", "others")
+    assert f"{tmp_path / 'masks'}: holds no image file" in prepare_command(*arguments).err
 
 
 @pytest.mark.parametrize(

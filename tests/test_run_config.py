@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -243,8 +243,8 @@ class ChainOptions:
             `crop_size`, images keep their size.
         base_size: Length of the long side before random scaling, in pixels; null for the image's own.
         crop_size: Side of a square or [height, width] of what a model gets; null for whole images.
-        val_crop_size: With `val_split`, crop the middle of the images held out, likewise, where whole ones take too much
-            memory; null validates whole images.
+        val_crop_size: With `val_split`, crop the middle of the images held out, likewise, where whole ones take too
+            much memory; null validates whole images.
         scale: Random scale; with `augment`, 0.5 to 2 if not given.
         flip: Mirror half of the images, or this share.
         rotate: Turn by up to 10 degrees either way, or by as many as given.
