@@ -121,6 +121,8 @@ def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]
         found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
         found.crop = chain.crop if plain else None
         found.batch_size = section.batches.batch_size if len(sections) == 2 else None
+        if share := section.batches.val_split:
+            found.held_out = round(share * len(found.records)) if share < 1 else int(share)
         if where != "val_loader" and len(sections) > 2:
             found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)
@@ -171,7 +173,7 @@ def examine_split(args: argparse.Namespace, section: LoaderConfig, split: str) -
 
 def distinct(splits: Sequence[Examined]) -> list[Examined]:
     """Return `splits` less those that only put others together."""
-    from dataloader.tools.doctor import without_unions
+    from dataloader.tools.duplicates import without_unions
 
     kept = without_unions(splits)
     for examined in splits:
@@ -273,7 +275,8 @@ def examine(
     cache = None if args.no_cache else scan.default_cache()
     options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
     records = scan.examine(dataset, name=where, cache=cache, **options)
-    return doctor.Examined(where, dataset, records, unpaired, training)
+    skips = section.batches.on_bad_sample == "skip"
+    return doctor.Examined(where, dataset, records, unpaired, training, skips=skips)
 
 
 def summary(splits: Sequence[Examined]) -> str:
@@ -284,7 +287,8 @@ def summary(splits: Sequence[Examined]) -> str:
     for examined in splits:
         sizes = sorted(tuple(record.size) for record in examined.records.values() if record.size)
         shown = f", {_size(sizes[0])} to {_size(sizes[-1])} (height x width)" if sizes else ""
-        lines.append(f"{examined.split}: {len(examined.records)} images{shown}")
+        skipped = f", {examined.unusable} of them skipped" if examined.skips and examined.unusable else ""
+        lines.append(f"{examined.split}: {len(examined.records)} images{shown}{skipped}")
     return "\n".join([*lines, "", *shares(splits), ""])
 
 

@@ -34,6 +34,8 @@ def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
         if loader is not None:
             kind = "training" if loader.training else "validation"
             found = check_samples(loader.view, everything=True) if everything else look_at(loader.view)
+            if loader.training:
+                preflight.check_classes(found, config.classes.names)
             yield f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}"
 
 

@@ -253,6 +253,9 @@ def test_masks_that_hold_one_class_only_are_refused_with_the_cure(
     assert line.startswith("train_loader: the labels hold no class but 'background', and void")
     assert '{"name": "object", "value": 255}' in line
     assert not (tmp_path / "saved").exists()
+    for flag in ("--check", "--check-data"):
+        answer = train_command("-c", tmp_path / "my.json", *SMALL, flag)
+        assert (answer.status, answer.errors) == (2, [line])
 
 
 def test_one_class_alone_is_refused(tmp_path: Path, train_command: Callable[..., Answer]) -> None:

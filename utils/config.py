@@ -49,6 +49,11 @@ def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, 
     for parent in parents:
         above = path.parent / parent
         above = above if above.exists() else preset_or(Path(parent), above)
+        if not above.exists():
+            raise ConfigError(
+                f'{path}: extends: there is no file {above}, nor a preset "{parent}". Name one relative to this, '
+                f"or one of `train.py --list presets`."
+            )
         merged = merge(merged, read_with_parents(above, (*children, path.resolve())))
     return merge(merged, config)
 
