@@ -16,7 +16,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from dataloader.datasets.naming import guess_names
-from utils.classes import IGNORE, ClassTable, distinct_colors
+from utils.classes import IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, MissingData, Problem
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
@@ -117,7 +117,9 @@ class Folder(BaseDataset):
         taken = list(chain.from_iterable(raw_ids))
         if twice := _repeated(taken):
             raise ConfigError(f"classes: value {min(twice)} stands for two classes. Give each its own.")
-        colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]
+        colors = [
+            row.color or color for row, color in zip(rows, default_colors([row.name for row in rows]), strict=True)
+        ]
         known: Sequence[Any] = taken
         if options.get("masks") == "color":
             _check_colors(rows, options)

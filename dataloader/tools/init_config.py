@@ -20,7 +20,7 @@ from dataloader.datasets.folder import Folder
 from dataloader.datasets.naming import guess_names
 from dataloader.tools import doctor
 from dataloader.tools.recipe import HELD_OUT, RARE, Recipe, choose_recipe
-from utils.classes import IGNORE, distinct_colors
+from utils.classes import IGNORE, default_colors
 from utils.errors import ConfigError, DataError, Fault, one_line
 from utils.images import read_label_colors, read_label_values
 
@@ -257,7 +257,7 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
     if names is not None and len(names) != len(values):
         raise ConfigError(f"--names: {len(names)} names, but masks hold {len(values)} values. Name {values}.")
     given = names or [name_of(value, values) for value in values]
-    colors = values if codes.in_colors else distinct_colors(len(values))
+    colors = values if codes.in_colors else default_colors(given)
     options["classes"] = [
         {"name": name, **({} if codes.in_colors else {"value": value}), "color": list(color)}
         for name, value, color in zip(given, values, colors, strict=True)
