@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dataloader.tools.doctor import Examined, Finding
     from utils.errors import Problem
 
+NOWHERE = "neither in torch's cache nor to be reached, so that training starts from random numbers"
 RULES = ("median_freq", "enet", "sqrt_inv")
 DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     add("--masks", type=Path, required=True, metavar="DIR", help="folder of masks, named like the images")
     add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
-    add("-o", "--output", type=Path, default=Path("config.json"), metavar="FILE", help="config to write")
+    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: named like the data's folder)")
     add("--force", action="store_true", help="replace the file if there is one")
     text = "turn a config of yassouali/pytorch-segmentation into ours, and say what changed"
     command = commands.add_parser("migrate", help=text, description=text)
@@ -125,6 +127,8 @@ def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]
         found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
         found.crop = chain.crop if plain else None
         found.batch_size = section.batches.batch_size if len(sections) == 2 else None
+        if share := section.batches.val_split:
+            found.held_out = round(share * len(found.records)) if share < 1 else int(share)
         if where != "val_loader" and len(sections) > 2:
             found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)
@@ -177,7 +181,7 @@ def examine_split(args: argparse.Namespace, section: LoaderConfig, split: str) -
 
 def distinct(splits: Sequence[Examined]) -> list[Examined]:
     """Return `splits` less those that only put others together."""
-    from dataloader.tools.doctor import without_unions
+    from dataloader.tools.duplicates import without_unions
 
     kept = without_unions(splits)
     for examined in splits:
@@ -279,7 +283,8 @@ def examine(
     cache = None if args.no_cache else scan.default_cache()
     options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
     records = scan.examine(dataset, name=where, cache=cache, **options)
-    return doctor.Examined(where, dataset, records, unpaired, training)
+    skips = section.batches.on_bad_sample == "skip"
+    return doctor.Examined(where, dataset, records, unpaired, training, skips=skips)
 
 
 def summary(splits: Sequence[Examined]) -> str:
@@ -290,7 +295,8 @@ def summary(splits: Sequence[Examined]) -> str:
     for examined in splits:
         sizes = sorted(tuple(record.size) for record in examined.records.values() if record.size)
         shown = f", {_size(sizes[0])} to {_size(sizes[-1])} (height x width)" if sizes else ""
-        lines.append(f"{examined.split}: {len(examined.records)} images{shown}")
+        skipped = f", {examined.unusable} of them skipped" if examined.skips and examined.unusable else ""
+        lines.append(f"{examined.split}: {len(examined.records)} images{shown}{skipped}")
     return "\n".join([*lines, "", *shares(splits), ""])
 
 
@@ -351,13 +357,15 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
 
 def init(args: argparse.Namespace) -> int:
     """Write a config for a folder of images and one of masks."""
-    if args.output.exists() and not args.force:
-        raise UserError(f"--output {args.output}: is there already. Name another file, or add --force.")
+    if args.output is not None:
+        check_output(args.output, args.force)
 
     import torch
 
-    from dataloader.tools.init_config import propose
+    from dataloader.tools.init_config import find_layout, propose, run_name
+    from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
+    from models.weights import public_url, where_to_get
     from utils.checkpoint import write_text
     from utils.config import parse_json
     from utils.plugins import import_modules
@@ -366,17 +374,34 @@ def init(args: argparse.Namespace) -> int:
     names = [name.strip() for name in args.names.split(",")] if args.names else None
     if names and not all(names):
         raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
-    gpus = min(1, torch.cuda.device_count())
-    proposal = propose(args.images, args.masks, names=names, num_workers=args.workers, gpus=gpus)
+    output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
+    check_output(output, args.force)
+    gpus = torch.cuda.device_count()
+    source = where_to_get(public_url(BACKBONE))
+    options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
+    proposal = propose(args.images, args.masks, **options)
     check_config(parse_json(proposal.text))
     try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {args.output}: cannot be written ({error.strerror}). Name another file.") from None
-    write_text(args.output, proposal.text)
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    write_text(output, proposal.text)
     print("\n".join(map(one_line, proposal.guesses)))
-    print(f"written to {args.output}; `python train.py -c {args.output}` trains")
+    print(f"pretrained weights: {source or NOWHERE}")
+    print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
     return 0
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse to write a config over another, and over the one that comes with the program in any case.
+
+    Raises:
+        UserError: There is one.
+    """
+    if path.resolve() == Path(__file__).resolve().parent / "config.json":
+        raise UserError(f"--output {path}: is the default config, which others extend. Name another file.")
+    if path.exists() and not force:
+        raise UserError(f"--output {path}: is there already. Name another file with --output, or add --force.")
 
 
 def download(args: argparse.Namespace) -> int:

@@ -255,7 +255,9 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
             return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
             return input_name(where, value)
-        return {k: without(v, join(where, k)) for k, v in value.items() if not may_change(join(where, k))}
+        # A key that is null is as good as none: configs of early runs lack those that came later.
+        kept = {k: v for k, v in value.items() if v is not None and not may_change(join(where, k))}
+        return {k: without(v, join(where, k)) for k, v in kept.items()}
 
     return fingerprint(without(resolved, ""))
 
@@ -290,6 +292,21 @@ def part_to_evaluate(resolved: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
     }
     return {**resolved, **unused, "trainer": trainer}
+
+
+def validating_as_begun(config: RunConfig, resolved: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with the validation that a run began with: early ones cropped what `val_split` held out.
+
+    Args:
+        config: The config to go on with, or to evaluate.
+        resolved: The resolved config in the run's checkpoint; early ones do not know `val_crop_size`.
+    """
+    section, train = resolved["train_loader"], config.train
+    early = isinstance(section, Mapping) and "val_crop_size" not in section.get("args", {})
+    if not early or not train.batches.val_split or train.chain.crop_size is None:
+        return config
+    chain = replace(train.chain, val_crop_size=train.chain.crop_size)
+    return replace(config, train_loader=[replace(train, chain=chain)])
 
 
 def evaluation_section(

@@ -35,6 +35,8 @@ def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
             if loader.training:
                 preflight.check_sizes(config, loader)
             found = check_samples(loader.view, everything=True) if everything else look_at(loader.view)
+            if loader.training:
+                preflight.check_classes(found, config.classes.names)
             yield f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}"
 
 

@@ -134,8 +134,18 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
         if loader is not None:
             found = label_statistics.look_at(loader.view)
             logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
-            if kind == "training" and np.count_nonzero(found.pixels) < 2:
-                raise DataError(only_one_class(found, names))
+            if kind == "training":
+                check_classes(found, names)
+
+
+def check_classes(found: DataCheck, names: Sequence[str]) -> None:
+    """Refuse training labels in which nothing can be told apart.
+
+    Raises:
+        DataError: They show fewer than two classes.
+    """
+    if np.count_nonzero(found.pixels) < 2:
+        raise DataError(only_one_class(found, names))
 
 
 def check_sizes(config: RunConfig, loader: Loader) -> None:

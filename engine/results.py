@@ -34,14 +34,17 @@ logger = logging.getLogger("segwright")
 CANDIDATES = 100  # validation images, spread over the split, among which a finished run looks for its worst
 EXAMPLES = 8  # predictions that it leaves on disk: the worst
 ROWS = 4  # of them in predictions.png
+CLEAR_GAIN = 0.02  # in mean IoU; less is no proof that a model looks at the images
+NOT_FETCHED = 'backbone starts from random numbers: the weights that "pretrained" asks for could not be downloaded'
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     """List what a reader of the figures should know."""
     found = []
-    if trainer.model.backbone_modules() and not config.arch.options.pretrained and config.init_from is None:
-        found.append(RANDOM_START)
+    random = not config.arch.options.pretrained or trainer.model.lacks_pretrained
+    if trainer.model.backbone_modules() and random and config.init_from is None:
+        found.append(NOT_FETCHED if config.arch.options.pretrained else RANDOM_START)
     synchronized = (nn.SyncBatchNorm, SynchronizedBatchNorm)
     if config.use_synch_bn and not any(isinstance(module, synchronized) for module in trainer.model.modules()):
         found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
@@ -170,6 +173,17 @@ def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
         results["epoch"],
         results["location_prior"]["Mean_IoU"],
     )
+    verdict(metrics["val/Mean_IoU"] - results["location_prior"]["Mean_IoU"])
+
+
+def verdict(gain: float) -> None:
+    """Say by how much the mean IoU exceeds that of the guess, and what to do where it hardly does."""
+    if gain >= CLEAR_GAIN:
+        logger.info("The model beats that guess by %.4f.", gain)
+    else:
+        what = f"is only {gain:.4f} better than" if gain > 0 else "is no better than"
+        advice = 'Train longer, start from "pretrained" weights, and look whether images and masks belong together'
+        logger.warning("The model %s that guess: it has learned little from the images. %s.", what, advice)
 
 
 def write_predictions(trainer: Trainer, used: Path, state: Checkpoint, loader: Loader) -> Predictor:

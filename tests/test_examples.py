@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.check import check_config
@@ -180,6 +181,64 @@ def test_an_own_folder_trains_from_a_config_alone(
     assert {f"val/Class_IoU/{name}" for name in names} <= record.keys()
 
 
+def own_run(tmp_path: Path, command: Callable[..., Answer], **options: Any) -> tuple[Answer, Path]:
+    """A short run on a folder of images of 120x160 with a held-out part: what it said, and its folder."""
+    write_folder(tmp_path, "index")
+    (tmp_path / "my.json").write_text(json.dumps(own_config(tmp_path, classes=NAMES, **options)))
+    answer = command("-c", tmp_path / "my.json", *SMALL)
+    assert answer.status == 0, answer.err
+    (run_dir,) = (tmp_path / "saved" / "own").iterdir()
+    return answer, run_dir
+
+
+def test_own_data_is_validated_on_whole_images_and_evaluation_repeats_the_figures(
+    tmp_path: Path, train_command: Callable[..., Answer], evaluate_command: Callable[..., Answer]
+) -> None:
+    answer, run_dir = own_run(tmp_path, train_command)
+    assert "whole images at their own size; mode single, scale 1, fp32" in answer.out
+    record = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    again = evaluate_command("-m", run_dir / "best_model.pth", "--output", tmp_path / "again.json")
+    assert again.status == 0, again.err
+    figures = json.loads((tmp_path / "again.json").read_text())
+    assert {key: record[f"val/{key}"] for key in figures["metrics"]} == figures["metrics"]
+    assert figures["protocol"] == json.loads((run_dir / "results.json").read_text())["protocol"]
+    sizes = {Image.open(path).size for path in (run_dir / "predictions").iterdir()}
+    assert sizes == {(160, 120)}
+
+
+def test_own_data_is_validated_on_crops_where_the_config_asks_for_them(
+    tmp_path: Path, train_command: Callable[..., Answer]
+) -> None:
+    answer, run_dir = own_run(tmp_path, train_command, val_crop_size=[96, 128])
+    assert "the middle of each image, 96x128; mode center_crop, scale 1, fp32" in answer.out
+    assert json.loads((run_dir / "results.json").read_text())["protocol"]["size"] == [96, 128]
+    answer = train_command("-c", ROOT / "config.json", "-s", "train_loader.args.val_crop_size=96", "--check")
+    assert answer.errors == [
+        'train_loader.args.val_crop_size: has no effect without "val_split". Remove it, or hold something out.'
+    ]
+
+
+def test_a_run_that_began_on_crops_goes_on_with_them(
+    tmp_path: Path, train_command: Callable[..., Answer], evaluate_command: Callable[..., Answer]
+) -> None:
+    _, run_dir = own_run(tmp_path, train_command, val_crop_size=64)
+    for path in (run_dir / "last.pth", run_dir / "best_model.pth"):  # as they were written before there was the key
+        state = torch.load(path, weights_only=True)
+        state["config"]["train_loader"]["args"].pop("val_crop_size", None)  # both may be one file
+        torch.save(state, path)
+    resolved = json.loads((run_dir / "config.json").read_text())
+    del resolved["train_loader"]["args"]["val_crop_size"]
+    (run_dir / "config.json").write_text(json.dumps(resolved))
+    (tmp_path / "my.json").write_text(json.dumps(own_config(tmp_path, classes=NAMES)))
+    answer = train_command("-c", tmp_path / "my.json", *SMALL, "-s", "trainer.epochs=2", "--resume", "auto")
+    assert answer.status == 0, answer.err
+    assert "the middle of each image, 64x64" in answer.out
+    assert json.loads((run_dir / "results.json").read_text())["protocol"]["mode"] == "center_crop"
+    answer = evaluate_command("-m", run_dir / "best_model.pth", "--mode", "center_crop")
+    assert answer.status == 0, answer.err
+    assert "center_crop, size 64x64, fp32" in answer.out
+
+
 def test_masks_that_hold_one_class_only_are_refused_with_the_cure(
     tmp_path: Path, train_command: Callable[..., Answer]
 ) -> None:
@@ -191,6 +250,9 @@ def test_masks_that_hold_one_class_only_are_refused_with_the_cure(
     assert line.startswith("train_loader: the labels hold no class but 'background', and void")
     assert '{"name": "object", "value": 255}' in line
     assert not (tmp_path / "saved").exists()
+    for flag in ("--check", "--check-data"):
+        answer = train_command("-c", tmp_path / "my.json", *SMALL, flag)
+        assert (answer.status, answer.errors) == (2, [line])
 
 
 def test_one_class_alone_is_refused(tmp_path: Path, train_command: Callable[..., Answer]) -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.classes import IGNORE, ClassTable
+from utils.classes import IGNORE, ClassTable, is_background
 
 VOID_COLOR = (255, 255, 255)  # no dataset paints a class white
 GAP = 8  # pixels between pictures
@@ -28,10 +28,14 @@ def png_palette(classes: ClassTable) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.5) -> np.ndarray:
-    """Lay colored labels over an image (H, W, C), shown as `as_picture` does; void pixels show the image alone."""
+    """Lay colored labels over an image (H, W, C), shown as `as_picture` does.
+
+    Pixels of void, and of a class that is called background, show the image alone.
+    """
     image = np.ascontiguousarray(as_picture(image))
     mixed = cv2.addWeighted(colorize(labels, classes), opacity, image, 1 - opacity, 0)
-    return np.where((labels == IGNORE)[..., None], image, mixed)
+    plain = [IGNORE, *(index for index, name in enumerate(classes.names) if is_background(name))]
+    return np.where(np.isin(labels, plain)[..., None], image, mixed)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:

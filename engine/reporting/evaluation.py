@@ -12,7 +12,7 @@ from base.base_dataloader import DevicePrefetcher
 from base.evaluation import evaluate
 from engine import assemble
 from engine.check import check_config
-from engine.config import evaluation_data, evaluation_section, part_to_evaluate, with_images
+from engine.config import evaluation_data, evaluation_section, part_to_evaluate, validating_as_begun, with_images
 from engine.exporting.read import check_use
 from engine.reporting import write
 from engine.reporting.collect import Collector, ImageFigures
@@ -72,7 +72,7 @@ def measure(
     used = part_to_evaluate(first.about["config"])
     for path, predictor in zip(paths, predictors, strict=True):
         require_modules(predictor.about, modules, path, used=part_to_evaluate(predictor.about["config"]))
-    config = described or check_config(used)
+    config = described or validating_as_begun(check_config(used), used)
     crop = args.mode == "center_crop"
     repeat = args.mode is None and not args.native  # measure as validation in training did
     section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)
