@@ -694,7 +694,7 @@ def test_folders_and_patterns_of_arrays_are_images_too(tmp_path, inference_comma
 
     answer = call(train, "-c", tmp_path / "c.json")
     assert answer.status == 0, answer.err
-    (run_dir,) = (tmp_path / "saved" / "tiny").iterdir()
+    (run_dir,) = (tmp_path / "saved" / "tiny").glob("*-*")
     images = tmp_path / "data" / "images" / "val"
     for number, named in enumerate((images, images / "*.npy", images / "n?.*", images / "n1.npy")):
         answer = inference_command("-m", run_dir / "last.pth", "-i", named, "-o", tmp_path / str(number))

@@ -464,7 +464,7 @@ def test_the_size_after_a_transform_that_does_not_say_it_is_unknown(monkeypatch)
     loader = {"type": "Squares", "args": {"split": "val", "batch_size": 1, "transforms": listed}}
     data = evaluation_data(check_config(tiny_config(Path("saved"), val_loader=loader)).val_loader)
     stamp = EvaluationProtocol(data=data).to_json()
-    assert (stamp["mode"], stamp["size"]) == ("transforms", "resized")
+    assert (stamp["mode"], stamp["size"]) == ("transforms", "transforms HalfSize")
     assert options(transforms=[*listed, {"type": "CenterCrop", "args": {"size": 9}}]).crop == (9, 9)
 
 
