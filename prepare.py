@@ -62,6 +62,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
     add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: named like the data's folder)")
     add("--force", action="store_true", help="replace the file if there is one")
+    text = "make masks with label values of JPEG masks, of colors, of LabelMe's polygons or of COCO's annotations"
+    add = commands.add_parser("convert", help=text, description=text).add_argument
+    add(
+        "--masks",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of masks or LabelMe files, or a COCO file",
+    )
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for PNG masks, with a classes.json")
+    add("--names", metavar="A,B,...", help="names of the classes, darkest color first; of polygons, which ones to draw")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="JSON or CSV file with the color of each class (for pictures)",
+    )
+    add("--nested", action="store_true", help="take the files in folders below, too")
+    add("--force", action="store_true", help="replace masks that are there")
     text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
     add = commands.add_parser("submission", help=text, description=text).add_argument
     add("--predictions", type=Path, required=True, metavar="DIR", help="what `inference.py --save index` wrote")
@@ -78,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    others = {"download": download, "init": init, "submission": submission}
+    others = {"download": download, "init": init, "convert": convert, "submission": submission}
     if args.command in others:
         return others[args.command](args)
     if (args.config is None) == (args.dataset is None):
@@ -363,9 +382,7 @@ def init(args: argparse.Namespace) -> int:
     from utils.plugins import import_modules
 
     import_modules(args.modules)
-    names = [name.strip() for name in args.names.split(",")] if args.names else None
-    if names and not all(names):
-        raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
+    names = names_in(args)
     output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
     check_output(output, args.force)
     gpus = torch.cuda.device_count()
@@ -382,6 +399,36 @@ def init(args: argparse.Namespace) -> int:
     print(f"pretrained weights: {source or NOWHERE}")
     print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
     return 0
+
+
+def names_in(args: argparse.Namespace) -> list[str] | None:
+    """Read the names of classes on the command line.
+
+    Raises:
+        UserError: One is empty.
+    """
+    names = [name.strip() for name in args.names.split(",")] if args.names else None
+    if names and not all(names):
+        raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
+    return names
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write masks with label values, and say which line of a config takes them; unusable files are a finding."""
+    from dataloader.tools.convert import CLASS_FILE
+    from dataloader.tools.convert import convert as convert_masks
+    from utils.log import log_to
+
+    log_to()
+    options = {"names": names_in(args), "classes": args.classes, "nested": args.nested, "force": args.force}
+    work, broken = convert_masks(args.masks, args.output, **options)
+    for line in (*work.remarks, *(f"not converted: {line}" for line in broken)):
+        print(one_line(line))
+    print(f"{len(work.masks) - len(broken)} of {len(work.masks)} masks written to {args.output}")
+    if len(broken) < len(work.masks):
+        print(one_line(f"{len(work.names)} classes: {', '.join(work.names)}"))
+        print(f'"classes": {json.dumps(str(args.output / CLASS_FILE))}')
+    return 3 if broken else 0
 
 
 def check_output(path: Path, force: bool) -> None:
