@@ -459,12 +459,12 @@ def download(args: argparse.Namespace) -> int:
 
 def submission(args: argparse.Namespace) -> int:
     """Write the zip for Cityscapes' benchmark; fewer images than it wants are a finding."""
-    from dataloader.tools.submission import EXPECTED, write_submission
+    from dataloader.tools.submission import EXPECTED, IMAGES, write_submission
 
     count = write_submission(args.predictions, args.output)
     print(f"{count} predictions written to {args.output}")
     if count != EXPECTED:
-        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of leftImg8bit/test.")
+        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of {IMAGES}.")
     return 0 if count == EXPECTED else 3
 
 
