@@ -376,7 +376,7 @@ def init(args: argparse.Namespace) -> int:
     from dataloader.tools.init_config import find_layout, propose, run_name
     from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
-    from models.weights import public_url, where_to_get
+    from engine.preflight import source_of_weights
     from utils.checkpoint import write_text
     from utils.config import parse_json
     from utils.plugins import import_modules
@@ -386,7 +386,7 @@ def init(args: argparse.Namespace) -> int:
     output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
     check_output(output, args.force)
     gpus = torch.cuda.device_count()
-    source = where_to_get(public_url(BACKBONE))
+    source = source_of_weights(BACKBONE)
     options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
     proposal = propose(args.images, args.masks, **options)
     check_config(parse_json(proposal.text))
