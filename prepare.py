@@ -68,6 +68,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = command.add_argument
     add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: OLD-migrated.json)")
     add("--force", action="store_true", help="replace the file if there is one")
+    text = "make masks with label values of JPEG masks, of colors, of LabelMe's polygons or of COCO's annotations"
+    add = commands.add_parser("convert", help=text, description=text).add_argument
+    add(
+        "--masks",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of masks or LabelMe files, or a COCO file",
+    )
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for PNG masks, with a classes.json")
+    add("--names", metavar="A,B,...", help="names of the classes, darkest color first; of polygons, which ones to draw")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="JSON or CSV file with the color of each class (for pictures)",
+    )
+    add("--nested", action="store_true", help="take the files in folders below, too")
+    add("--force", action="store_true", help="replace masks that are there")
     text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
     add = commands.add_parser("submission", help=text, description=text).add_argument
     add("--predictions", type=Path, required=True, metavar="DIR", help="what `inference.py --save index` wrote")
@@ -84,7 +103,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    others = {"download": download, "init": init, "submission": submission, "migrate": migrate}
+    others = {
+        "download": download,
+        "init": init,
+        "convert": convert,
+        "submission": submission,
+        "migrate": migrate,
+    }
     if args.command in others:
         return others[args.command](args)
     if (args.config is None) == (args.dataset is None):
@@ -365,19 +390,17 @@ def init(args: argparse.Namespace) -> int:
     from dataloader.tools.init_config import find_layout, propose, run_name
     from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
-    from models.weights import public_url, where_to_get
+    from engine.preflight import source_of_weights
     from utils.checkpoint import write_text
     from utils.config import parse_json
     from utils.plugins import import_modules
 
     import_modules(args.modules)
-    names = [name.strip() for name in args.names.split(",")] if args.names else None
-    if names and not all(names):
-        raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
+    names = names_in(args)
     output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
     check_output(output, args.force)
     gpus = torch.cuda.device_count()
-    source = where_to_get(public_url(BACKBONE))
+    source = source_of_weights(BACKBONE)
     options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
     proposal = propose(args.images, args.masks, **options)
     check_config(parse_json(proposal.text))
@@ -390,6 +413,36 @@ def init(args: argparse.Namespace) -> int:
     print(f"pretrained weights: {source or NOWHERE}")
     print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
     return 0
+
+
+def names_in(args: argparse.Namespace) -> list[str] | None:
+    """Read the names of classes on the command line.
+
+    Raises:
+        UserError: One is empty.
+    """
+    names = [name.strip() for name in args.names.split(",")] if args.names else None
+    if names and not all(names):
+        raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
+    return names
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write masks with label values, and say which line of a config takes them; unusable files are a finding."""
+    from dataloader.tools.convert import CLASS_FILE
+    from dataloader.tools.convert import convert as convert_masks
+    from utils.log import log_to
+
+    log_to()
+    options = {"names": names_in(args), "classes": args.classes, "nested": args.nested, "force": args.force}
+    work, broken = convert_masks(args.masks, args.output, **options)
+    for line in (*work.remarks, *(f"not converted: {line}" for line in broken)):
+        print(one_line(line))
+    print(f"{len(work.masks) - len(broken)} of {len(work.masks)} masks written to {args.output}")
+    if len(broken) < len(work.masks):
+        print(one_line(f"{len(work.names)} classes: {', '.join(work.names)}"))
+        print(f'"classes": {json.dumps(str(args.output / CLASS_FILE))}')
+    return 3 if broken else 0
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -452,12 +505,12 @@ def migrate(args: argparse.Namespace) -> int:
 
 def submission(args: argparse.Namespace) -> int:
     """Write the zip for Cityscapes' benchmark; fewer images than it wants are a finding."""
-    from dataloader.tools.submission import EXPECTED, write_submission
+    from dataloader.tools.submission import EXPECTED, IMAGES, write_submission
 
     count = write_submission(args.predictions, args.output)
     print(f"{count} predictions written to {args.output}")
     if count != EXPECTED:
-        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of leftImg8bit/test.")
+        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of {IMAGES}.")
     return 0 if count == EXPECTED else 3
 
 

@@ -381,7 +381,8 @@ def _open_label(path: Path, data: bytes) -> Image.Image:
     if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
         kind = f"{image.format} file" + (" compressed as JPEG" if "jpeg" in packing else "")
         what = f"is a {kind}, which changes label values at every edge"
-        raise DataError(Problem(Fault.LOSSY_LABEL, path, what, "Use PNG files for labels"))
+        fix = "Use PNG files for labels; `python prepare.py convert` makes them"
+        raise DataError(Problem(Fault.LOSSY_LABEL, path, what, fix))
     try:
         if image.format == "PNG":
             _check_png(data)

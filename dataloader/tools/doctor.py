@@ -34,6 +34,8 @@ SOME = 50  # files that are read once more, to name what is in them
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
 BLURRED_SHARE = 0.2  # of the pixels; more of them are no edges
 SCALE_MARGIN = 1.25  # factor by which validation may be beyond the scales that training sees
+ZERO_AND_255, SHIFTED_LABELS = "0 and 255", "shifted labels"
+MISREAD = (ZERO_AND_255, SHIFTED_LABELS)  # kinds of findings that decide which classes there are
 SHIFTED = "they are shifted by one"
 
 # What fixes files with a fault; others have a fix of their own.
@@ -66,7 +68,9 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
         wrong = list(wrong_values(examined))
         for rule in (unpaired_files, nested_files, unusable_files, void_labels, odd_images, sizes, scales):
             findings += rule(examined)
-        findings += wrong or missing_classes(examined)  # what values mean decides which classes there are
+        findings += wrong
+        if not any(finding.kind in MISREAD for finding in wrong):
+            findings += missing_classes(examined)
     return findings + list(repeated(splits))
 
 
@@ -172,7 +176,7 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
     if present <= {0, IGNORE} and IGNORE in present & set(table.void_ids) and 0 in meant and len(table) > 1:
         other = 1 if meant[0] == 0 else 0
         what = f"labels hold 0 and 255 only: 255 is void, so class '{table.names[other]}' never occurs"
-        yield Finding("0 and 255", examined.split, what, label_map({IGNORE: other}))
+        yield Finding(ZERO_AND_255, examined.split, what, label_map({IGNORE: other}))
     unknown = sorted(present - table.known)
     if unknown and not (examined.dataset.takes_unknown and blurred(examined, unknown)):
         yield (
@@ -209,7 +213,7 @@ def shifted_up(examined: Examined, unknown: Sequence[int], meant: Mapping[int, i
         return None
     what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: {SHIFTED}"
     targets = {value: meant[value - 1] for value in range(low + 1, high + 2) if value - 1 in meant}
-    return Finding("shifted labels", examined.split, what, label_map(targets), examined.showing(unknown))
+    return Finding(SHIFTED_LABELS, examined.split, what, label_map(targets), examined.showing(unknown))
 
 
 def shifted_down(examined: Examined, unknown: Sequence[int], meant: Mapping[int, int]) -> Finding | None:
@@ -221,7 +225,7 @@ def shifted_down(examined: Examined, unknown: Sequence[int], meant: Mapping[int,
     what = f"labels hold {low - 1}..{most} and 255 where {low}..{high} are expected: {SHIFTED}"
     targets = {value: meant[value + 1] for value in range(low - 1, high) if value + 1 in meant}
     fix = label_map(targets).replace("}", f', "{IGNORE}": null}}')
-    return Finding("shifted labels", examined.split, what, fix, examined.showing(unknown))
+    return Finding(SHIFTED_LABELS, examined.split, what, fix, examined.showing(unknown))
 
 
 def blurred(examined: Examined, unknown: Sequence[int]) -> Finding | None:
