@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--save {unknown[0]}: unknown. Choose from {', '.join(KINDS)}.")
 
     from utils.find_images import find_images
+    from utils.rasters import is_georeferenced
 
     found = find_images(args.images, args.extension, recursive=args.recursive, leave_out=args.output)
     predictor = load(
@@ -58,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         native=args.native,
     )
     predictor.tta = tta_from_args(args, predictor.about)
-    files = [targets(args.output, name, wanted) for name in found.names]
+    files = [
+        targets(args.output, name, wanted, is_georeferenced(path))
+        for path, name in zip(found.paths, found.names, strict=True)
+    ]
     check_targets(found.paths, files)
     make_folder(args.output)
 
@@ -128,12 +132,14 @@ def make_folder(path: Path) -> None:
         raise ConfigError(f"--output {path}: cannot be made ({reason}). Name another folder.") from None
 
 
-def targets(folder: Path, name: str, wanted: Sequence[str]) -> dict[str, Path]:
+def targets(folder: Path, name: str, wanted: Sequence[str], is_georeferenced: bool = False) -> dict[str, Path]:
     """Name the file to write for each kind; with more than one kind, each has its name in the file's."""
     files = {}
     for kind in wanted:
         stem = name if len(wanted) == 1 else f"{name}_{kind}"
         ending = "npz" if kind == "probabilities" else "png"
+        if is_georeferenced and kind in ("color", "index"):
+            ending = "tif"
         files[kind] = folder / f"{stem}.{ending}"
     return files
 
