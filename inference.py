@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--save {unknown[0]}: unknown. Choose from {', '.join(KINDS)}.")
 
     from engine.exporting.read import check_use
-    from utils.find_images import find_images
+    from utils.find_images import find_images, is_film
 
     found = find_images(args.images, args.extension, recursive=args.recursive, leave_out=args.output)
     predictor = load(
@@ -66,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         averages=args.flip or args.mode in ("multiscale", "sliding"),
         probabilities=probabilities,
     )
-    files = [targets(args.output, name, wanted) for name in found.names]
+    files = [targets(args.output, name, wanted, path) for path, name in zip(found.paths, found.names, strict=True)]
     check_targets(found.paths, files)
     make_folder(args.output)
 
+    from engine.films import predict_films
     from engine.prediction import LEGEND, Job, predict_files, write_legend
 
     for line in found.passed_over:
@@ -78,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("--batch-size: of equally likely classes another may win than with one image at a time", file=sys.stderr)
     jobs = [Job(path, each) for path, each in zip(found.paths, files, strict=True)]
     started = time.monotonic()
-    broken = predict_files(predictor, jobs, batch_size=1 if args.mode == "sliding" else args.batch_size)
+    films = [job for job in jobs if is_film(job.path)]
+    pictures = [job for job in jobs if not is_film(job.path)]
+    batch_size = 1 if args.mode == "sliding" else args.batch_size
+    broken = predict_files(predictor, pictures, batch_size=batch_size) if pictures else []
+    broken += predict_films(predictor, films, batch_size=batch_size)
     done, seconds = len(jobs) - len(broken), time.monotonic() - started
     if {"color", "overlay"} & set(wanted) and done and LEGEND not in found.names:
         write_legend(args.output / f"{LEGEND}.png", predictor.classes)
@@ -138,12 +143,26 @@ def make_folder(path: Path) -> None:
         raise ConfigError(f"--output {path}: cannot be made ({reason}). Name another folder.") from None
 
 
-def targets(folder: Path, name: str, wanted: Sequence[str]) -> dict[str, Path]:
-    """Name the file to write for each kind; with more than one kind, each has its name in the file's."""
-    files = {}
+def targets(folder: Path, name: str, wanted: Sequence[str], source: Path) -> dict[str, Path]:
+    """Name the file to write for each kind; with more than one kind, each has its name in the file's.
+
+    Args:
+        folder: Where to write.
+        name: Of the image, without ending.
+        wanted: Kinds of output.
+        source: The image. A GeoTIFF's labels are one, too, and a film's a film.
+    """
+    from utils.find_images import is_film
+    from utils.rasters import is_georeferenced
+
+    keeps_place, files = is_georeferenced(source), {}
     for kind in wanted:
         stem = name if len(wanted) == 1 else f"{name}_{kind}"
         ending = "npz" if kind == "probabilities" else "png"
+        if keeps_place and kind in ("color", "index"):
+            ending = "tif"
+        elif is_film(source):
+            ending = "mp4"
         files[kind] = folder / f"{stem}.{ending}"
     return files
 

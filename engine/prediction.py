@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,10 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.classes import ClassTable
-from utils.errors import DataError, Stopped, failure_of_machine
+from engine.huge_images import FORMS, predict_in_bands, windows_of
+from utils import images
+from utils.classes import IGNORE, ClassTable
+from utils.errors import DataError, Fault, Stopped, failure_of_machine
 from utils.images import write_label, write_picture
 from utils.predict import Prediction, Predictor, as_batch
+from utils.rasters import ArrayRaster, ModelRaster, open_raster, size_of_tiff, write_tiff
 from utils.visualize import legend, overlay, png_palette
 
 KINDS = ("color", "index", "overlay", "probability", "probabilities")
@@ -29,6 +34,10 @@ LEGEND = "_legend"  # name of the picture that says which color is which class
 THREADS = max(1, min(4, os.cpu_count() or 1))  # that decode, and as many that write
 LARGE = 2**25  # bytes of an image from which on few are kept waiting
 SHOWN_PASSES = 16  # forward passes of an image from which on they have a progress bar of their own
+
+MOST_SUMS = 2**30  # bytes of logits of a whole image, from which on sliding windows work in bands
+
+logger = logging.getLogger("segwright")
 
 T = TypeVar("T")
 
@@ -44,6 +53,13 @@ class Job:
 
     path: Path
     files: Mapping[str, Path]
+
+
+class Huge(NamedTuple):
+    """An image that is predicted in bands."""
+
+    job: Job
+    image: np.ndarray | None = None  # (H, W, C); None where it is not read as a whole
 
 
 class Decoded(NamedTuple):
@@ -105,18 +121,33 @@ def predict_files(
             written = Writing(writers, 2 * THREADS, work.progress)
             decoded = read_ahead(readers, (partial(decode, predictor, job) for job in jobs), THREADS + batch_size)
             for group in groups(zip(jobs, decoded, strict=True), work):
-                predict_group(work, group, written)
+                if isinstance(group, Huge):
+                    predict_huge(work, group)
+                else:
+                    predict_group(work, group, written)
             written.finish()
     return work.broken
 
 
-def decode(predictor: Predictor, job: Job) -> Decoded:
-    """Read an image and prepare it.
+def decode(predictor: Predictor, job: Job) -> Decoded | Huge:
+    """Read an image and prepare it, unless it is too large to be held.
 
     Raises:
         DataError: It cannot be read.
     """
-    image = predictor.read(job.path)
+    size = size_of_tiff(job.path)
+    if size is not None and math.prod(size) > images.MAX_PIXELS:
+        return Huge(job)
+    try:
+        image = predictor.read(job.path)
+    except DataError as error:
+        if error.details[0].fault is Fault.HUGE_IMAGE:
+            return Huge(job)
+        raise
+    if predictor.tta.mode == "sliding" and predictor.prepare is None and job.files.keys() <= {*FORMS}:
+        sums = 4 * len(predictor.classes) * image.shape[0] * image.shape[1]
+        if sums > MOST_SUMS:
+            return Huge(job, image)
     try:
         return Decoded(job, image, predictor.prepared(image))
     except DataError as error:  # does not know the file
@@ -140,7 +171,7 @@ def read_ahead(readers: Executor, reads: Iterable[Callable[[], T]], ahead: int) 
         yield done
 
 
-def groups(decoded: Iterable[tuple[Job, Future[Decoded]]], work: Work) -> Iterator[list[Decoded]]:
+def groups(decoded: Iterable[tuple[Job, Future[Decoded | Huge]]], work: Work) -> Iterator[list[Decoded] | Huge]:
     """Put neighbours of one size together, up to `batch_size`; what cannot be read goes to `work.broken`."""
     group: list[Decoded] = []
     for job, future in decoded:
@@ -148,6 +179,9 @@ def groups(decoded: Iterable[tuple[Job, Future[Decoded]]], work: Work) -> Iterat
             each = future.result()
         except (DataError, MemoryError, RuntimeError) as error:
             note_broken(work, error, job.path)
+            continue
+        if isinstance(each, Huge):
+            yield each
             continue
         alike = group and form_of(group[0].prepared) == form_of(each.prepared)
         if group and (not alike or len(group) == work.batch_size):
@@ -185,9 +219,9 @@ def predict_group(work: Work, group: Sequence[Decoded], written: Writing) -> Non
     predictor = work.predictor
     try:
         with passes_shown(predictor, group):
-            images = to_device(as_batch([each.prepared for each in group]), predictor.device)
+            batch = to_device(as_batch([each.prepared for each in group]), predictor.device)
             sizes = [(each.image.shape[0], each.image.shape[1]) for each in group]
-            predictions = [to_host(found) for found in predictor.predictions(images, sizes, work.wanted)]
+            predictions = [to_host(found) for found in predictor.predictions(batch, sizes, work.wanted)]
     except (DataError, MemoryError, RuntimeError) as error:
         if len(group) == 1 or (not isinstance(error, DataError) and not failure_of_machine(error)):
             note_broken(work, error, group[0].job.path)
@@ -197,7 +231,40 @@ def predict_group(work: Work, group: Sequence[Decoded], written: Writing) -> Non
         for each in group:
             predict_group(work, [each], written)
     for each, found in zip(group, predictions, strict=False):
-        written.submit(partial(write, each.job.files, each.image, found, predictor.classes))
+        written.submit(partial(write, each.job, each.image, found, predictor.classes))
+
+
+def predict_huge(work: Work, huge: Huge) -> None:
+    """Predict an image in bands and write it; what is wrong with it goes to `work.broken`.
+
+    Raises:
+        Stopped: A file cannot be written.
+    """
+    predictor, (job, image) = work.predictor, huge
+    palettes = {"color": png_palette(predictor.classes), "index": gray_palette()}
+    path = next(iter(job.files.values()))
+    try:
+        if others := [kind for kind in job.files if kind not in FORMS]:
+            raise DataError(f"{job.path}: is predicted in bands, which --save {others[0]} has no form for. Use index.")
+        if predictor.prepare is not None:
+            size = predictor.prepare.size
+            raise DataError(f"{job.path}: bands have the image's own size, validation had {size}. Use --native.")
+        if image is None:
+            raster = open_raster(job.path, predictor.channels)
+        else:
+            raster = ModelRaster(ArrayRaster(image), predictor.channels, job.path)
+        if predictor.tta.mode != "sliding":
+            height, width = raster.size
+            window = "x".join(map(str, predictor.tta.window))
+            logger.info("%s: %dx%d pixels, predicted in sliding windows of %s", job.path, width, height, window)
+        count = windows_of(raster.size, predictor)
+        with tqdm(total=count, desc=job.path.name, unit="window", leave=False, disable=None) as bar, writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            predict_in_bands(predictor, raster, job.files, palettes, source=job.path, progress=bar.update)
+    except (DataError, MemoryError, RuntimeError) as error:
+        note_broken(work, error, job.path)
+        return
+    work.progress()
 
 
 @contextmanager
@@ -283,13 +350,11 @@ class Writing:
         self.progress()
 
 
-def write(
-    files: Mapping[str, Path], image: np.ndarray, predicted: Callable[[], Prediction], classes: ClassTable
-) -> None:
+def write(job: Job, image: np.ndarray, predicted: Callable[[], Prediction], classes: ClassTable) -> None:
     """Write each wanted kind of a prediction.
 
     Args:
-        files: Path for each kind: "color" and "index" are label maps with the classes' colors or gray values as
+        job: Has a path for each kind: "color" and "index" are label maps with the classes' colors or gray values as
             palette, "overlay" is color over the image, "probability" the winning class's from 0 to 255, and
             "probabilities" those of all classes, (C, H, W) float16.
         image: (H, W, C).
@@ -301,7 +366,11 @@ def write(
     """
     prediction = predicted()
     labels = prediction.labels.numpy()
-    for kind, path in files.items():
+    if any(path.suffix == ".tif" for path in job.files.values()):
+        empty = empty_pixels(job.path, image.shape[2])
+        if empty is not None and empty.shape == labels.shape:  # not so where an EXIF orientation turned the image
+            labels[empty] = IGNORE
+    for kind, path in job.files.items():
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "overlay":
@@ -311,7 +380,21 @@ def write(
             elif kind == "probabilities" and prediction.probabilities is not None:
                 np.savez_compressed(path, probabilities=prediction.probabilities.numpy().astype(np.float16))
             else:
-                write_label(path, labels, png_palette(classes) if kind == "color" else gray_palette())
+                palette = png_palette(classes) if kind == "color" else gray_palette()
+                if path.suffix == ".tif":
+                    size = len(labels), labels.shape[1]
+                    write_tiff(path, size, iter([labels]), palette, source=job.path, void=IGNORE)
+                else:
+                    write_label(path, labels, palette)
+
+
+def empty_pixels(path: Path, channels: int) -> np.ndarray | None:
+    """Find where a georeferenced image has no data, (H, W) bool; None if only others can read it."""
+    try:
+        raster = open_raster(path, channels)
+    except DataError:
+        return None
+    return raster.read((0, raster.size[0]), (0, raster.size[1]))[1]
 
 
 def gray_palette() -> np.ndarray:

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from base.base_dataset import BaseDataset, Sample
+from engine.films import FilmWriter
+from engine.prediction import Job
 from inference import load
 from tests.tiny import Squares, tiny_config
 from utils import checkpoint
@@ -21,7 +23,7 @@ from utils.classes import IGNORE, ClassTable
 from utils.errors import DataError
 from utils.find_images import find_images, output_names
 from utils.images import read_image, read_label
-from utils.predict import Predictor
+from utils.predict import Prediction, Predictor
 from utils.registry import DATASETS
 from utils.run_folder import write_json
 from utils.visualize import VOID_COLOR, png_palette
@@ -724,3 +726,77 @@ def test_an_array_with_alpha_is_predicted_without(finished_run):
 def test_an_array_that_is_no_image_is_refused_in_one_line_that_says_why(finished_run, image, words):
     with pytest.raises(TypeError, match=words):
         load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"]).predict(image)
+
+
+# --------------------------------------------------------------------------------------------------------- films
+
+
+def frames_of(path):
+    film = cv2.VideoCapture(str(path))
+    found = []
+    while (frame := film.read())[0]:
+        found.append(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB))
+    return found, film.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.fixture
+def film(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12.0, (80, 64))
+    for number in range(21):
+        frame = np.full((64, 80, 3), 40, np.uint8)
+        frame[10:40, 3 * number : 3 * number + 20] = (30, 60, 250)
+        writer.write(frame)
+    writer.release()
+    return tmp_path / "film.mp4"
+
+
+@pytest.mark.parametrize("flags", [[], ["--batch-size", "4"]], ids=" ".join)
+def test_a_film_becomes_a_film_of_its_classes(finished_run, film, inference_command, tmp_path, flags):
+    files = ["-i", film, "-o", tmp_path / "out", "--save", "color,overlay"]
+    answer = inference_command("-m", finished_run / "last.pth", *files, *TINY, *flags)
+    assert answer.status == 0, answer.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "_legend.png",
+        "film_color.mp4",
+        "film_overlay.mp4",
+    ]
+    frames, _ = frames_of(film)
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+    for kind in ("color", "overlay"):
+        shown, rate = frames_of(tmp_path / "out" / f"film_{kind}.mp4")
+        assert (len(shown), rate) == (21, 12.0)
+        for frame, drawn in zip(frames, shown, strict=True):
+            expected = png_palette(predictor.classes)[predictor.predict(frame)].astype(float)
+            expected = expected if kind == "color" else (expected + frame) / 2
+            assert np.abs(drawn - expected).mean() < 12  # the codec loses some
+
+
+def test_frames_of_odd_sizes_are_filled_up(tmp_path):
+    job = Job(tmp_path / "in.mp4", {"color": tmp_path / "out.mp4"})
+    writer = FilmWriter(job, Squares.base_classes(), 5.0)
+    for _ in range(3):
+        labels = torch.zeros(27, 33, dtype=torch.uint8)
+        writer.write(np.zeros((27, 33, 3), np.uint8), lambda labels=labels: Prediction(labels))
+    writer.finish()
+    frames, _ = frames_of(tmp_path / "out.mp4")
+    assert [frame.shape for frame in frames] == [(28, 34, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "words"),
+    [
+        (b"no film", [], "is no film that can be read. Convert it to MP4."),
+        (None, ["--save", "index"], "is a film, which --save index has no form for. Use color or overlay."),
+    ],
+)
+def test_a_film_that_cannot_be_predicted_costs_no_image(
+    finished_run, film, pictures, inference_command, tmp_path, content, flags, words
+):
+    if content:
+        film.write_bytes(content)
+    files = ["-i", film, pictures / "x.png", "-o", tmp_path / "out"]
+    answer = inference_command("-m", finished_run / "last.pth", *files, *TINY, *flags)
+    assert answer.status == 3
+    assert f"not predicted: {film}: {words}" in answer.err
+    assert (tmp_path / "out" / "x.png").exists()
+    assert not list((tmp_path / "out").glob("*.mp4"))

@@ -73,6 +73,11 @@ def find_images(
     return found
 
 
+def is_film(path: Path) -> bool:
+    """Whether a file is a film, by its ending."""
+    return path.suffix.lower() in FILMS
+
+
 def _matches(pattern: str, allowed: Sequence[str] | None) -> list[Path]:
     suffixes = allowed or (*IMAGE_SUFFIXES, *ARRAYS, *FILMS)
     return sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.suffix.lower() in suffixes)

@@ -16,7 +16,7 @@ from utils.losses.strips import predicted_labels, winning_probabilities
 from utils.outputs import SegOutput, resize
 from utils.precision import autocast
 from utils.protocol import EvaluationData, EvaluationProtocol
-from utils.tta import TestTimeAugmentation
+from utils.tta import TestTimeAugmentation, mirrored
 
 
 class Prepare(Protocol):
@@ -83,6 +83,11 @@ class Predictor:
         The whole image once leaves them at the head's own.
         """
         return self.tta.logits(self._forward, images.to(self.device))
+
+    def window_logits(self, images: Tensor) -> Tensor:
+        """Predict raw windows (N, C, H, W) of a larger image, each once or, where so asked for, mirrored too."""
+        predict = mirrored(self._forward) if self.tta.flip else self._forward
+        return predict(images.to(self.device))
 
     def _forward(self, images: Tensor) -> Tensor:
         with self.autocast:

@@ -51,6 +51,9 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
     add("--flip", action="store_true", help="average with the mirrored image too")
     add("--window", type=int, nargs=2, metavar=("H", "W"), help="sliding: size of a window (default: training's crop)")
     add("--overlap", type=float, help="sliding: share that windows have in common (default: 1/3)")
+    blends = ["uniform", "linear", "gaussian"]
+    blend = "sliding: weights where windows overlap (default: uniform; linear for images in bands)"
+    add("--blend", choices=blends, help=blend)
     add("--fast", action="store_true", help="multiscale: average at the resolution of the network's head")
     add("--batch-size", type=int, default=1, help="images of one size, or windows, per forward pass (default: 1)")
 
@@ -86,6 +89,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
         overlap=OVERLAP if args.overlap is None else args.overlap,
         fast=args.fast,
         batch_size=args.batch_size,
+        blend=args.blend,
     )
 
 
@@ -96,6 +100,7 @@ def flags_without_effect(args: argparse.Namespace) -> list[str]:
         "scales": ("multiscale", args.scales is not None),
         "window": ("sliding", args.window is not None),
         "overlap": ("sliding", args.overlap is not None),
+        "blend": ("sliding", args.blend is not None),
         "fast": ("multiscale", args.fast),
     }
     return [

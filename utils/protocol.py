@@ -103,6 +103,8 @@ class EvaluationProtocol:
         }
         if self.tta.mode == "sliding":
             stamp |= {"window": list(self.tta.window), "overlap": round(self.tta.overlap, 6)}
+            if self.tta.blend is not None:
+                stamp["blend"] = self.tta.blend
         if self.tta.fast:
             stamp["fast"] = True
         return stamp

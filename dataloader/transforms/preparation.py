@@ -164,7 +164,8 @@ def read_preparation(about: Mapping[str, Any]) -> Preparation:
     """
     stated = about.get("preprocessing")
     if stated is None:
-        return preparation_of(validated_chain(about["config"]))
+        resolved = about["config"]
+        return preparation_of(validated_chain(resolved)) if "train_loader" in resolved else Preparation()
     problems: list[str] = []
     given = {key: stated.get(key) for key in ("resize", "transforms") if stated.get(key)}
     chain = ChainOptions(**check_arguments(ChainOptions, given, where="preprocessing", problems=problems))
