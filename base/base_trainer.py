@@ -1,4 +1,4 @@
-"""The life of a run: epochs, validations, checkpoints, the best model, stopping early, being interrupted, going on.
+"""The life of a run, one subject: epochs, validations, checkpoints, the best model, stopping early, going on.
 
 A subclass says how to train and how to evaluate one epoch. Everything a run needs in order to go on as if it had
 never stopped is in `state`; nothing is hidden in generators or in the wall clock.

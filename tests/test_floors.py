@@ -136,3 +136,9 @@ def test_every_file_says_what_it_is_for():
         if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent
+
+
+def test_a_long_file_is_one_subject_and_says_so():
+    for path in FILES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 450 or "one subject" in lines[0], f"{path.relative_to(ROOT)}: {len(lines)} lines"
