@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from base.base_dataset import BaseDataset, Sample
+from engine import prediction
 from engine.films import FilmWriter
 from engine.prediction import Job
 from inference import load
@@ -800,3 +801,47 @@ def test_a_film_that_cannot_be_predicted_costs_no_image(
     assert f"not predicted: {film}: {words}" in answer.err
     assert (tmp_path / "out" / "x.png").exists()
     assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+# ------------------------------------------------------------------------------------------------------ progress
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mode", "sliding", "--window", "32", "32"],
+        ["--mode", "sliding", "--window", "32", "64", "--overlap", "0.5", "--flip", "--batch-size", "4"],
+        ["--mode", "multiscale", "--scales", *map(str, np.linspace(0.5, 1, 17))],
+    ],
+    ids=" ".join,
+)
+def test_an_image_of_many_forward_passes_has_a_bar_that_moves_with_them(
+    finished_run, inference_command, tmp_path, monkeypatch, flags
+):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, unit, desc="", **_):
+            self.total, self.unit, self.desc, self.moved = total, unit, desc, []
+            bars.append(self)
+
+        def update(self, count=1):
+            self.moved.append(count)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(prediction, "tqdm", Bar)
+    image = np.random.default_rng(0).integers(0, 255, (150, 200, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    flags = ["-i", tmp_path / "x.png", "-o", tmp_path / "out", *flags]
+    answer = inference_command("-m", finished_run / "last.pth", *flags, *TINY)
+    assert answer.status == 0, answer.err
+    images, windows = bars
+    assert (images.unit, images.total, images.moved) == ("image", 1, [1])
+    assert (windows.unit, windows.desc) == ("window", "x.png")
+    assert sum(windows.moved) == windows.total > 16
+    assert len(windows.moved) > 8
