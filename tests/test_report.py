@@ -227,7 +227,7 @@ def report_command() -> Callable[..., Answer]:
 
 
 def run_folders(runs: Path) -> list[Path]:
-    return sorted(path.parent for path in runs.glob("tiny/*/config.json"))
+    return sorted(path.parent for path in runs.glob("tiny/*-*/config.json"))
 
 
 def test_every_figure_of_a_report_is_that_of_the_run(runs):
@@ -317,7 +317,7 @@ def test_a_run_without_validation_has_a_report_too(train_command, config_file):
     file = config_file({"trainer.epochs": 1, "trainer.val": False, "trainer.monitor": "off"})
     answer = train_command("-c", file, *TINY)
     assert answer.status == 0, answer.err
-    (path,) = file.parent.glob("saved/tiny/*/report.html")
+    (path,) = file.parent.glob("saved/tiny/*-*/report.html")
     assert read_report(path)["evaluation"] is None
 
 

@@ -43,6 +43,8 @@ def write_index(folder: Path) -> tuple[Path, int, list[str]]:
     runs: list[dict[str, Any]] = []
     problems: list[str] = []
     for path in sorted(folder.rglob(REPORT)):
+        if path.parent.is_symlink():  # `latest`, whose run is here by its own name
+            continue
         try:
             runs.append(summary(read_report(path), path.relative_to(folder)))
         except DataError as error:
