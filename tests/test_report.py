@@ -286,7 +286,7 @@ def test_a_report_is_written_anew_from_what_it_holds(runs, report_command):
 
 def test_the_index_ranks_runs_of_one_protocol_only(runs, report_command, tmp_path):
     copied = tmp_path / "saved"
-    shutil.copytree(runs, copied)
+    shutil.copytree(runs, copied, symlinks=True)
     first, second = run_folders(copied)
     content = read_report(second / "report.html")
     content["protocol"]["flip"] = True
@@ -301,7 +301,7 @@ def test_the_index_ranks_runs_of_one_protocol_only(runs, report_command, tmp_pat
 
 def test_a_report_that_cannot_be_read_is_named_and_the_others_are_shown(runs, report_command, tmp_path):
     copied = tmp_path / "saved"
-    shutil.copytree(runs, copied)
+    shutil.copytree(runs, copied, symlinks=True)
     broken = run_folders(copied)[0] / "report.html"
     broken.write_text("<p>nothing</p>")
     answer = report_command(copied)
@@ -696,7 +696,7 @@ def test_the_index_searches_names_and_config_values(runs, open_page):
 
 def test_more_runs_picked_show_their_spread(runs, open_page, report_command, tmp_path):
     copied = tmp_path / "saved"
-    shutil.copytree(runs, copied)
+    shutil.copytree(runs, copied, symlinks=True)
     shutil.copytree(run_folders(copied)[0], copied / "tiny" / "third")
     assert report_command(copied).status == 0
     opened = open_page(copied / "index.html")
