@@ -5,7 +5,7 @@ CONFIG ?= config.json
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: train test test-slow check lint types schema catalogue clean help
+.PHONY: train test test-slow check lint types schema catalogue reference docs clean help
 
 train: .venv/.installed  ## train on generated street scenes (or CONFIG=...), then show where the results are
 	$(BIN)/python train.py --config $(CONFIG)
@@ -31,8 +31,14 @@ schema: .venv/.installed  ## write config.schema.json anew, after a signature ch
 catalogue: .venv/.installed  ## write docs/catalogue.md anew, after a model or its arguments changed
 	$(BIN)/python -m models.catalogue > docs/catalogue.md.new && mv docs/catalogue.md.new docs/catalogue.md
 
+reference: .venv/.installed  ## write docs/reference/ anew, after a key, a flag or a signature changed
+	$(BIN)/python -m docs.reference
+
+docs: .venv-docs/.installed  ## build the documents into site/
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
 clean:  ## remove what was installed and cached; runs in saved/ stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-docs site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
@@ -45,4 +51,9 @@ help:
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv-docs/.installed: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@

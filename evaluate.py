@@ -1,4 +1,7 @@
-"""Measure a checkpoint on a split of its dataset: ``python evaluate.py --model best_model.pth --split val``."""
+"""Measure checkpoints on a split of their dataset: ``python evaluate.py --model best_model.pth --split val``.
+
+Several are measured one after another, averaged (``--ensemble``), or compared image by image (``--compare``).
+"""
 
 from __future__ import annotations
 
@@ -7,99 +10,131 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.config import load_config
-from utils.devices import choose_device, restrict_gpus
+from utils.devices import restrict_gpus
 from utils.errors import ArgumentParser, ConfigError, UserError, run
-from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
+from utils.prediction_flags import add_flags, add_model_flags
 
 if TYPE_CHECKING:
     import argparse
+
+    from engine.reporting.compare import Measurement
+    from engine.reporting.evaluation import Evaluation
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
-    add_model_flags(parser)
+    add_model_flags(parser, several=True)
     add("--split", help="part of the dataset (default: the one validated on in training)")
     add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
     add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default=None)
     add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
-    return parser.parse_args(argv)
+    add("--report", type=Path, metavar="FILE", help="where to write a page that shows them, with pictures")
+    add("--ensemble", action="store_true", help="average the logits of several models")
+    compare = "say what the models differ in, with intervals; or FILEs that --output wrote, or reports"
+    add("--compare", type=Path, nargs="*", metavar="FILE", help=compare)
+    args = parser.parse_args(argv)
+    if problems := contradictions(args):
+        raise UserError(*problems)
+    return args
+
+
+def contradictions(args: argparse.Namespace) -> list[str]:
+    """List what is wrong with the flags together, a finished sentence each."""
+    models = len(args.model or [])
+    if args.compare:
+        few = ["--compare: one file. Give two or more, or models with --model."] if len(args.compare) < 2 else []
+        return few + (["--model: has no effect with --compare FILES. Leave one of them out."] if models else [])
+    if not models:
+        return ["command line: no model. Name one with --model, or files with --compare."]
+    problems = []
+    if models < 2 and args.compare is not None:
+        problems.append("--compare: one model. Name two or more with --model, or files.")
+    if models < 2 and args.ensemble:
+        problems.append("--ensemble: one model. Name two or more with --model.")
+    if args.ensemble and args.compare is not None:
+        problems.append("--ensemble: has no effect with --compare. Write its figures with --output, and compare those.")
+    one = models < 2 or args.ensemble
+    if args.report and not one:
+        problems.append("--report: shows one model. Name one, or add --ensemble.")
+    if args.output and not one and args.compare is None:
+        problems.append("--output: holds the figures of one model. Name one, or add --ensemble or --compare.")
+    return problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    if args.output:
-        check_output(args.output)
-    results, skipped = measure(args)
-    print(table(results))
-    if args.output:
-        from utils.run_folder import write_json
+    restrict_gpus(args.device)
+    for flag, path in (("--output", args.output), ("--report", args.report)):
+        if path:
+            check_output(flag, path)
+    if args.compare:
+        from engine.reporting.compare import read_measurement
 
-        write_json(args.output, results)
+        return show_comparison([read_measurement(path) for path in args.compare], args.output)
+
+    from engine.reporting.evaluation import measurement_of, write_evaluation_report
+    from utils.run_folder import write_json
+
+    found = measured(args)
+    status = 3 if any(each.skipped for each in found) else 0
+    if args.compare is not None:
+        return show_comparison([measurement_of(each) for each in found], args.output) or status
+    for each in found:
+        print(table(each.results))
+    if args.output:
+        write_json(args.output, found[0].results)
         print(f"written to {args.output}")
-    return 3 if skipped else 0
+    if args.report:
+        write_evaluation_report(args.report, found[0], sys.argv if argv is None else ["evaluate.py", *argv])
+        print(f"written to {args.report}")
+    return status
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure as the flags in `args` say; for `segwright.evaluate`.
+    """Measure what `args`, from `parse`, ask for, and return what ``--output`` writes.
 
     Raises:
         UserError: Checkpoint and data do not fit together.
     """
-    return measure(args)[0]
+    return measured(args)[0].results
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """Measure as the flags in `args` say; returns the figures, and how many images could not be used."""
-    restrict_gpus(args.device)
+def measured(args: argparse.Namespace) -> list[Evaluation]:
+    """Measure each checkpoint, or all of them together.
 
-    from base import evaluation
-    from base.base_dataloader import DevicePrefetcher
-    from dataloader.transforms.preparation import read_preparation
-    from engine import assemble
-    from engine.check import check_config
-    from engine.config import evaluation_data, evaluation_section, part_to_evaluate, with_images
+    Raises:
+        UserError: Checkpoint and data do not fit together.
+    """
+    from engine.reporting.evaluation import measure
     from utils import plugins
     from utils.log import log_to
-    from utils.metrics import Metrics
-    from utils.run_folder import find_model
 
     log_to()
     modules = plugins.import_modules(args.modules)
-    args.model = find_model(args.model)
-    described = check_config(load_config(args.config)) if args.config else None
-    device = choose_device(args.device)
-    predictor = assemble.load_predictor(args.model, device, precision=args.precision, modules=modules, config=described)
-    predictor.tta = tta_from_args(args, predictor.about)
-    used = part_to_evaluate(predictor.about["config"])
-    plugins.require_modules(predictor.about, modules, args.model, used=used)
-    config = described or check_config(used)
-    repeat = args.mode is None and not args.native
-    crop = args.mode == "center_crop"
-    section = evaluation_section(config, split=args.split, data_dir=args.data_dir, crop=crop, repeat=repeat)
-    whole = not (repeat or crop or args.native)  # images, predicted as inference.py does
-    preparation = read_preparation(predictor.about) if whole else None
-    extra = check_metrics(args.metrics) if args.metrics else config.trainer.metrics
-    classes = predictor.classes
-    metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
-    loader = assemble.build_evaluation_loader(config, section, preparation)
-    evaluation.evaluate(predictor.logits, loader, metrics, move=DevicePrefetcher(device))
-    data = with_images(evaluation_data(section, preparation), loader.view)
-    results: dict[str, Any] = {
-        "checkpoint": args.model.name,
-        "epoch": predictor.about["epoch"],
-        "images": len(loader.view) - len(loader.skipped),
-        "protocol": predictor.protocol(data).to_json(),
-        "metrics": metrics.results(),
-        "classes": metrics.table(),
-        "confusion_matrix": metrics.counts.tolist(),
-    }
-    return results, len(loader.skipped)
+    extra = check_metrics(args.metrics) if args.metrics else None
+    groups = [args.model] if args.ensemble else [[path] for path in args.model]
+    return [measure(args, group, modules=modules, extra=extra) for group in groups]
 
 
-def check_output(path: Path) -> None:
+def show_comparison(measurements: Sequence[Measurement], output: Path | None) -> int:
+    """Print what every model gains over the first one, and write it to `output`."""
+    from engine.reporting.compare import compare, comparison_json, comparison_table
+    from utils.run_folder import write_json
+
+    first, found = measurements[0], []
+    for other in measurements[1:]:
+        comparison = compare(first, other)
+        print(comparison_table(first, other, comparison))
+        found.append(comparison_json(first, other, comparison))
+    if output:
+        write_json(output, {"comparisons": found})
+        print(f"written to {output}")
+    return 0
+
+
+def check_output(flag: str, path: Path) -> None:
     """Make the folder of the file to write, before hours are spent on what is to be written there.
 
     Raises:
@@ -111,7 +146,7 @@ def check_output(path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
     if reason:
-        raise ConfigError(f"--output {path}: cannot be written ({reason}). Name another file.")
+        raise ConfigError(f"{flag} {path}: cannot be written ({reason}). Name another file.")
 
 
 def check_metrics(names: Sequence[str]) -> Sequence[str]:

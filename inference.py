@@ -6,25 +6,23 @@ The checkpoint describes itself; neither its config nor its dataset is needed. I
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, DataError, Stopped, UserError, failure_of_machine, one_line, run
+from utils.errors import ArgumentParser, ConfigError, UserError, one_line, run
 from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
 
 if TYPE_CHECKING:
     import argparse
 
-    import numpy as np
-
     from utils.predict import Predictor
 
-LEGEND = "_legend"  # name of the picture that says which color is which class
 KINDS = ("color", "index", "overlay", "probability", "probabilities")
 
 
@@ -32,9 +30,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="inference.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add_model_flags(parser)
-    add("-i", "--images", required=True, metavar="FILE|DIR|GLOB", help="images to predict")
+    add("-i", "--images", required=True, nargs="+", metavar="FILE|DIR|GLOB", help="images to predict, or films")
     add("-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default: outputs)")
     add("-e", "--extension", default="any", help="endings of images in a folder: jpg,png, or any (default)")
+    add("--recursive", action="store_true", help="images of nested folders too; outputs keep those folders")
     add_flags(parser, ["single", "multiscale", "sliding"], default="single")
     add("--save", default="color", help=f"what to write, of {','.join(KINDS)} (default: color)")
     return parser.parse_args(argv)
@@ -47,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [kind for kind in wanted if kind not in KINDS]:
         raise UserError(f"--save {unknown[0]}: unknown. Choose from {', '.join(KINDS)}.")
 
-    from utils.find_images import find_images, output_names
+    from engine.exporting.read import check_use
+    from utils.find_images import find_images, is_film
 
-    paths = find_images(args.images, args.extension)
+    found = find_images(args.images, args.extension, recursive=args.recursive, leave_out=args.output)
     predictor = load(
         args.model,
         config=args.config,
@@ -59,52 +59,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         native=args.native,
     )
     predictor.tta = tta_from_args(args, predictor.about)
-    names = output_names(paths)
-    files = [targets(args.output, name, wanted) for name in names]
-    check_targets(paths, files)
+    probabilities = bool({"probability", "probabilities"} & set(wanted))
+    check_use(
+        args.model,
+        predictor.about,
+        averages=args.flip or args.mode in ("multiscale", "sliding"),
+        probabilities=probabilities,
+    )
+    files = [targets(args.output, name, wanted, path) for path, name in zip(found.paths, found.names, strict=True)]
+    check_targets(found.paths, files)
     make_folder(args.output)
-    broken = predict_files(predictor, paths, files)
-    if {"color", "overlay"} & set(wanted) and len(broken) < len(paths) and LEGEND not in names:
-        write_legend(args.output / f"{LEGEND}.png", predictor)
+
+    from engine.films import predict_films
+    from engine.prediction import LEGEND, Job, predict_files, write_legend
+
+    for line in found.passed_over:
+        print(one_line(line), file=sys.stderr)
+    if args.batch_size > 1 and args.mode != "sliding":
+        print("--batch-size: of equally likely classes another may win than with one image at a time", file=sys.stderr)
+    jobs = [Job(path, each) for path, each in zip(found.paths, files, strict=True)]
+    started = time.monotonic()
+    films = [job for job in jobs if is_film(job.path)]
+    pictures = [job for job in jobs if not is_film(job.path)]
+    batch_size = 1 if args.mode == "sliding" else args.batch_size
+    broken = predict_files(predictor, pictures, batch_size=batch_size) if pictures else []
+    broken += predict_films(predictor, films, batch_size=batch_size)
+    done, seconds = len(jobs) - len(broken), time.monotonic() - started
+    if {"color", "overlay"} & set(wanted) and done and LEGEND not in found.names:
+        write_legend(args.output / f"{LEGEND}.png", predictor.classes)
     for line in broken:
         print(f"not predicted: {one_line(line)}", file=sys.stderr)
-    print(f"{len(paths) - len(broken)} of {len(paths)} images predicted, in {args.output}")
+    print(f"{done} of {len(jobs)} images predicted, in {args.output} ({done / seconds:.3g} images/s)")
     return 3 if broken else 0
-
-
-def predict_files(predictor: Predictor, paths: Sequence[Path], files: Sequence[Mapping[str, Path]]) -> list[str]:
-    """Predict each of `paths` into its `files`; returns what was wrong with those that could not be, a line each.
-
-    Raises:
-        Stopped: A file cannot be written.
-    """
-    from tqdm import tqdm
-
-    broken: list[str] = []
-    for path, wanted in zip(tqdm(paths, unit="image", disable=None), files, strict=True):
-        try:
-            write(wanted, predictor.read(path), predictor)
-        except DataError as error:
-            broken += error.problems
-        except (MemoryError, RuntimeError) as error:
-            failure = failure_of_machine(error)
-            if not failure:
-                raise
-            broken.append(f"{path}: {failure}. Use --mode sliding with a smaller --window.")
-    return broken
-
-
-def write_legend(path: Path, predictor: Predictor) -> None:
-    """Write the picture that says which color is which class.
-
-    Raises:
-        Stopped: It cannot be written.
-    """
-    from utils.images import write_picture
-    from utils.visualize import legend
-
-    with writing(path):
-        write_picture(path, legend(predictor.classes))
 
 
 def load(
@@ -129,7 +115,6 @@ def load(
     Raises:
         CheckpointError: The file cannot be used.
     """
-    from dataloader.transforms.preparation import read_preparation
     from engine import assemble
     from engine.check import check_config
     from utils import plugins
@@ -140,13 +125,9 @@ def load(
     names = plugins.import_modules(modules)
     path = find_model(model)
     described = check_config(load_config(Path(config))) if config is not None else None
-    predictor = assemble.load_predictor(
-        path, choose_device(device), precision=precision, modules=names, config=described
+    return assemble.load_predictor(
+        path, choose_device(device), precision=precision, modules=names, config=described, native=native
     )
-    preparation = read_preparation(predictor.about)
-    if preparation and not native:
-        predictor.prepare = preparation
-    return predictor
 
 
 def make_folder(path: Path) -> None:
@@ -162,12 +143,26 @@ def make_folder(path: Path) -> None:
         raise ConfigError(f"--output {path}: cannot be made ({reason}). Name another folder.") from None
 
 
-def targets(folder: Path, name: str, wanted: Sequence[str]) -> dict[str, Path]:
-    """Name the file to write for each kind; with more than one kind, each has its name in the file's."""
-    files = {}
+def targets(folder: Path, name: str, wanted: Sequence[str], source: Path) -> dict[str, Path]:
+    """Name the file to write for each kind; with more than one kind, each has its name in the file's.
+
+    Args:
+        folder: Where to write.
+        name: Of the image, without ending.
+        wanted: Kinds of output.
+        source: The image. A GeoTIFF's labels are one, too, and a film's a film.
+    """
+    from utils.find_images import is_film
+    from utils.rasters import is_georeferenced
+
+    keeps_place, files = is_georeferenced(source), {}
     for kind in wanted:
         stem = name if len(wanted) == 1 else f"{name}_{kind}"
         ending = "npz" if kind == "probabilities" else "png"
+        if keeps_place and kind in ("color", "index"):
+            ending = "tif"
+        elif is_film(source):
+            ending = "mp4"
         files[kind] = folder / f"{stem}.{ending}"
     return files
 
@@ -182,59 +177,11 @@ def check_targets(images: Sequence[Path], files: Sequence[Mapping[str, Path]]) -
     Raises:
         ConfigError: An output would replace an image.
     """
-    inputs = {path.resolve() for path in images}
+    inputs = {os.path.realpath(path) for path in images}  # which, unlike Path.resolve, bears links to themselves
     for wanted in files:
         for path in wanted.values():
-            if path.exists() and path.resolve() in inputs:
+            if path.exists() and os.path.realpath(path) in inputs:
                 raise ConfigError(f"--output {path.parent}: would replace {path}, an image. Name another folder.")
-
-
-def write(files: Mapping[str, Path], image: np.ndarray, predictor: Predictor) -> None:
-    """Predict an image and write it in each wanted kind.
-
-    Args:
-        files: Path for each kind: "color" and "index" are label maps with the classes' colors or gray values as
-            palette, "overlay" is color over the image, "probability" the winning class's from 0 to 255, and
-            "probabilities" those of all classes, (C, H, W) float16.
-        image: (H, W, C) uint8.
-        predictor: What predicts.
-
-    Raises:
-        Stopped: A file cannot be written.
-    """
-    import numpy as np
-
-    from utils.images import write_label, write_picture
-    from utils.visualize import overlay, png_palette
-
-    classes, labels = predictor.classes, predictor.predict_image(image)
-    gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    shares = predictor.probabilities(image) if {"probability", "probabilities"} & set(files) else None
-    for kind, path in files.items():
-        with writing(path):
-            if kind == "overlay":
-                write_picture(path, overlay(image, labels, classes))
-            elif shares is not None and kind == "probability":
-                write_label(path, np.rint(255 * shares.max(axis=0)).astype(np.uint8), gray)
-            elif shares is not None and kind == "probabilities":
-                np.savez_compressed(path, probabilities=shares.astype(np.float16))
-            else:
-                write_label(path, labels, png_palette(classes) if kind == "color" else gray)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say of an output file that cannot be written which one it is.
-
-    Raises:
-        Stopped: It cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise Stopped(
-            f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output."
-        ) from None
 
 
 if __name__ == "__main__":

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from utils.config import load_config
-from utils.errors import ArgumentParser, DataError, MissingData, UserError, one_line, run
+from utils.errors import ArgumentParser, UserError, one_line, run
 
 if TYPE_CHECKING:
     import argparse
 
     from base.base_dataset import BaseDataset
-    from dataloader.build import LoaderConfig
     from dataloader.tools.doctor import Examined, Finding
-    from utils.errors import Problem
 
+NOWHERE = "neither in torch's cache nor to be reached, so that training starts from random numbers"
 RULES = ("median_freq", "enet", "sqrt_inv")
 DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
 T = TypeVar("T")
@@ -58,8 +58,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     add("--masks", type=Path, required=True, metavar="DIR", help="folder of masks, named like the images")
     add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
-    add("-o", "--output", type=Path, default=Path("config.json"), metavar="FILE", help="config to write")
+    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: named like the data's folder)")
     add("--force", action="store_true", help="replace the file if there is one")
+    text = "turn a config of yassouali/pytorch-segmentation into ours, and say what changed"
+    command = commands.add_parser("migrate", help=text, description=text)
+    command.add_argument("old", type=Path, metavar="OLD.json", help="config of pytorch-segmentation")
+    add = command.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: OLD-migrated.json)")
+    add("--force", action="store_true", help="replace the file if there is one")
+    text = "make masks with label values of JPEG masks, of colors, of LabelMe's polygons or of COCO's annotations"
+    add = commands.add_parser("convert", help=text, description=text).add_argument
+    add(
+        "--masks",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of masks or LabelMe files, or a COCO file",
+    )
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for PNG masks, with a classes.json")
+    add("--names", metavar="A,B,...", help="names of the classes, darkest color first; of polygons, which ones to draw")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="JSON or CSV file with the color of each class (for pictures)",
+    )
+    add("--nested", action="store_true", help="take the files in folders below, too")
+    add("--force", action="store_true", help="replace masks that are there")
     text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
     add = commands.add_parser("submission", help=text, description=text).add_argument
     add("--predictions", type=Path, required=True, metavar="DIR", help="what `inference.py --save index` wrote")
@@ -76,7 +101,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    others = {"download": download, "init": init, "submission": submission}
+    others = {
+        "download": download,
+        "init": init,
+        "convert": convert,
+        "submission": submission,
+        "migrate": migrate,
+    }
     if args.command in others:
         return others[args.command](args)
     if (args.config is None) == (args.dataset is None):
@@ -85,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("command line: --data-dir is missing. Say where the dataset is.")
     raw = load_config(args.config, args.set) if args.config else {}
 
+    from engine.splits import dataset_of, distinct, examine_split, from_config, from_dataset, packable
     from utils.log import log_to
     from utils.plugins import import_modules
 
@@ -102,178 +134,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return check(splits, broken) if args.command == "check" else stats(splits)
 
 
-def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]:
-    """Read all files of the loaders of a config."""
-    from engine.check import check_config
-    from engine.config import training_sections
-
-    config = check_config(raw)
-    examined: list[Examined] = []
-    sections = {**training_sections(config), "val_loader": config.val_loader}
-    for where, section in sections.items():
-        if section is None:
-            continue
-        chain = section.chain
-        plain = chain.augment and chain.base_size is None and chain.resize is None
-        training = not examined
-        found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
-        found.crop = chain.crop if plain else None
-        found.batch_size = section.batches.batch_size if len(sections) == 2 else None
-        if where != "val_loader" and len(sections) > 2:
-            found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice
-        examined.append(found)
-    examined[0].joined = [each for each in examined[1:] if each.split != "val_loader"]
-    return examined
-
-
-def packable(raw: dict[str, Any]) -> list[BaseDataset]:
-    """Build the datasets of a config's loaders, each split once.
-
-    Raises:
-        UserError: Two have a split of the same name and of other files, so that one would take the other's place.
-    """
-    from engine.check import check_config
-    from engine.config import training_sections
-
-    config = check_config(raw)
-    sections = training_sections(config) | ({"val_loader": config.val_loader} if config.val_loader else {})
-    datasets: dict[str, tuple[str, BaseDataset]] = {}
-    for where, section in sections.items():
-        dataset = dataset_of(section, "data")
-        first, other = datasets.setdefault(dataset.split, (where, dataset))
-        if other.samples != dataset.samples:
-            raise UserError(
-                f"{where}: split '{dataset.split}' is that of {first}, of other files. "
-                f"Pack each into a folder of its own: --dataset, --data-dir, --args."
-            )
-    return [dataset for _, dataset in datasets.values()]
-
-
-def dataset_of(section: LoaderConfig, where: str) -> BaseDataset:
-    """Build the dataset that a loader section names.
-
-    Raises:
-        UserError: It is not there, or its arguments are wrong.
-    """
-    from dataloader.build import build_dataset
-
-    return build_dataset(section, where=where, seed=0)
-
-
-def examine_split(args: argparse.Namespace, section: LoaderConfig, split: str) -> Examined:
-    """Read all files of a split that was named without a config: nobody said that it is trained or validated on."""
-    found = examine(args, section, split, training=split.startswith(("train", "all")))
-    found.sources = found.dataset.sources
-    return found
-
-
-def distinct(splits: Sequence[Examined]) -> list[Examined]:
-    """Return `splits` less those that only put others together."""
-    from dataloader.tools.doctor import without_unions
-
-    kept = without_unions(splits)
-    for examined in splits:
-        if examined not in kept:
-            print(f"{examined.split}: passed over (it is others put together)")
-    return kept
-
-
-def from_dataset(
-    args: argparse.Namespace, make: Callable[[LoaderConfig, str], T], broken: list[Finding] | None = None
-) -> list[T]:
-    """Call `make` for the splits of a dataset; those that are not there are passed over, unless asked for.
-
-    Args:
-        args: The command line.
-        make: Called with the loader's section and the name of the split.
-        broken: Where to put what is wrong with splits that are there and cannot be used; None to raise it.
-    """
-    from dataloader.build import check_loader, dataset_class
-    from dataloader.tools.doctor import unusable_split
-
-    given = dataset_arguments(args)
-    dataset = dataset_class(args.dataset)
-    found: list[T] = []
-    unusable: list[DataError] = []
-    absent: list[tuple[str, UserError]] = []
-    for split in args.split or dataset.splits:
-        flat = {**given, "data_dir": str(args.data_dir), "split": split, "batch_size": 1}
-        problems: list[str] = []
-        section = check_loader({"type": args.dataset, "args": flat}, where="--dataset", problems=problems)
-        try:
-            if section is None:
-                raise UserError(*problems)
-            found.append(make(section, split))
-        except UserError as error:
-            if args.split:
-                raise
-            if isinstance(error, MissingData) or not isinstance(error, DataError):
-                absent.append((split, error))
-                continue
-            if broken is None:
-                raise
-            unusable.append(error)
-            said = error.details[: len(error.details) - 1 or 1]  # the last one follows: that nothing is left
-            broken += [unusable_split(split, problem, dataset) for problem in said]
-    if not found:
-        raise unusable[0] if unusable else absent[0][1]
-    for split, reason in absent:
-        print(f"{split}: passed over ({reason.problems[0].rstrip('.')})")
-    return found
-
-
-def dataset_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Read the arguments of the dataset that is named on the command line.
-
-    Raises:
-        UserError: There is no such dataset, or they are no JSON object.
-    """
-    from utils.config import parse_json
-    from utils.registry import DATASETS
-    from utils.schema import did_you_mean
-
-    if args.dataset not in DATASETS:
-        raise UserError(f"--dataset {args.dataset}: no such dataset. {did_you_mean(args.dataset, DATASETS)}")
-    try:
-        given = parse_json(args.args)
-        if not isinstance(given, dict):
-            raise ValueError("no object in braces")
-    except ValueError as error:
-        raise UserError(f'--args: no JSON ({error}). Write it like --args \'{{"mode": "coarse"}}\'.') from None
-    return given
-
-
-def examine(
-    args: argparse.Namespace,
-    section: LoaderConfig,
-    where: str,
-    *,
-    training: bool,
-    seed: int = 0,
-    ignore_index: int = 255,
-) -> Examined:
-    """Read all files of a split.
-
-    Raises:
-        UserError: It is not there, or its arguments are wrong.
-    """
-    from dataloader import scan
-    from dataloader.build import build_dataset
-    from dataloader.tools import doctor
-
-    unpaired: list[Problem] = []
-    try:
-        dataset = build_dataset(section, where=where, seed=seed, ignore_index=ignore_index, problems=unpaired)
-    except DataError as error:
-        if not unpaired:
-            raise
-        raise DataError(*unpaired, *error.details) from None
-    cache = None if args.no_cache else scan.default_cache()
-    options = {"images": not args.labels_only, "num_workers": max(0, args.workers)}
-    records = scan.examine(dataset, name=where, cache=cache, **options)
-    return doctor.Examined(where, dataset, records, unpaired, training)
-
-
 def summary(splits: Sequence[Examined]) -> str:
     """Say how many images of which sizes there are, and how often the classes occur."""
     from dataloader.tools.doctor import shares
@@ -282,7 +142,8 @@ def summary(splits: Sequence[Examined]) -> str:
     for examined in splits:
         sizes = sorted(tuple(record.size) for record in examined.records.values() if record.size)
         shown = f", {_size(sizes[0])} to {_size(sizes[-1])} (height x width)" if sizes else ""
-        lines.append(f"{examined.split}: {len(examined.records)} images{shown}")
+        skipped = f", {examined.unusable} of them skipped" if examined.skips and examined.unusable else ""
+        lines.append(f"{examined.split}: {len(examined.records)} images{shown}{skipped}")
     return "\n".join([*lines, "", *shares(splits), ""])
 
 
@@ -343,32 +204,79 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
 
 def init(args: argparse.Namespace) -> int:
     """Write a config for a folder of images and one of masks."""
-    if args.output.exists() and not args.force:
-        raise UserError(f"--output {args.output}: is there already. Name another file, or add --force.")
+    if args.output is not None:
+        check_output(args.output, args.force)
 
     import torch
 
-    from dataloader.tools.init_config import propose
+    from dataloader.tools.init_config import find_layout, propose, run_name
+    from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
+    from engine.preflight import source_of_weights
     from utils.checkpoint import write_text
     from utils.config import parse_json
     from utils.plugins import import_modules
 
     import_modules(args.modules)
+    names = names_in(args)
+    output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
+    check_output(output, args.force)
+    gpus = torch.cuda.device_count()
+    source = source_of_weights(BACKBONE)
+    options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
+    proposal = propose(args.images, args.masks, **options)
+    check_config(parse_json(proposal.text))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    write_text(output, proposal.text)
+    print("\n".join(map(one_line, proposal.guesses)))
+    print(f"pretrained weights: {source or NOWHERE}")
+    print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
+    return 0
+
+
+def names_in(args: argparse.Namespace) -> list[str] | None:
+    """Read the names of classes on the command line.
+
+    Raises:
+        UserError: One is empty.
+    """
     names = [name.strip() for name in args.names.split(",")] if args.names else None
     if names and not all(names):
         raise UserError(f"--names {args.names}: a name is empty. Separate names by single commas.")
-    gpus = min(1, torch.cuda.device_count())
-    proposal = propose(args.images, args.masks, names=names, num_workers=args.workers, gpus=gpus)
-    check_config(parse_json(proposal.text))
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: cannot be written ({error.strerror}). Name another file.") from None
-    write_text(args.output, proposal.text)
-    print("\n".join(map(one_line, proposal.guesses)))
-    print(f"written to {args.output}; `python train.py -c {args.output}` trains")
-    return 0
+    return names
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write masks with label values, and say which line of a config takes them; unusable files are a finding."""
+    from dataloader.tools.convert import CLASS_FILE
+    from dataloader.tools.convert import convert as convert_masks
+    from utils.log import log_to
+
+    log_to()
+    options = {"names": names_in(args), "classes": args.classes, "nested": args.nested, "force": args.force}
+    work, broken = convert_masks(args.masks, args.output, **options)
+    for line in (*work.remarks, *(f"not converted: {line}" for line in broken)):
+        print(one_line(line))
+    print(f"{len(work.masks) - len(broken)} of {len(work.masks)} masks written to {args.output}")
+    if len(broken) < len(work.masks):
+        print(one_line(f"{len(work.names)} classes: {', '.join(work.names)}"))
+        print(f'"classes": {json.dumps(str(args.output / CLASS_FILE))}')
+    return 3 if broken else 0
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse to write a config over another, and over the one that comes with the program in any case.
+
+    Raises:
+        UserError: There is one.
+    """
+    if path.resolve() == Path(__file__).resolve().parent / "config.json":
+        raise UserError(f"--output {path}: is the default config, which others extend. Name another file.")
+    if path.exists() and not force:
+        raise UserError(f"--output {path}: is there already. Name another file with --output, or add --force.")
 
 
 def download(args: argparse.Namespace) -> int:
@@ -385,14 +293,46 @@ def download(args: argparse.Namespace) -> int:
     return 0
 
 
+def migrate(args: argparse.Namespace) -> int:
+    """Write a config of pytorch-segmentation as ours; what the check of it finds is a finding."""
+    from utils.config import dump_json, read_json
+
+    output: Path = args.output or args.old.with_name(f"{args.old.stem}-migrated.json")
+    if output.exists() and not args.force:
+        raise UserError(f"--output {output}: is there already. Name another file, or add --force.")
+
+    old = read_json(args.old)
+
+    from engine.check import check_config
+    from engine.migrate import migrate as migrate_config
+    from utils.checkpoint import write_text
+    from utils.plugins import import_modules
+
+    import_modules(args.modules)
+    found = migrate_config(old)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    write_text(output, dump_json(found.config))
+    print("\n".join(map(one_line, [*found.changes, f"written to {output}"])))
+    try:
+        check_config(found.config)
+    except UserError as error:
+        print("\n".join(map(one_line, ["still to fix by hand:", *error.problems])))
+        return 3
+    print(f"the config is right; `python train.py -c {output} --check` looks at the data too")
+    return 0
+
+
 def submission(args: argparse.Namespace) -> int:
     """Write the zip for Cityscapes' benchmark; fewer images than it wants are a finding."""
-    from dataloader.tools.submission import EXPECTED, write_submission
+    from dataloader.tools.submission import EXPECTED, IMAGES, write_submission
 
     count = write_submission(args.predictions, args.output)
     print(f"{count} predictions written to {args.output}")
     if count != EXPECTED:
-        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of leftImg8bit/test.")
+        print(f"{args.predictions}: the benchmark wants {EXPECTED} images. Predict all of {IMAGES}.")
     return 0 if count == EXPECTED else 3
 
 

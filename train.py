@@ -258,7 +258,7 @@ def describe_name(name: str) -> str:
     from engine.keys import describe_key
     from utils.describe import describe as describe_component
 
-    found = describe_component(name, SHARED_OPTIONS) or describe_key(name)
+    found = describe_component(name, SHARED_OPTIONS) or (describe_key(name) if name else None)
     if found is None:
         raise UserError(f"--describe {name}: no such name. `train.py --list` shows what there is.")
     return found

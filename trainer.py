@@ -69,7 +69,7 @@ class Trainer(BaseTrainer):
         network: What the training step calls: `model` as `engine.assemble.wrap_network` wraps it; None for `model`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the first are named
         self,
         config: TrainerConfig,
         run_dir: Path,
@@ -98,7 +98,7 @@ class Trainer(BaseTrainer):
             writers=writers,
         )
         self.model = model
-        self.network = network or model
+        self.network = model if network is None else network
         self.criterion = criterion
         self.optimizer = optimizer
         self.schedule = schedule
@@ -134,7 +134,10 @@ class Trainer(BaseTrainer):
                 self.guard.add(self.progress.step + 1, self.progress.position, result.loss)
                 if self.is_log_step():
                     self.log_step(result, shown)
+                elif shown.steps == 0 and shown.is_visible:  # so that there is something to see from the start
+                    self.show_step(shown, float(result.loss), self.running.peek(result.logits, result.labels))
                 self.after_step()
+            self.images_per_second = self.batch_size * shown.steps_per_second(shown.steps)
         self.guard.check_losses()
         steps = self.progress.position // self.batch_size - self.guard.skipped_steps
         return self.running.results(max(steps, 1))
@@ -201,24 +204,34 @@ class Trainer(BaseTrainer):
         figures = self.running.count(result.logits, result.labels)
         step = self.progress.step + 1
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        scalars = {"train/loss": loss, **{f"train/Learning_rate_{i}": rate for i, rate in enumerate(rates)}}
+        pace = self.batch_size * shown.steps_per_second(shown.steps + 1)
+        scalars = {"train/loss": loss, "train/images_per_second": pace}
+        scalars |= {f"train/Learning_rate_{i}": rate for i, rate in enumerate(rates)}
         for writer in self.writers:
             writer.scalars(scalars, step)
-        shown.show(
-            loss=f"{loss:.3f}",
-            acc=f"{figures['Pixel_Accuracy']:.2f}",
-            mIoU=f"{figures['Mean_IoU']:.2f}",
-            data=f"{shown.waiting:.0%}",
-        )
+        self.show_step(shown, loss, figures)
         logger.debug(
-            "step %d/%d: loss %.4f, Pixel_Accuracy %.3f, Mean_IoU %.3f, lr %.3g, waited for data %.0f%%",
+            "step %d/%d: loss %.4f, Pixel_Accuracy %.3f, Mean_IoU %.3f, lr %.3g, %.3g images/s, waited for data %.0f%%",
             step,
             self.total_steps,
             loss,
             figures["Pixel_Accuracy"],
             figures["Mean_IoU"],
             rates[0],
+            pace,
             100 * shown.waiting,
+        )
+
+    def show_step(self, shown: StepProgress, loss: float, figures: Mapping[str, float]) -> None:
+        """Show the figures of a step behind the bar, and how long all steps that are left will take."""
+        done = shown.steps + 1
+        shown.show(
+            loss=f"{loss:.3f}",
+            acc=f"{figures['Pixel_Accuracy']:.2f}",
+            mIoU=f"{figures['Mean_IoU']:.2f}",
+            data=f"{shown.waiting:.0%}",
+            images_per_s=f"{self.batch_size * shown.steps_per_second(done):.3g}",
+            all_epochs=shown.time_for(self.total_steps - self.progress.step - 1, done),
         )
 
     def name_step(self, step: int, position: int) -> str:
@@ -250,7 +263,9 @@ class Trainer(BaseTrainer):
         distributed.broadcast_(model.buffers())  # each process has running means of its own batches
         self.matrix.reset()
         losses = SplitLoss(self.criterion)
-        pictures = Comparisons(self.classes, PICTURES if self.writers else 0)
+        # A writer that only keeps figures says so; then no picture is drawn for it.
+        shown_by = [writer for writer in self.writers if getattr(writer, "takes_images", True)]
+        pictures = Comparisons(self.classes, PICTURES if shown_by else 0)
         evaluate(
             predictor.logits,
             self.val_loader,
@@ -263,7 +278,7 @@ class Trainer(BaseTrainer):
         self.check_signal()  # where all processes come to, also one that had no image
         self.matrix.reduce()
         losses.reduce()
-        for writer in self.writers:
+        for writer in shown_by:
             writer.image("val/inputs_targets_predictions", pictures.picture(), self.progress.step)
         return {**losses.results(), **self.matrix.results()}
 

@@ -229,7 +229,7 @@ class Loader:
         DataError: There are fewer images than one training batch takes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the first are named
         self,
         view: Examples,
         batch_size: int,

@@ -130,6 +130,7 @@ class BaseModel(nn.Module, ABC):
     """
 
     needs_batch = False  # whether a training step needs 2 images, because batch norm sees a single pixel of each
+    lacks_pretrained = False  # whether it was to start from public weights, and they could not be fetched
     unpools = False  # whether it uses max_unpool2d, which has no deterministic implementation on CUDA
 
     def __init__(self, in_channels: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""The life of a run: epochs, validations, checkpoints, the best model, stopping early, being interrupted, going on.
+"""The life of a run, one subject: epochs, validations, checkpoints, the best model, stopping early, going on.
 
 A subclass says how to train and how to evaluate one epoch. Everything a run needs in order to go on as if it had
 never stopped is in `state`; nothing is hidden in generators or in the wall clock.
@@ -175,6 +175,7 @@ class BaseTrainer(ABC):
         self.signal = 0  # number of the one that came; 0 for none
         self.started = time.monotonic()
         self.saved_at = self.started
+        self.images_per_second = 0.0  # of the newest epoch's training; of no effect on anything
 
     @abstractmethod
     def train_epoch(self) -> dict[str, float]:
@@ -298,6 +299,8 @@ class BaseTrainer(ABC):
         for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
             writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
         shown = ", ".join(f"{key} {results[key]:.4f}" for key in SHOWN if key in results)
+        if self.images_per_second:
+            shown += f", {self.images_per_second:.3g} images/s"
         logger.info(
             "epoch %d/%d%s: %s%s",
             epoch,

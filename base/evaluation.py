@@ -42,4 +42,4 @@ def evaluate(
         logits = predict(batch.images)
         predicted = metrics.add(logits, batch.labels)
         for listen in listeners:
-            listen(PredictedBatch(batch.images, batch.labels, logits, predicted))
+            listen(PredictedBatch(batch.images, batch.labels, logits, predicted, batch.keys))

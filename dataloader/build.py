@@ -259,6 +259,8 @@ def loader_problems(loader: LoaderConfig, where: str) -> list[str]:
     if loader.split is not None and loader.split not in splits:
         return [f"{where}.split: {loader.type} has no '{loader.split}'. {did_you_mean(loader.split, splits)}"]
     problems = chain_problems(loader.chain, where)
+    if loader.chain.val_crop_size is not None and not loader.batches.val_split:
+        problems.append(f'{where}.val_crop_size: has no effect without "val_split". Remove it, or hold something out.')
     try:
         loader.classes  # noqa: B018  for its errors
     except ConfigError as error:

@@ -17,8 +17,15 @@ from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
 from dataloader.label_statistics import class_pixels
-from dataloader.transforms.preparation import ImageAlone, Preparation, preparation_of, validated_chain
+from dataloader.transforms.preparation import (
+    ImageAlone,
+    preparation_of,
+    read_preparation,
+    validated_chain,
+)
 from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections, with_images
+from engine.exporting import read as exported
+from engine.exporting.formats import format_of
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
 from models.fine_tuning import initialize_from
@@ -26,13 +33,12 @@ from trainer import Trainer
 from utils import checkpoint, distributed
 from utils.activation_checkpointing import checkpoint_activations
 from utils.checkpoint import Description
-from utils.classes import ClassTable, as_colors
 from utils.devices import choose_precision
 from utils.losses.criterion import build_criterion, needs_class_pixels
 from utils.lr_scheduler import build_scheduler
 from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
-from utils.predict import Predictor
+from utils.predict import Predictor, Prepare
 from utils.protocol import EvaluationProtocol
 from utils.reproducibility import make_deterministic, stream
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
@@ -90,7 +96,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
 
 
-def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Preparation | None = None) -> Loader:
+def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Prepare | None = None) -> Loader:
     """Build the loader of an evaluation section: the images held out from training where it splits one off.
 
     Args:
@@ -249,8 +255,36 @@ def load_predictor(
     precision: str = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
+    native: bool = False,
 ) -> Predictor:
-    """Load the model in a checkpoint, ready to predict; the averaged weights, where there are some.
+    """Load the model in a checkpoint, ready to predict images prepared as validation did.
+
+    Args:
+        path: As for `load_model`, as all but `native`.
+        device: Where to compute.
+        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        modules: Names of third-party modules that have been imported.
+        config: Describes the model instead of the checkpoint.
+        native: Predict images at their own size, whatever validation did.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
+    """
+    predictor = load_model(path, device, precision=precision, modules=modules, config=config)
+    preparation = read_preparation(predictor.about)
+    predictor.prepare = preparation if preparation and not native else None
+    return predictor
+
+
+def load_model(
+    path: Path,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    modules: Sequence[str] = (),
+    config: RunConfig | None = None,
+) -> Predictor:
+    """Load the model in a checkpoint; the averaged weights, where there are some.
 
     Args:
         path: A checkpoint or, with `config`, any file of weights.
@@ -262,10 +296,13 @@ def load_predictor(
     Raises:
         CheckpointError: The file is no checkpoint of ours, is damaged, or needs modules that were not imported.
     """
+    exported.warn_if_unproven(path)
+    if format_of(path) in ("onnx", "torch"):
+        return exported.load_predictor(path, device, precision=precision, config=config)
     about: Mapping[str, Any]
     state: Mapping[str, Any]
     if config is None:
-        state = about = checkpoint.load_run(path)
+        state = about = exported.load_run(path)
         require_modules(state, modules, path, used={"arch": state["arch"]})
     else:
         state = checkpoint.load(path)
@@ -283,12 +320,7 @@ def load_predictor(
         load_weights=False,
     )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
-    classes = ClassTable(
-        tuple(about["classes"]),
-        as_colors(about["palette"]),
-        tuple((index,) for index in range(len(about["classes"]))),
-        ignored_classes=tuple(about["left_out"]),
-    )
+    classes = exported.classes_of(about)
     kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
     preprocessing = about.get("preprocessing")  # not in early files, whose config says it
     about = {**{key: value for key, value in about.items() if key in kept}, "preprocessing": preprocessing}

@@ -47,8 +47,9 @@ def is_resolved(raw: Mapping[str, Any]) -> bool:
     """Whether a config is not of a person but of a run, whose defaults are all filled in."""
     schedule, loader = raw.get("lr_scheduler"), raw["train_loader"]
     loader = loader[0] if isinstance(loader, list) else loader
-    is_spelled_out = isinstance(schedule, Mapping) and isinstance(loader, Mapping)
-    return is_spelled_out and "per" in schedule and "return_id" in loader.get("args", {})
+    if not isinstance(schedule, Mapping) or not isinstance(loader, Mapping):
+        return False
+    return "per" in schedule and "return_id" in loader.get("args", {})
 
 
 def cross_check(config: RunConfig, wrong: Collection[str] = ()) -> list[str]:
@@ -136,7 +137,8 @@ def memory_problems(config: RunConfig) -> list[str]:
 
 def result_problems(config: RunConfig) -> list[str]:
     """What is wrong with the figures that are to be had."""
-    trainer, problems = config.trainer, []
+    trainer = config.trainer
+    problems: list[str] = []
     try:
         Monitor.parse(trainer.monitor, result_keys(config))
     except UserError as error:

@@ -25,7 +25,7 @@ from dataloader.build import (
     preprocessing_of,
 )
 from dataloader.transforms.chain import ChainOptions
-from dataloader.transforms.preparation import Preparation, preparation_of
+from dataloader.transforms.preparation import preparation_of
 from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import writers  # noqa: F401  registers
@@ -37,6 +37,7 @@ from utils.losses.criterion import LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
+from utils.predict import Prepare
 from utils.protocol import EvaluationData, hash_of_names
 from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
 from utils.schema import Between, join, to_json
@@ -254,7 +255,9 @@ def meaning_of(resolved: Mapping[str, Any]) -> str:
             return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
             return input_name(where, value)
-        return {k: without(v, join(where, k)) for k, v in value.items() if not may_change(join(where, k))}
+        # A key that is null is as good as none: configs of early runs lack those that came later.
+        kept = {k: v for k, v in value.items() if v is not None and not may_change(join(where, k))}
+        return {k: without(v, join(where, k)) for k, v in kept.items()}
 
     return fingerprint(without(resolved, ""))
 
@@ -289,6 +292,21 @@ def part_to_evaluate(resolved: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
     }
     return {**resolved, **unused, "trainer": trainer}
+
+
+def validating_as_begun(config: RunConfig, resolved: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with the validation that a run began with: early ones cropped what `val_split` held out.
+
+    Args:
+        config: The config to go on with, or to evaluate.
+        resolved: The resolved config in the run's checkpoint; early ones do not know `val_crop_size`.
+    """
+    section, train = resolved["train_loader"], config.train
+    early = isinstance(section, Mapping) and "val_crop_size" not in section.get("args", {})
+    if not early or not train.batches.val_split or train.chain.crop_size is None:
+        return config
+    chain = replace(train.chain, val_crop_size=train.chain.crop_size)
+    return replace(config, train_loader=[replace(train, chain=chain)])
 
 
 def evaluation_section(
@@ -330,7 +348,7 @@ def evaluation_section(
     return section
 
 
-def evaluation_data(section: LoaderConfig, preparation: Preparation | None = None) -> EvaluationData:
+def evaluation_data(section: LoaderConfig, preparation: Prepare | None = None) -> EvaluationData:
     """The images of a loader section, as the stamp on figures describes them.
 
     Args:

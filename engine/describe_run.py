@@ -8,9 +8,8 @@ from pathlib import Path
 from dataloader.label_statistics import check_samples, look_at
 from engine import assemble, dry_run, preflight
 from engine.config import RunConfig
+from engine.reporting.figures import schedule_picture
 from utils.errors import UserError
-from utils.images import write_picture
-from utils.visualize import curves
 
 
 def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
@@ -36,6 +35,8 @@ def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
             if loader.training:
                 preflight.check_sizes(config, loader)
             found = check_samples(loader.view, everything=True) if everything else look_at(loader.view)
+            if loader.training:
+                preflight.check_classes(found, config.classes.names)
             yield f"{kind:<12}{len(loader.view)} images, {len(loader)} batches; {found.describe(config.classes.names)}"
 
 
@@ -53,9 +54,8 @@ def draw_schedule(config: RunConfig, path: Path) -> list[str]:
     for rate in rates.values():
         alike = [name for name in rates if rates[name] == rate]
         lines[", ".join(alike)] = rate
-    picture = curves(lines, x_label="optimiser steps", size=(480, 960), least=1e-12)
     try:
-        write_picture(path, picture)
+        path.write_bytes(schedule_picture(lines))
     except OSError as error:
         raise UserError(f"--draw-schedule {path}: cannot be written ({error.strerror}). Name another file.") from error
     texts = []

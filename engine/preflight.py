@@ -18,7 +18,7 @@ from dataloader.label_statistics import DataCheck, largest_image
 from engine.config import RunConfig
 from engine.memory_check import try_step
 from models.fine_tuning import public_name, read_initial_weights
-from models.weights import read_state
+from models.weights import public_url, read_state, where_to_get
 from trainer import Trainer
 from utils import distributed
 from utils.errors import ConfigError, DataError, Stopped, failure_of_machine
@@ -37,6 +37,11 @@ def check_weights(config: RunConfig) -> None:
         read_state(pretrained, where="arch.args.pretrained")
     if config.start is not None and public_name(config.start.path, where="init_from") is None:
         read_initial_weights(config.start.path, where="init_from")
+
+
+def source_of_weights(backbone: str) -> str:
+    """Say where public weights of `backbone` can be had now: torch's cache, or by download; empty for nowhere."""
+    return where_to_get(public_url(backbone))
 
 
 def check_parts(config: RunConfig, model: BaseModel) -> None:
@@ -134,8 +139,18 @@ def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None
         if loader is not None:
             found = label_statistics.look_at(loader.view)
             logger.info("%s: %d images; %s", kind, len(loader.view), found.describe(names))
-            if kind == "training" and np.count_nonzero(found.pixels) < 2:
-                raise DataError(only_one_class(found, names))
+            if kind == "training":
+                check_classes(found, names)
+
+
+def check_classes(found: DataCheck, names: Sequence[str]) -> None:
+    """Refuse training labels in which nothing can be told apart.
+
+    Raises:
+        DataError: They show fewer than two classes.
+    """
+    if np.count_nonzero(found.pixels) < 2:
+        raise DataError(only_one_class(found, names))
 
 
 def check_sizes(config: RunConfig, loader: Loader) -> None:

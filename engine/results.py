@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from base.base_dataloader import Loader
 from base.base_dataset import Examples, Item
 from dataloader.label_statistics import location_prior
 from engine.config import RunConfig
+from engine.reporting.figures import curves_picture
+from engine.reporting.write import measure_run, results_of_images, write_run_report
 from trainer import Trainer
 from utils import checkpoint, run_folder
 from utils.checkpoint import Checkpoint
 from utils.errors import DataError, Stopped
 from utils.images import write_label, write_picture
+from utils.metrics import ConfusionMatrix
 from utils.predict import Predictor
 from utils.sync_batchnorm import SynchronizedBatchNorm
-from utils.visualize import comparison, curves, legend, png_palette
+from utils.visualize import comparisons_sheet, png_palette
 
 logger = logging.getLogger("segwright")
 
-EXAMPLES = 8  # predictions that a finished run leaves on disk
+CANDIDATES = 100  # validation images, spread over the split, among which a finished run looks for its worst
+EXAMPLES = 8  # predictions that it leaves on disk: the worst
 ROWS = 4  # of them in predictions.png
-CURVES = ("train/loss", "val/loss", "train/Mean_IoU", "val/Mean_IoU")
+CLEAR_GAIN = 0.02  # in mean IoU; less is no proof that a model looks at the images
+NOT_FETCHED = 'backbone starts from random numbers: the weights that "pretrained" asks for could not be downloaded'
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     """List what a reader of the figures should know."""
     found = []
-    if trainer.model.backbone_modules() and not config.arch.options.pretrained and config.init_from is None:
-        found.append(RANDOM_START)
+    random = not config.arch.options.pretrained or trainer.model.lacks_pretrained
+    if trainer.model.backbone_modules() and random and config.init_from is None:
+        found.append(NOT_FETCHED if config.arch.options.pretrained else RANDOM_START)
     synchronized = (nn.SyncBatchNorm, SynchronizedBatchNorm)
     if config.use_synch_bn and not any(isinstance(module, synchronized) for module in trainer.model.modules()):
         found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
@@ -75,9 +82,13 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
-        write_picture(run_dir / "curves.png", history_curves(trainer.history))
+        (run_dir / "curves.png").write_bytes(curves_picture(trainer.history))
+        measured = None
         if val_loader is not None:
-            write_predictions(trainer, used, state, val_loader)
+            predictor = write_predictions(trainer, used, state, val_loader)
+            measured = measure_run(predictor, val_loader, loaders[0])
+            results |= results_of_images(measured)
+        write_run_report(run_dir, results["protocol"], config.classes, results, measured, run_facts(trainer))
     except OSError as error:
         what = f"pictures cannot be written ({error})"
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
@@ -114,6 +125,11 @@ def figures(config: RunConfig, trainer: Trainer, used: Path, matrix: Tensor | No
     }
 
 
+def run_facts(trainer: Trainer) -> dict[str, Any]:
+    """Give what the head of a run's report says besides."""
+    return {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
+
+
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
     """Find the line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
     records = [record for record in trainer.history if record["epoch"] == epoch]
@@ -134,10 +150,11 @@ def report(results: Mapping[str, Any], config: RunConfig, run_dir: Path) -> None
     """Print the figures of the model that the run leaves behind, and where everything is."""
     if "val/Mean_IoU" in results["metrics"]:
         report_validation(results, config.classes.names)
+    logger.info("report:      %s", run_dir / "report.html")
     logger.info("model:       %s", run_dir / results["checkpoint"])
     if (run_dir / "predictions").is_dir():
         logger.info("predictions: %s", run_dir / "predictions")
-    if config.trainer.tensorboard:
+    if (config.trainer.log_dir / config.name / run_dir.name).is_dir():  # not where TensorBoard is not installed
         logger.info("curves:      tensorboard --logdir %s", config.trainer.log_dir)
 
 
@@ -156,20 +173,24 @@ def report_validation(results: Mapping[str, Any], names: Sequence[str]) -> None:
         results["epoch"],
         results["location_prior"]["Mean_IoU"],
     )
+    verdict(metrics["val/Mean_IoU"] - results["location_prior"]["Mean_IoU"])
 
 
-def history_curves(history: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Draw losses and mean IoU by epoch, (H, W, 3) uint8, as far as `history` has them."""
-    lines = {}
-    for key in CURVES:
-        line = [(record["epoch"], record[key]) for record in history if key in record]
-        if line:
-            lines[key] = line
-    return curves(lines, x_label="epochs")
+def verdict(gain: float) -> None:
+    """Say by how much the mean IoU exceeds that of the guess, and what to do where it hardly does."""
+    if gain >= CLEAR_GAIN:
+        logger.info("The model beats that guess by %.4f.", gain)
+    else:
+        what = f"is only {gain:.4f} better than" if gain > 0 else "is no better than"
+        advice = 'Train longer, start from "pretrained" weights, and look whether images and masks belong together'
+        logger.warning("The model %s that guess: it has learned little from the images. %s.", what, advice)
 
 
-def write_predictions(trainer: Trainer, used: Path, state: Checkpoint, loader: Loader) -> None:
-    """Predict some validation images with the weights in `used`; one colored PNG each, and some in one picture.
+def write_predictions(trainer: Trainer, used: Path, state: Checkpoint, loader: Loader) -> Predictor:
+    """Predict validation images with the weights in `used`; a colored PNG of each of the worst, and some in a picture.
+
+    Returns:
+        What predicted them.
 
     Raises:
         OSError: They cannot be written.
@@ -179,18 +200,38 @@ def write_predictions(trainer: Trainer, used: Path, state: Checkpoint, loader: L
     classes, protocol = trainer.classes, trainer.protocol
     checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
     predictor = Predictor(trainer.model, classes, state, protocol.precision, protocol.tta)
-    rows: list[np.ndarray] = []
-    for item in islice(good_items(loader.view), EXAMPLES):
-        labels = predictor.predict_image(item.image)
+    worst = worst_predictions(predictor, loader.view)
+    for item, labels, _ in worst:
         write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
-        rows.append(comparison(item.image, [item.label, labels], classes))
-    picture = np.concatenate([*rows[:ROWS], legend(classes)])
-    write_picture(folder.parent / "predictions.png", picture)
+    count = min(CANDIDATES, len(loader.view))
+    rows = [(item.key, f"mean IoU {score:.3f}", item.image, [item.label, labels]) for item, labels, score in worst]
+    headings = (f"image: the worst of {count}", "label", "prediction")
+    write_picture(folder.parent / "predictions.png", comparisons_sheet(rows[:ROWS], classes, headings))
+    return predictor
 
 
-def good_items(view: Examples) -> Iterator[Item]:
-    """Read the images of a view with their labels; bad ones are passed over where its loader may skip them."""
-    for index in range(len(view)):
+def worst_predictions(predictor: Predictor, view: Examples) -> list[tuple[Item, np.ndarray, float]]:
+    """Predict images of a view, and return those with the lowest mean IoU, worst first: image, labels, mean IoU.
+
+    Images that are all void have none.
+    """
+    classes = predictor.classes
+    worst: list[tuple[Item, np.ndarray, float]] = []
+    for item in good_items(view, CANDIDATES):
+        labels = predictor.predict_image(item.image)
+        matrix = ConfusionMatrix(len(classes), classes.names, classes.ignored_classes)
+        matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(item.label)[None])
+        score = matrix.results().get("Mean_IoU", math.nan)
+        if not math.isnan(score):
+            worst = sorted([*worst, (item, labels, score)], key=lambda each: each[2])[:EXAMPLES]
+    return worst
+
+
+def good_items(view: Examples, count: int) -> Iterator[Item]:
+    """Read some images of a view with their labels, spread over it; bad ones are passed over where they may be."""
+    count = min(count, len(view))
+    for number in range(count):
+        index = number * len(view) // count
         try:
             yield view[0, index]
         except DataError:

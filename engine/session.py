@@ -15,8 +15,9 @@ import torch
 from base.base_dataloader import Loader
 from base.base_trainer import TimeLimit, Writer
 from engine import assemble, dry_run, results
-from engine.config import RunConfig
+from engine.config import RunConfig, validating_as_begun
 from engine.preflight import check_data, check_workers, memory_check, raise_file_limit
+from engine.reporting.write import record_run
 from engine.resume import Resume
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
@@ -81,6 +82,7 @@ def train(
     """
     if resume is not None:
         resume.compare(config)
+        config = validating_as_begun(config, resume.checkpoint["config"])
         resume.set_threads(device)
     session = preflight(config, device, modules=modules, resume=resume, gpus=gpus)
     run_dir = distributed.broadcast_object(lambda: open_folder(session))
@@ -176,7 +178,10 @@ def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Train
     if not trainer.finished and distributed.is_first():
         # Steps from the next one on will be taken once more, so what was shown of them is void.
         purge_step = None if resume is None else trainer.progress.step + 1
-        trainer.writers = open_writers(config, run_dir, purge_step)
+        resumed_at = None if resume is None else trainer.progress.step
+        facts = results.run_facts(trainer)
+        recorder = record_run(run_dir, trainer.protocol.to_json(), config.classes, facts, resumed_at)
+        trainer.writers = [*open_writers(config, run_dir, purge_step), recorder]
         run_folder.write_json(run_dir / "config.json", config.to_json())
         run_folder.write_json(run_dir / "environment.json", environment)
         run_folder.link_latest(run_dir)
@@ -222,6 +227,8 @@ def announce(config: RunConfig, trainer: Trainer, dry: dry_run.DryRun) -> None:
     if distributed.world_size() > 1:
         share = trainer.batch_size // distributed.world_size()
         logger.info("%d processes, %d images of each step for each", distributed.world_size(), share)
+    if trainer.val_loader is not None:
+        logger.info("validation of %d images: %s", len(trainer.val_loader.view), trainer.protocol.describe())
     logger.debug("config: %s", dump_json(config.to_json()))
     logger.debug("model: %s", trainer.model)
     for note in results.notes(config, trainer):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from utils.outputs import resize
 from utils.schema import Above, AtLeast
@@ -23,7 +26,8 @@ def strides_and_dilations(output_stride: int) -> list[tuple[int, int]]:
 
     Source: the atrous algorithm, Chen et al. 2017, https://arxiv.org/abs/1706.05587, section 3.1.
     """
-    stages, dilation = [], 1
+    stages = []
+    dilation = 1
     for level in range(1, 6):
         stride = 2 if output_stride % 2**level == 0 else 1
         dilation *= 3 - stride
@@ -48,6 +52,35 @@ def resize_like(x: Tensor, reference: Tensor) -> Tensor:
     for every second image.
     """
     return resize(x, (reference.shape[-2], reference.shape[-1]))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the types that tensors have, also under autocast, on devices that have it; the meta device has not."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def unpool(x: Tensor, indices: Tensor, size: Sequence[int], *, overlapping: bool = False) -> Tensor:
+    """Put the values of `x` to where a max-pool took them from, in a map of zeros.
+
+    Args:
+        x: (N, C, h, w).
+        indices: (N, C, h, w), from ``F.max_pool2d(..., return_indices=True)``.
+        size: Height and width of what was pooled.
+        overlapping: Whether the windows did, so that several may have taken the same value. What they put there is
+            added up: `max_unpool2d` would keep any one of them and give all of them a gradient.
+
+    Returns:
+        (N, C, *size).
+    """
+    height, width = size
+    # `max_unpool2d` is faster for channels-last maps, but not deterministic on CUDA, and has no form in ONNX.
+    exact = torch.are_deterministic_algorithms_enabled() or torch.compiler.is_exporting()
+    if not (overlapping or exact):
+        return F.max_unpool2d(x, indices, (2, 2), output_size=[height, width])
+    empty = x.new_zeros((*x.shape[:2], height * width))
+    return empty.scatter_add(2, indices.flatten(2), x.flatten(2)).view(*x.shape[:2], height, width)
 
 
 class ConvNormAct(nn.Sequential):
@@ -80,8 +113,11 @@ class ConvNormAct(nn.Sequential):
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=not norm)
         ]
-        layers += [nn.BatchNorm2d(out_channels)] if norm else []
-        super().__init__(*layers, *([act(inplace=True)] if act else []))
+        if norm:
+            layers.append(nn.BatchNorm2d(out_channels))
+        if act is not None:
+            layers.append(act(inplace=True))
+        super().__init__(*layers)
 
 
 class SeparableConvNormAct(nn.Sequential):
@@ -121,7 +157,8 @@ class ChannelGate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weigh(x)
+        weighed: Tensor = x * self.weigh(x)
+        return weighed
 
 
 class SpatialGate(nn.Module):
@@ -132,7 +169,8 @@ class SpatialGate(nn.Module):
         self.weigh = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weigh(x)
+        weighed: Tensor = x * self.weigh(x)
+        return weighed
 
 
 class ChannelAndSpatialGate(nn.Module):
@@ -140,7 +178,8 @@ class ChannelAndSpatialGate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channel, self.spatial = ChannelGate(channels), SpatialGate(channels)
+        self.channel = ChannelGate(channels)
+        self.spatial = SpatialGate(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(self.channel(x), self.spatial(x))

@@ -40,7 +40,8 @@ class ModelOptions:
 
     Args:
         pretrained: Start the backbone from public weights (downloaded unless they are in torch's cache), from a
-            file, or from random numbers.
+            file, or from random numbers. Where true, a download that fails is said and random numbers are taken;
+            "required" stops there.
         freeze_bn: Leave the statistics of all batch norms as they are, or of those in the backbone only.
         freeze_backbone: Train the decoder only.
         in_channels: Channels of the images.
@@ -48,7 +49,7 @@ class ModelOptions:
             (https://arxiv.org/abs/1502.01852), after Glorot and Bengio, or of standard deviation 0.09.
     """
 
-    pretrained: bool | Path = False
+    pretrained: bool | Literal["required"] | Path = False
     freeze_bn: bool | Literal["backbone"] = False
     freeze_backbone: bool = False
     in_channels: Annotated[int, Between(1, 64)] = 3
@@ -171,7 +172,9 @@ def build_model(
         if is_set and not model.backbone_modules():
             raise ConfigError(f"{place}.{option}: {own.type} has no backbone. Set it to false.")
     if options.pretrained and load_weights:
-        load_pretrained(model, options.pretrained, where=f"{place}.pretrained")
+        # A frozen backbone of random numbers would be of no use.
+        pretrained = "required" if options.pretrained is True and options.freeze_backbone else options.pretrained
+        model.lacks_pretrained = not load_pretrained(model, pretrained, where=f"{place}.pretrained")
     model.freeze(backbone=options.freeze_backbone, norm=options.freeze_bn)
     return model
 

@@ -29,7 +29,7 @@ Momentum = Annotated[float, Between(0, 1)]
     defaults={"backbone": Component("xception65"), "aspp_depth": 256, "separable": True, "bn_eps": 1e-3},
 )
 @MODELS.register("DeepLab", one_width=False)
-def deeplab(
+def deeplab(  # noqa: PLR0913  all but the first are named
     num_classes: int,
     in_channels: int,
     where: str = "arch.args",

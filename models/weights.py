@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from utils.errors import CheckpointError, ConfigError, first_line
 
 logger = logging.getLogger("segwright")
 
+PATIENCE = 3.0  # seconds to wait for a server's first answer
 CLASSIFIER = ("fc.", "classifier.")  # what follows the features in classification networks
 
 
@@ -48,26 +52,43 @@ class LoadReport:
         return f"weights from {self.source}: {', '.join(parts)}"
 
 
-def load_pretrained(model: BaseModel, pretrained: bool | Path, *, where: str) -> list[LoadReport]:
-    """Load pretrained weights into the backbone of `model` and log what was loaded.
+class DownloadFailed(ConfigError):
+    """Public weights that could not be fetched."""
+
+
+def load_pretrained(model: BaseModel, pretrained: bool | Literal["required"] | Path, *, where: str) -> list[LoadReport]:
+    """Load pretrained weights into the backbone of `model` and log what was loaded; nothing, if it cannot be fetched.
 
     Args:
         model: Its `backbone_modules` are filled, each from the same file if a path is given.
-        pretrained: True for the public weights, which are downloaded unless torch's cache has them; or a file.
+        pretrained: True for the public weights, which are downloaded unless torch's cache has them; "required" for
+            these and nothing else; or a file.
         where: Place of `pretrained` in the config, for errors.
 
     Raises:
         ConfigError: There is nothing to load into, nothing to load, or both do not fit.
     """
+    try:
+        return _load_pretrained(model, pretrained, where=where)
+    except DownloadFailed as error:
+        if pretrained is not True:
+            raise
+        logger.warning('NOT PRETRAINED, training starts from random numbers ("required" would stop here): %s', error)
+        return []
+
+
+def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: str) -> list[LoadReport]:
     backbones = [module for module in model.backbone_modules() if isinstance(module, Backbone)]
     if not backbones:
         raise ConfigError(f"{where}: this model has no backbone that could be pretrained. Set it to false.")
-    reports = []
-    for backbone in backbones:
+    found = []
+    for backbone in backbones:  # all are read before one is changed
         if isinstance(pretrained, Path):
-            source, state = str(pretrained), read_state(pretrained, where=where)
+            found.append((str(pretrained), read_state(pretrained, where=where)))
         else:
-            source, state = _public_state(backbone.weights, where=where)
+            found.append(_public_state(backbone.weights, where=where))
+    reports = []
+    for backbone, (source, state) in zip(backbones, found, strict=True):
         reports.append(load_backbone(backbone, state, source=source, where=where))
         logger.info("%s", reports[-1])
     return reports
@@ -195,12 +216,7 @@ def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tenso
         )
     if name.startswith("timm/"):
         return _timm_state(name.removeprefix("timm/"), where=where)
-    from torchvision.models import get_model_weights
-
-    enum: Any = get_model_weights(name)
-    # The first release, where there are two: the second's recipe gains on ImageNet, not in dense prediction, and
-    # torchvision's own segmentation networks start from the first.
-    url = getattr(enum, "IMAGENET1K_V1", enum.DEFAULT).url
+    url = public_url(name)
     return url, download(url, where=where, instead="the path of a state dict, or false")
 
 
@@ -215,7 +231,7 @@ def download(url: str, *, where: str, instead: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: It cannot be had; the message names the file and where to put it.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    file = cached_file(url)
     cached = file.exists()
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
@@ -225,9 +241,47 @@ def download(url: str, *, where: str, instead: str) -> dict[str, Tensor]:
             raise ConfigError(
                 f"{where}: {file} cannot be read ({reason}). Delete it, or replace it by {url}"
             ) from error
-        raise ConfigError(
+        raise DownloadFailed(
             f"{where}: {url} cannot be downloaded ({reason}). Put that file at {file}, give {instead}."
         ) from error
+
+
+def public_url(name: str) -> str:
+    """Return the address of torchvision's ImageNet weights of the classification network `name`."""
+    from torchvision.models import get_model_weights
+
+    enum: Any = get_model_weights(name)
+    # The first release, where there are two: the second's recipe gains on ImageNet, not in dense prediction, and
+    # torchvision's own segmentation networks start from the first.
+    return str(getattr(enum, "IMAGENET1K_V1", enum.DEFAULT).url)
+
+
+def cached_file(url: str) -> Path:
+    """Return the file in torch's cache that is made of what is at `url`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
+def where_to_get(url: str) -> str:
+    """Say where the weights at `url` can be had now: "in torch's cache" or "by download"; empty for nowhere."""
+    if cached_file(url).exists():
+        return "in torch's cache"
+    return "by download" if is_reachable(url) else ""
+
+
+def is_reachable(url: str) -> bool:
+    """Ask the server for the header of `url`, for at most `PATIENCE` seconds."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        with suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            answers.append(answer.status == 200)
+
+    # Looking up a name takes no notice of timeouts, so that it is not waited for.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(answers and answers[0])
 
 
 def _timm_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
@@ -241,7 +295,7 @@ def _timm_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
             return f"timm's {name}", timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # network, disk and hub all fail in ways of their own
         reason = first_line(error)
-        raise ConfigError(
+        raise DownloadFailed(
             f"{where}: the weights of timm/{name} cannot be downloaded ({reason}). Fetch them from "
             f"https://huggingface.co/{published.hf_hub_id} and give the path of a state dict, or false."
         ) from error

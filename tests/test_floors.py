@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "trainer": {"utils", "base"},
     "engine": {"utils", "base", "models", "dataloader", "trainer"},
 }
+HEAVY = ("torch", "numpy", "cv2", "PIL", "tqdm", "matplotlib")
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - MAY_IMPORT.keys()
 for script in SCRIPTS:
     MAY_IMPORT[script] = {"utils", "base", "engine"}
@@ -108,7 +109,7 @@ def test_scripts_import_nothing_heavy_before_they_know_what_is_asked(script):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                assert name.partition(".")[0] not in ("torch", "numpy", "cv2", "PIL", "tqdm"), f"{path}: {name}"
+                assert name.partition(".")[0] not in HEAVY, f"{path}: {name}"
         for name in imports_of(path, top_level_only=True) - seen:
             seen.add(name)
             collect(MODULES[name])
@@ -135,3 +136,9 @@ def test_every_file_says_what_it_is_for():
         if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent
+
+
+def test_a_long_file_is_one_subject_and_says_so():
+    for path in FILES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 450 or "one subject" in lines[0], f"{path.relative_to(ROOT)}: {len(lines)} lines"

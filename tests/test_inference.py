@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from base.base_dataset import BaseDataset, Sample
+from engine.films import FilmWriter
+from engine.prediction import Job
 from inference import load
 from tests.tiny import Squares, tiny_config
 from utils import checkpoint
@@ -21,7 +23,7 @@ from utils.classes import IGNORE, ClassTable
 from utils.errors import DataError
 from utils.find_images import find_images, output_names
 from utils.images import read_image, read_label
-from utils.predict import Predictor
+from utils.predict import Prediction, Predictor
 from utils.registry import DATASETS
 from utils.run_folder import write_json
 from utils.visualize import VOID_COLOR, png_palette
@@ -293,12 +295,12 @@ def test_a_folder_gives_every_image_a_file_of_its_own(pictures, finished_run, in
     ],
 )
 def test_files_folders_and_patterns_name_images(pictures, images, extension, names):
-    assert [path.name for path in find_images(str(pictures / images), extension)] == names
+    assert [path.name for path in find_images([str(pictures / images)], extension).paths] == names
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     (tmp_path / "a[1].png").touch()
-    assert find_images(str(tmp_path / "a[1].png")) == [tmp_path / "a[1].png"]
+    assert find_images([str(tmp_path / "a[1].png")]).paths == [tmp_path / "a[1].png"]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "*.xyz", "a\0b", ""])
@@ -320,9 +322,10 @@ def test_a_folder_without_images_is_an_error_that_names_the_endings(finished_run
 
 def test_names_never_collide():
     paths = [Path(p) for p in ("a/x.jpg", "a/x.png", "b/x.jpg", "x_jpg.gif", "y.b.jpg", "y.jpg", "y.png", "y_jpg.bmp")]
-    names = output_names(paths)
-    assert len(set(names)) == len(paths)
-    assert names[4] == "y.b"
+    for placed in (paths, [Path(path.name) for path in paths]):
+        names = output_names(placed)
+        assert len(set(names)) == len(paths)
+        assert names[4] == "y.b"
 
 
 def test_an_image_is_never_replaced_by_its_prediction(pictures, finished_run, inference_command):
@@ -378,7 +381,7 @@ def test_a_broken_image_costs_no_other(pictures, finished_run, inference_command
     assert answer.status == 3
     assert f"7 of {7 + broken} images predicted" in answer.out
     assert len(list((tmp_path / "out").glob("[!_]*"))) == 7
-    lines = answer.err.splitlines()
+    lines = [line for line in answer.err.splitlines() if "passed over" not in line]
     assert len(lines) == broken
     assert all(line.startswith("not predicted: ") for line in lines)
     for name in ("b_cut.jpg", "b_empty.png", "b_html.jpg", "b_folder.png", "b_link.png", "b\\nline.png"):
@@ -420,14 +423,14 @@ def test_a_label_map_is_as_large_as_its_image_and_holds_classes_only(finished_ru
 def test_an_image_that_memory_is_too_small_for_costs_no_other(
     pictures, finished_run, inference_command, tmp_path, monkeypatch
 ):
-    predict_image = Predictor.predict_image
+    logits = Predictor.logits
 
-    def fail(self, image):
-        if image.shape[1] == 700:
+    def fail(self, images):
+        if images.shape[-1] == 700:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return predict_image(self, image)
+        return logits(self, images)
 
-    monkeypatch.setattr(Predictor, "predict_image", fail)
+    monkeypatch.setattr(Predictor, "logits", fail)
     answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
     assert answer.status == 3
     assert "6 of 7 images predicted" in answer.out
@@ -552,3 +555,248 @@ def test_averaged_weights_are_used_where_there_are_some(finished_run, pictures, 
     torch.save({**state, "ema": {"state_dict": zero, "updates": 1}}, tmp_path / "x.pth")
     model = load(tmp_path / "x.pth", device="cpu", modules=["tests.tiny"]).model
     assert all(not parameter.any() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------- many files, and what is passed over
+
+
+def test_a_link_to_itself_costs_no_other_image(pictures, finished_run, inference_command, tmp_path):
+    (pictures / "loop.png").symlink_to(pictures / "loop.png")
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 3
+    assert "7 of 8 images predicted" in answer.out
+    assert f"not predicted: {pictures / 'loop.png'}: cannot be read (" in answer.err
+    answer = predict(inference_command, finished_run, pictures / "loop.png", tmp_path / "one")
+    assert answer.status == 3
+    assert "0 of 1 images predicted" in answer.out
+
+
+def test_what_is_passed_over_is_said(pictures, finished_run, inference_command, tmp_path):
+    (pictures / "..dots.png").write_bytes((pictures / "x.png").read_bytes())
+    (pictures / "below").mkdir()
+    (pictures / "below" / "y.png").write_bytes((pictures / "x.png").read_bytes())
+    (pictures / "empty").mkdir()
+    answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
+    assert answer.status == 0
+    assert "7 of 7 images predicted" in answer.out
+    assert f"{pictures}: passed over 2 hidden files (..dots.png, .hidden.jpg). Name them to predict them." in answer.err
+    assert f"{pictures}: passed over 1 files of other kinds (notes.txt). See --extension." in answer.err
+    assert f"{pictures}: passed over 1 folders with images in them (below). Use --recursive for those." in answer.err
+    answer = predict(inference_command, finished_run, pictures / "..dots.png", tmp_path / "named")
+    assert answer.status == 0
+    assert "passed over" not in answer.err
+
+
+def test_recursive_predictions_keep_the_folders_of_their_images(pictures, finished_run, inference_command, tmp_path):
+    data = (pictures / "x.png").read_bytes()
+    for name in ("b/x.png", "b/c/x.png", "b/c/x.bmp.png", ".git/x.png"):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        (pictures / name).write_bytes(data)
+    (pictures / "b" / "again").symlink_to(pictures)  # would be searched for ever
+    output = pictures / "out"
+    for _ in range(2):  # the second time, there are predictions below the images
+        answer = predict(inference_command, finished_run, pictures, output, "--recursive", "--save", "index")
+        assert answer.status == 0, answer.err
+        assert "10 of 10 images predicted" in answer.out
+    written = {str(path.relative_to(output)) for path in output.rglob("*.png")}
+    assert {"b/x.png", "b/c/x.png", "b/c/x.bmp.png", "x_png.png"} <= written
+    assert len(written) == 10
+
+
+def test_several_images_folders_and_patterns_may_be_named(pictures, finished_run, inference_command, tmp_path):
+    (tmp_path / "more").mkdir()
+    shutil.copy(pictures / "x.png", tmp_path / "more" / "x.png")
+    named = [pictures / "x.png", tmp_path / "more", pictures / "a.?.jpg", pictures / "x.png"]
+    flags = ["-o", tmp_path / "out", "--save", "index", *TINY]
+    answer = inference_command("-m", finished_run / "last.pth", "-i", *named, *flags)
+    assert answer.status == 0, answer.err
+    assert "4 of 4 images predicted" in answer.out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a.b.png", "a.c.png", "x_png.png", "x_png_2.png"]
+    answer = inference_command("-m", finished_run / "last.pth", "-i", *named, "nowhere", "none*.png", *flags)
+    assert answer.status == 2
+    assert [line.split(":")[0] for line in answer.errors] == ["--images nowhere", "--images none*.png"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--batch-size", "3"]], ids=" ".join)
+def test_one_forward_pass_gives_all_kinds_of_outputs(
+    pictures, finished_run, inference_command, tmp_path, monkeypatch, flags
+):
+    forward, passes = Predictor._forward, []
+
+    def count(self, images):
+        passes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Predictor, "_forward", count)
+    for name in ("x.png", "x.JPG", "a.b.jpg", "a.c.jpg", "wide.webp"):
+        shutil.copy(pictures / name, tmp_path / name)
+    save = ["--save", "color,index,overlay,probability,probabilities"]
+    images = ["-i", tmp_path, "-e", "jpg,png,webp", "-o", tmp_path / "out"]
+    answer = inference_command("-m", finished_run / "last.pth", *images, *TINY, *save, *flags)
+    assert answer.status == 0, answer.err
+    assert sum(passes) == 5
+    assert len(passes) == (3 if flags else 5)
+    assert ("--batch-size: " in answer.err) == bool(flags)
+    assert len(list((tmp_path / "out").iterdir())) == 5 * 5 + 1
+
+
+def test_batches_of_equal_sizes_predict_what_single_images_do(file_run, inference_command, tmp_path):
+    run_dir, data = file_run
+    for output, flags in (("one", []), ("many", ["--batch-size", "4"])):
+        files = ["-i", data / "train" / "images", data / "val" / "images", "-o", tmp_path / output, "--save", "index"]
+        assert inference_command("-m", run_dir / "last.pth", *files, *flags).status == 0
+    same = [(read_label(p) == read_label(tmp_path / "many" / p.name)).mean() for p in (tmp_path / "one").iterdir()]
+    assert len(same) == 4 + len(SIZES)
+    assert min(same) > 0.999
+
+
+def test_a_batch_that_memory_is_too_small_for_is_predicted_one_by_one(
+    file_run, inference_command, tmp_path, monkeypatch
+):
+    logits = Predictor.logits
+
+    def fail(self, images):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return logits(self, images)
+
+    monkeypatch.setattr(Predictor, "logits", fail)
+    run_dir, data = file_run
+    flags = ["-i", data / "train" / "images", "-o", tmp_path / "out", "--batch-size", "4"]
+    answer = inference_command("-m", run_dir / "last.pth", *flags)
+    assert answer.status == 0, answer.err
+    assert "4 of 4 images predicted" in answer.out
+
+
+def test_folders_and_patterns_of_arrays_are_images_too(tmp_path, inference_command):
+    from tests.conftest import call
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for number in range(4):
+            image = rng.random((33, 40, 4), dtype=np.float32)
+            np.save(tmp_path / "data" / "images" / split / f"n{number}.npy", image)
+            Image.fromarray(rng.integers(0, 2, (33, 40), dtype=np.uint8)).save(
+                tmp_path / "data" / "masks" / split / f"n{number}.png"
+            )
+    args = {"data_dir": str(tmp_path / "data"), "classes": ["a", "b"], "channels": 4}
+    config = tiny_config(
+        tmp_path / "saved",
+        train_loader={"type": "Folder", "args": {**args, "split": "train", "batch_size": 2, "num_workers": 0}},
+        val_loader={"type": "Folder", "args": {**args, "split": "val", "batch_size": 1, "num_workers": 0}},
+        normalization={"mean": [0.5] * 4, "std": [0.25] * 4},
+    )
+    config["arch"]["args"]["in_channels"] = 4
+    config["trainer"]["epochs"] = 1
+    write_json(tmp_path / "c.json", config)
+    import train
+
+    answer = call(train, "-c", tmp_path / "c.json")
+    assert answer.status == 0, answer.err
+    (run_dir,) = (tmp_path / "saved" / "tiny").glob("*-*")
+    images = tmp_path / "data" / "images" / "val"
+    for number, named in enumerate((images, images / "*.npy", images / "n?.*", images / "n1.npy")):
+        answer = inference_command("-m", run_dir / "last.pth", "-i", named, "-o", tmp_path / str(number))
+        assert answer.status == 0, answer.err
+        assert len(list((tmp_path / str(number)).iterdir())) == (2 if number == 3 else 5)
+    (images / "x.png").write_bytes((tmp_path / "data" / "masks" / "val" / "n0.png").read_bytes())
+    answer = inference_command("-m", run_dir / "last.pth", "-i", images, "-e", "npy", "-o", tmp_path / "last")
+    assert answer.status == 0, answer.err
+
+
+def test_an_array_with_alpha_is_predicted_without(finished_run):
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 4), dtype=np.uint8)
+    assert np.array_equal(predictor.predict(image), predictor.predict(image[..., :3]))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 5), np.uint8), r"expected an array \(height, width, 3\), got one of shape 4x5\."),
+        (np.zeros((4, 5, 2), np.uint8), r"expected an array \(height, width, 3\), got one of 2 channels\."),
+        (np.zeros((4, 5, 3), np.float32), r"expected an array of 8-bit integers, got float32\."),
+        (np.zeros((4, 5, 4), bool), r"expected an array of 8-bit integers, got bool\."),
+        (None, r"expected an array|expected str|argument should be"),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused_in_one_line_that_says_why(finished_run, image, words):
+    with pytest.raises(TypeError, match=words):
+        load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"]).predict(image)
+
+
+# --------------------------------------------------------------------------------------------------------- films
+
+
+def frames_of(path):
+    film = cv2.VideoCapture(str(path))
+    found = []
+    while (frame := film.read())[0]:
+        found.append(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB))
+    return found, film.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.fixture
+def film(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12.0, (80, 64))
+    for number in range(21):
+        frame = np.full((64, 80, 3), 40, np.uint8)
+        frame[10:40, 3 * number : 3 * number + 20] = (30, 60, 250)
+        writer.write(frame)
+    writer.release()
+    return tmp_path / "film.mp4"
+
+
+@pytest.mark.parametrize("flags", [[], ["--batch-size", "4"]], ids=" ".join)
+def test_a_film_becomes_a_film_of_its_classes(finished_run, film, inference_command, tmp_path, flags):
+    files = ["-i", film, "-o", tmp_path / "out", "--save", "color,overlay"]
+    answer = inference_command("-m", finished_run / "last.pth", *files, *TINY, *flags)
+    assert answer.status == 0, answer.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "_legend.png",
+        "film_color.mp4",
+        "film_overlay.mp4",
+    ]
+    frames, _ = frames_of(film)
+    predictor = load(finished_run / "last.pth", device="cpu", modules=["tests.tiny"])
+    for kind in ("color", "overlay"):
+        shown, rate = frames_of(tmp_path / "out" / f"film_{kind}.mp4")
+        assert (len(shown), rate) == (21, 12.0)
+        for frame, drawn in zip(frames, shown, strict=True):
+            expected = png_palette(predictor.classes)[predictor.predict(frame)].astype(float)
+            expected = expected if kind == "color" else (expected + frame) / 2
+            assert np.abs(drawn - expected).mean() < 12  # the codec loses some
+
+
+def test_frames_of_odd_sizes_are_filled_up(tmp_path):
+    job = Job(tmp_path / "in.mp4", {"color": tmp_path / "out.mp4"})
+    writer = FilmWriter(job, Squares.base_classes(), 5.0)
+    for _ in range(3):
+        labels = torch.zeros(27, 33, dtype=torch.uint8)
+        writer.write(np.zeros((27, 33, 3), np.uint8), lambda labels=labels: Prediction(labels))
+    writer.finish()
+    frames, _ = frames_of(tmp_path / "out.mp4")
+    assert [frame.shape for frame in frames] == [(28, 34, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "words"),
+    [
+        (b"no film", [], "is no film that can be read. Convert it to MP4."),
+        (None, ["--save", "index"], "is a film, which --save index has no form for. Use color or overlay."),
+    ],
+)
+def test_a_film_that_cannot_be_predicted_costs_no_image(
+    finished_run, film, pictures, inference_command, tmp_path, content, flags, words
+):
+    if content:
+        film.write_bytes(content)
+    files = ["-i", film, pictures / "x.png", "-o", tmp_path / "out"]
+    answer = inference_command("-m", finished_run / "last.pth", *files, *TINY, *flags)
+    assert answer.status == 3
+    assert f"not predicted: {film}: {words}" in answer.err
+    assert (tmp_path / "out" / "x.png").exists()
+    assert not list((tmp_path / "out").glob("*.mp4"))

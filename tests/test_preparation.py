@@ -46,7 +46,7 @@ def resized_run(request, tmp_path_factory):
     write_json(folder / "c.json", config)
     answer = call(train, "-c", folder / "c.json")
     assert answer.status == 0, answer.err
-    (run_dir,) = (folder / "saved" / "tiny").iterdir()
+    (run_dir,) = (folder / "saved" / "tiny").glob("*-*")
     return run_dir, folder / "data", request.param
 
 

@@ -7,10 +7,12 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +26,8 @@ from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.folder import Folder
 from dataloader.tools import doctor
 from engine import results
+from engine.check import check_config
+from models import weights
 from tests.conftest import ROOT, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
@@ -36,6 +40,8 @@ CLASSES = json.dumps({"classes": NAMES})
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(weights, "is_reachable", lambda url: False)
     monkeypatch.setenv("SEGWRIGHT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -172,7 +178,8 @@ def test_all_plants_are_found_at_once_by_several_processes(tmp_path: Path) -> No
     )
     assert answer.status == 3
     assert {kind for _, kind in kinds(answer)} == {*files, "colors", "different sizes"}
-    assert re.search(r'damaged file: 1 files; .*004\.png.*\n    fix: "on_bad_sample": "skip"', answer.out)
+    # Seven of thirty are more than a loader skips.
+    assert re.search(r"damaged file: 1 files; .*004\.png.*\n    fix: get the files again, or remove them", answer.out)
 
 
 def test_splits_that_are_others_put_together_are_no_finding_and_say_nothing_twice(
@@ -220,7 +227,7 @@ def test_a_split_that_is_there_and_cannot_be_used_is_a_finding(
         path.rename(path.with_stem(f"{path.stem}_mask"))
     answer = check(prepare_command, root)
     assert (answer.status, kinds(answer)) == (3, {("train", "image alone"), ("train", "label alone")})
-    assert '"mask_suffix" says' in answer.out
+    assert 'fix: Set "mask_suffix": "_mask" in the loader' in answer.out
     for command in ("stats", "pack"):  # cannot leave it out in silence
         more = ["-o", tmp_path / "packed"] if command == "pack" else []
         answer = call(prepare, command, "--dataset", "Folder", "--data-dir", root, "--args", CLASSES, *more)
@@ -270,6 +277,121 @@ def test_a_mending_line_mends(kind: str, line: str, tmp_path: Path, prepare_comm
         *("check", "--dataset", "Folder", "--data-dir", root, "--split", "train", "--args", json.dumps(options))
     )
     assert fixed.status == 0, fixed.out
+
+
+def lines_of(fix: str) -> dict[str, object]:
+    """The lines of a config that a fix begins with; none where it is a deed."""
+    found: dict[str, object] = {}
+    text = fix.removeprefix("Set ")
+    while match := re.match(r'(?:, )?"(\w+)": ', text):
+        value, end = json.JSONDecoder().raw_decode(text[match.end() :])
+        found[match[1]] = value
+        text = text[match.end() + end :]
+    return found
+
+
+def _all_in_colors(images: Path, masks: Path) -> None:
+    for folder in (masks, masks.parent / "val"):
+        for path in folder.iterdir():
+            save(path, np.array([[0, 0, 0], [0, 90, 0], [70, 130, 180]], np.uint8)[np.asarray(Image.open(path))])
+
+
+def _with_suffix(images: Path, masks: Path) -> None:
+    for folder in (masks, masks.parent / "val"):
+        for path in folder.iterdir():
+            path.rename(path.with_stem(f"{path.stem}_mask"))
+
+
+FIXABLE = PLANTS | {
+    "colors": _all_in_colors,
+    "nested files": lambda images, masks: [
+        save(folder / "night" / "000.png", array) for folder, array in zip((images, masks), scene(50), strict=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", FIXABLE)
+def test_a_fix_that_is_a_line_of_a_config_removes_its_finding(
+    kind: str, tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data", train=8)
+    FIXABLE[kind](root / "images" / "train", root / "masks" / "train")
+    path = training_config(root, tmp_path)
+    before = prepare_command("check", "-c", path)
+    (fix,) = re.findall(rf"^train_loader[\w ]*: {kind}: .*\n    fix: (.+)", before.out, re.MULTILINE)
+    assert kind in {found for where, found in kinds(before)}, before.out
+    lines = lines_of(fix)
+    if not lines:
+        assert not fix.startswith('"') or '"label_map" says' in fix
+        return
+    config = json.loads(path.read_text())
+    for key, value in lines.items():
+        if key == "ignore_index":
+            config[key] = value
+            continue
+        for section in ("train_loader", "val_loader"):
+            config[section]["args"][key] = value
+    path.write_text(json.dumps(config))
+    after = prepare_command("check", "-c", path)
+    assert after.status in (0, 3), after.err
+    assert ("train_loader", kind) not in kinds(after), after.out
+
+
+def test_the_crop_that_is_offered_for_mixed_sizes_fits_most(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data", train=9)
+    for number in range(9):  # a third wide, a third tall, a third large
+        height, width = ((40, 120), (120, 40), (130, 130))[number % 3]
+        save(root / "images" / "train" / f"{number:03d}.png", np.resize(scene(number)[0], (height, width, 3)))
+        save(root / "masks" / "train" / f"{number:03d}.png", np.resize(scene(number)[1], (height, width)))
+    path = training_config(root, tmp_path, augment=True, crop_size=128)
+    config = json.loads(path.read_text())
+    config["train_loader"]["args"]["crop_size"] = 128
+    config["val_loader"]["args"] |= {"augment": False, "crop_size": None}
+    path.write_text(json.dumps(config))
+    answer = prepare_command("check", "-c", path)
+    assert "6 of 9 images are smaller than the crop" in answer.out
+    (line,) = re.findall(r'fix: "crop_size": (.*)', answer.out)
+    answer = prepare_command("check", "-c", path, "-s", f"train_loader.args.crop_size={line}")
+    assert ("train_loader", "crop too large") not in kinds(answer), answer.out
+
+
+def test_masks_in_color_are_told_what_to_set(tmp_path: Path, train_command: Callable[..., Answer]) -> None:
+    root = clean(tmp_path / "data")
+    _all_in_colors(root / "images" / "train", root / "masks" / "train")
+    answer = train_command("-c", training_config(root, tmp_path), "--import", "tests.tiny")
+    assert answer.status == 2
+    assert 'Set "masks": "color" and give each class its color' in answer.err
+    assert 'Use the dataset "Folder"' not in answer.err
+
+
+def test_masks_whose_names_end_otherwise_are_told_the_suffix(
+    tmp_path: Path, train_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    _with_suffix(root / "images" / "train", root / "masks" / "train")
+    answer = train_command("-c", training_config(root, tmp_path), "--check", "--import", "tests.tiny")
+    assert answer.status == 2
+    assert 'Set "mask_suffix": "_mask" in the loader\'s args.' in answer.err
+
+
+def test_images_without_mask_are_skipped_if_the_config_says_so_and_their_number_is_told(
+    tmp_path: Path, train_command: Callable[..., Answer], prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    for number in (1, 5):
+        (root / "masks" / "train" / f"{number:03d}.png").unlink()
+    path = training_config(root, tmp_path)
+    answer = train_command("-c", path, "--check", "--import", "tests.tiny")
+    assert (answer.status, "2 files (001.png, 005.png) without label" in answer.err) == (2, True)
+    assert 'fix: "missing_masks": "skip"' in prepare_command("check", "-c", path).out
+    path = training_config(root, tmp_path, missing_masks="skip")
+    answer = train_command("-c", path, "--check", "--import", "tests.tiny")
+    assert answer.status == 0, answer.err
+    assert 'split "train": 2 of 8 images have no mask and are skipped' in answer.out + answer.err
+    assert "6 images" in answer.out
+    assert "train_loader: 6 images" in prepare_command("check", "-c", path).out
 
 
 def test_splits_may_consist_of_others(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
@@ -392,6 +514,52 @@ def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_com
     assert prepare_command("check", "-c", path, *sets).status == 0
 
 
+@pytest.mark.parametrize(
+    ("training", "validation"),
+    [
+        ({"base_size": 24, "scale": False}, {}),
+        ({"base_size": 24}, {}),
+        ({"resize": {"short_side": 24}, "scale": False}, {"val": True, "crop_size": 64}),
+        ({"scale": {"range": [0.8, 1.2]}}, {"resize": {"long_side": 24}}),
+        ({"scale": False}, {"val": True, "crop_size": 130}),
+    ],
+)
+def test_a_scale_that_training_never_saw_is_found_and_fixed(
+    tmp_path: Path, prepare_command: Callable[..., Answer], training: dict[str, Any], validation: dict[str, Any]
+) -> None:
+    config = load_config(ROOT / "config.json")
+    args = {"data_dir": str(clean(tmp_path / "data")), "classes": NAMES}
+    train = {**args, "split": "train", "batch_size": 4, "augment": True, "crop_size": 24, **training}
+    config["train_loader"] = {"type": "Folder", "args": train}
+    config["val_loader"] = {"type": "Folder", "args": {**args, "split": "val", "batch_size": 1, **validation}}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    answer = prepare_command("check", "-c", path)
+    assert kinds(answer) == {("train_loader", "another scale")}, answer.out
+    fixed = {
+        key: value for key, value in config["val_loader"]["args"].items() if key not in ("crop_size", "resize", "val")
+    }
+    if found := re.search(r'fix: "resize": (\{.*\}) in the val_loader', answer.out):
+        fixed["resize"] = json.loads(found[1])
+    config["val_loader"]["args"] = fixed
+    path.write_text(json.dumps(config))
+    assert prepare_command("check", "-c", path).status == 0
+
+
+@pytest.mark.parametrize("path", sorted([ROOT / "config.json", *(ROOT / "configs").glob("**/*.json")]), ids=str)
+def test_no_config_of_ours_validates_at_a_scale_that_training_never_sees(path: Path) -> None:
+    raw = load_config(path)
+    if "arch" not in raw or "trainer" not in raw:
+        return
+    config = check_config(raw)
+    assert config.validation is not None
+    records = {"x": scan.Record([], size=[375, 500])}
+    if config.train.type in ("CamVid", "Synthetic"):
+        records = {"x": scan.Record([], size=[360, 480] if config.train.type == "CamVid" else [192, 256])}
+    examined = doctor.Examined("train", None, records, chains=(config.train.chain, config.validation.chain))
+    assert list(doctor.scales(examined)) == []
+
+
 def test_files_that_did_not_change_are_not_read_again(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,7 +654,7 @@ def test_a_dataset_of_somebody_else_may_complain_in_its_own_words(
     examined = doctor.Examined("train", dataset, scan.examine(dataset), training=False)
     (finding,) = doctor.diagnose([examined])
     assert finding.lines()[0] == "train: unusable file: 8 files; The moon is in the wrong house"
-    assert '"on_bad_sample": "skip"' in finding.fix
+    assert finding.fix.startswith("get the files again")  # all eight are more than a loader skips
 
 
 def test_what_receives_problems_is_no_key_of_a_config(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
@@ -707,6 +875,80 @@ def test_init_gives_a_config_that_trains_unchanged(
     assert prepare_command("check", "-c", path).status == 0
 
 
+def photos(root: Path, *folders: str, count: int = 8) -> Path:
+    """Images and masks in folders, given in pairs."""
+    for number, (images, masks) in enumerate(zip(folders[::2], folders[1::2], strict=True)):
+        for index in range(count):
+            image, label = scene(100 * number + index)
+            save(root / images / f"{index}.png", image)
+            save(root / masks / f"{index}.png", label)
+    return root
+
+
+def test_init_names_its_config_like_the_folder_and_spares_the_one_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_command: Callable[..., Answer]
+) -> None:
+    photos(tmp_path / "mydata", "images", "masks")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("init", "--images", "mydata/images", "--masks", "mydata/masks")
+    answer = prepare_command(*arguments)
+    assert answer.status == 0, answer.err
+    assert "written to mydata.json; `python train.py -c mydata.json` trains" in answer.out
+    config = load_config(Path("mydata.json"))
+    assert "n_gpu" not in config
+    assert config["trainer"]["val_per_epochs"] <= config["trainer"]["epochs"] / 10
+    assert "is there already" in prepare_command(*arguments).err
+    for output in (ROOT / "config.json", os.path.relpath(ROOT / "config.json")):
+        answer = prepare_command(*arguments, "-o", output, "--force")
+        assert (answer.status, "is the default config" in answer.err) == (2, True)
+
+
+def test_init_starts_from_public_weights_where_they_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_command: Callable[..., Answer]
+) -> None:
+    root = photos(tmp_path / "mydata", "images", "masks")
+    said = {}
+    for reachable in (False, True):
+        monkeypatch.setattr(weights, "is_reachable", lambda url, answer=reachable: answer)
+        path = tmp_path / f"{reachable}.json"
+        answer = prepare_command("init", "--images", root / "images", "--masks", root / "masks", "-o", path)
+        assert answer.status == 0, answer.err
+        said[reachable] = load_config(path)
+        assert ("pretrained weights: by download" in answer.out) == reachable
+    assert said[True]["arch"]["args"]["pretrained"] is True
+    assert said[False]["arch"]["args"]["pretrained"] is False
+    assert said[False]["optimizer"]["args"]["lr"] > said[True]["optimizer"]["args"]["lr"]
+
+
+@pytest.mark.parametrize("given", [("train/images", "train/masks"), (".", ".")])
+def test_init_recognises_train_and_val_side_by_side(
+    given: tuple[str, str], tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = photos(tmp_path / "mydata", "train/images", "train/masks", "val/images", "val/masks")
+    path = tmp_path / "c.json"
+    answer = prepare_command("init", "--images", root / given[0], "--masks", root / given[1], "-o", path)
+    assert answer.status == 0, answer.err
+    config = load_config(path)
+    assert [config[key]["args"]["split"] for key in ("train_loader", "val_loader")] == ["train", "val"]
+    assert config["name"] == "mydata"
+    answer = prepare_command("check", "-c", path)
+    assert answer.status == 0, answer.out + answer.err
+    assert "val_loader: 8 images" in answer.out
+
+
+def test_init_says_of_an_empty_folder_that_it_is_empty(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    arguments = ("init", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "-o", tmp_path / "c.json")
+    answer = prepare_command(*arguments)
+    assert (answer.status, answer.errors) == (
+        2,
+        [f"{tmp_path / 'images'}: holds no image file. Name the folder that the files lie in."],
+    )
+    photos(tmp_path, "images", "others")
+    assert f"{tmp_path / 'masks'}: holds no image file" in prepare_command(*arguments).err
+
+
 @pytest.mark.parametrize(
     ("image", "mask", "said"),
     [
@@ -856,8 +1098,41 @@ def test_a_submission_takes_one_prediction_of_each_frame_of_the_test_split(
     assert "is no frame of berlin, " in submit("frankfurt_000000_000294_leftImg8bit").err
 
 
+def test_the_command_that_a_submission_recommends_works(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finished_run: Path,
+    prepare_command: Callable[..., Answer],
+    inference_command: Callable[..., Answer],
+) -> None:
+    for city in ("berlin", "bonn"):
+        name = f"data/cityscapes/leftImg8bit/test/{city}/{city}_000001_000019_leftImg8bit.png"
+        save(tmp_path / name, np.zeros((1024, 2048, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    answer = prepare_command("submission", "--predictions", "outputs")
+    (line,) = re.findall("`python inference.py (.*)` makes them", answer.err)
+    words = [str(finished_run / "best_model.pth") if word == "CKPT" else word for word in shlex.split(line)]
+    answer = inference_command(*words, "--import", "tests.tiny")
+    assert answer.status == 0, answer.err
+    answer = prepare_command("submission", "--predictions", "outputs")
+    assert (answer.status, "2 predictions written" in answer.out) == (3, True), answer.err
+
+
+def test_absent_classes_are_found_beside_broken_files_and_unknown_values(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    images, masks = root / "images" / "train", root / "masks" / "train"
+    PLANTS["absent class"](images, masks)
+    _over(masks).write_bytes(b"")
+    save(_over(masks, 1), np.where(scene(1)[1] == 1, 9, 0).astype(np.uint8))
+    answer = check(prepare_command, root)
+    assert {kind for _, kind in kinds(answer)} == {"absent class", "empty file", "unknown value"}
+
+
 def test_help_is_there_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("check", "stats", "init", "submission"):
+    for command in ("check", "stats", "init", "convert", "submission"):
         with pytest.raises(SystemExit):
             prepare.parse([command, "--help"])
         assert "--workers" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from engine.assemble import build_loaders, build_network, build_trainer, validation_protocol
 from engine.check import check_config
-from engine.config import RunConfig, evaluation_data, evaluation_section, result_keys
+from engine.config import RunConfig, evaluation_data, evaluation_section, meaning_of, result_keys
 from engine.dry_run import dry_run
 from engine.preflight import check_weights
 from tests.tiny import tiny_config
@@ -60,8 +61,18 @@ def test_what_is_held_out_is_stamped_and_validated_without_augmentation() -> Non
     loader["args"] |= {"val_split": 0.25}
     config = checked(train_loader=loader, val_loader=None)
     stamp = validation_protocol(config).to_json()
-    assert (stamp["mode"], stamp["size"], stamp["held_out"]) == ("center_crop", [32, 32], 0.25)
+    assert (stamp["mode"], stamp["size"], stamp["held_out"]) == ("single", "native", 0.25)
     assert evaluation_data(evaluation_section(config, split="val")).held_out is None
+    loader["args"] |= {"val_crop_size": [24, 32]}
+    stamp = validation_protocol(checked(train_loader=loader, val_loader=None)).to_json()
+    assert (stamp["mode"], stamp["size"], stamp["held_out"]) == ("center_crop", [24, 32], 0.25)
+
+
+def test_null_means_the_same_as_a_key_that_early_configs_do_not_know() -> None:
+    resolved = checked().to_json()
+    early = json.loads(json.dumps(resolved))
+    assert early["train_loader"]["args"].pop("val_crop_size", "absent") is None
+    assert meaning_of(early) == meaning_of(resolved) == checked().meaning
 
 
 @pytest.mark.parametrize("args", [{"augment": True, "crop_size": 33, "flip": True}, {"resize": {"short_side": 50}}])

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -26,10 +27,11 @@ from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
 from engine import preflight, results
 from engine.assemble import wrap_network
+from inference import load
 from models.build import build_model
 from tests.tiny import Squares, tiny_config
 from trainer import StepResult, Trainer
-from utils import checkpoint, distributed
+from utils import checkpoint, distributed, step_progress
 from utils.ema import ExponentialMovingAverage
 from utils.errors import ConfigError, DataError, Interrupted, Stopped, run
 from utils.images import read_image
@@ -91,6 +93,7 @@ def launch(folder: Path, *flags: str, trainer: dict[str, Any] | None = None, **s
     config = tiny_config(folder / "saved", **sections)
     config["trainer"] |= trainer or {}
     path = folder / "config.json"
+    folder.mkdir(exist_ok=True)
     path.write_text(json.dumps(config))
     assert run(train.main, ["-c", str(path), "--import", "tests.tiny", *flags]) == 0
     return max((folder / "saved" / "tiny").glob("2*"))
@@ -487,6 +490,7 @@ def test_tensorboard_shows_what_the_documents_promise(tmp_path: Path) -> None:
     scalars |= {"train/Learning_rate_0", "train/Learning_rate_1", "val/Class_IoU/ground", "val/Class_IoU/square"}
     assert scalars <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["val/inputs_targets_predictions"]
+    assert all(event.value > 0 for event in events.Scalars("train/images_per_second"))
     rates = [events.Scalars(f"train/Learning_rate_{i}")[0].value for i in (0, 1)]
     assert rates[0] == pytest.approx(10 * rates[1])
 
@@ -514,6 +518,61 @@ def test_predictions_that_do_not_fit_on_the_disk_cost_nothing_else(
     assert "best_model.pth is complete" in capsys.readouterr().err
 
 
+def test_the_log_says_how_many_images_a_second_are_trained_and_the_history_does_not(tmp_path: Path) -> None:
+    run_dir = launch(tmp_path, trainer={"tensorboard": True})
+    log = (run_dir / "train.log").read_text()
+    assert len(re.findall(r"epoch \d/3: .*, [\d.e+]+ images/s", log)) == 3
+    assert re.search(r"step 2/15: .*, [\d.e+]+ images/s, waited for data", log)
+    assert "tensorboard --logdir" in log
+    assert not any("images" in key for record in metrics(run_dir) for key in record)  # no run has the speed of another
+
+
+def test_the_progress_bar_shows_figures_from_the_first_step_on_and_how_long_all_epochs_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain = launch(tmp_path / "plain", trainer={"log_per_iter": 4})
+    monkeypatch.setattr(step_progress, "silent", lambda: False)
+    capsys.readouterr()
+    run_dir = launch(tmp_path / "shown", trainer={"log_per_iter": 4})
+    shown = capsys.readouterr().err
+    first = re.search(r"train 1/3: +0%.*?mIoU=0\.\d\d.*?all_epochs=\d\d:\d\d", shown)
+    assert first, shown
+    assert metrics(run_dir) == metrics(plain)  # what is shown is not counted
+
+
+def test_the_picture_of_predictions_shows_the_worst_images_with_headings_names_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    sheet = results.comparisons_sheet
+
+    def keep(rows: Any, classes: Any, headings: Any) -> Any:
+        drawn.append((rows, headings))
+        return sheet(rows, classes, headings)
+
+    monkeypatch.setattr(results, "comparisons_sheet", keep)
+    section = tiny_config(tmp_path)["val_loader"]
+    section["args"]["length"] = 12
+    run_dir = launch(tmp_path, val_loader=section)
+    ((rows, headings),) = drawn
+    assert headings == ("image: the worst of 12", "label", "prediction")
+    predictor = load(run_dir / "best_model.pth", device="cpu", modules=["tests.tiny"])
+    scores = {}
+    for item in map(Squares(split="val", length=12).read, range(12)):
+        labels = predictor.predict(item.image)
+        pixels = [(labels[item.label == c] == c).sum() for c in range(3)]
+        union = [((labels == c) & (item.label != 255) | (item.label == c)).sum() for c in range(3)]
+        scores[item.key] = np.mean([p / u for p, u in zip(pixels, union, strict=True) if u])
+    worst = sorted(scores, key=scores.__getitem__)
+    assert [row[0] for row in rows] == worst[:4]
+    assert [row[1] for row in rows] == [f"mean IoU {scores[name]:.3f}" for name in worst[:4]]
+    assert {path.stem for path in (run_dir / "predictions").iterdir()} == set(worst[:8])
+    picture = read_image(run_dir / "predictions.png")
+    assert picture.shape[1] == 1200
+    assert (picture[:34] < 100).any()  # headings
+    assert (picture[34:60] < 100).any()  # a name
+
+
 def test_without_tensorboard_nothing_of_it_is_written(tmp_path: Path) -> None:
     launch(tmp_path)
     assert not (tmp_path / "saved" / "runs").exists()
@@ -522,7 +581,7 @@ def test_without_tensorboard_nothing_of_it_is_written(tmp_path: Path) -> None:
 def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
     run_dir = launch(tmp_path)
     names = {path.name for path in run_dir.iterdir()}
-    assert read_image(run_dir / "curves.png").shape == (360, 640, 3)
+    assert read_image(run_dir / "curves.png").shape == (432, 1080, 3)
     promised = "config.json environment.json last.pth last.prev.pth best_model.pth metrics.jsonl train.log results.json"
     assert set(promised.split()) <= names
     assert len(list((run_dir / "predictions").glob("*.png"))) == 3
@@ -567,6 +626,12 @@ def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) 
     assert model.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     network(torch.zeros(2, 3, 33, 41, dtype=torch.uint8)).logits.sum().backward()
     assert model.backbone.conv1.weight.grad is not None
+
+
+def test_the_step_calls_a_compiled_network_and_saves_the_plain_one(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, compile=True)  # compiled when it is called, and so never here
+    assert trainer.network is not trainer.model
+    assert list(trainer.network_state()["state_dict"]) == list(build_model(ARCH, num_classes=3).state_dict())
 
 
 def test_freezing_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:
@@ -723,7 +788,9 @@ def test_without_the_tensorboard_package_training_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     launch(tmp_path, trainer={"tensorboard": True})
-    assert "warning: trainer.tensorboard: not written" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "warning: trainer.tensorboard: not written" in printed
+    assert "--logdir" not in printed  # there is nothing that it could show, nor anybody to show it
 
 
 def test_the_batch_size_of_validation_changes_no_figure(tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from dataloader.transforms.geometry import warp
 from dataloader.transforms.named import ResizeToRange
 from dataloader.transforms.torchvision import COLORS, MOVES
 from engine.check import check_config
-from engine.config import protocol_of
+from engine.config import evaluation_data
 from tests.tiny import tiny_config
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
+from utils.protocol import EvaluationProtocol
 from utils.registry import TRANSFORMS
 from utils.reproducibility import stream
 from utils.schema import Component, Mismatch, check_arguments, convert, to_json
@@ -461,8 +462,9 @@ def test_the_size_after_a_transform_that_does_not_say_it_is_unknown(monkeypatch)
     listed = [{"type": "CenterCrop", "args": {"size": [64, 96]}}, "HalfSize"]
     assert options(transforms=listed).crop is None
     loader = {"type": "Squares", "args": {"split": "val", "batch_size": 1, "transforms": listed}}
-    stamp = protocol_of(check_config(tiny_config(Path("saved"), val_loader=loader)).val_loader)
-    assert (stamp["mode"], stamp["size"]) == ("transforms", "resized")
+    data = evaluation_data(check_config(tiny_config(Path("saved"), val_loader=loader)).val_loader)
+    stamp = EvaluationProtocol(data=data).to_json()
+    assert (stamp["mode"], stamp["size"]) == ("transforms", "transforms HalfSize")
     assert options(transforms=[*listed, {"type": "CenterCrop", "args": {"size": 9}}]).crop == (9, 9)
 
 
@@ -551,8 +553,9 @@ def test_the_pipeline_of_the_cityscapes_seed_can_be_said():
     assert 0 < mirrored < 12
 
 
-def test_what_is_held_out_gets_the_same_size_and_nothing_random():
-    held = options(**AUGMENT).for_validation()
+def test_what_is_held_out_is_whole_and_nothing_random():
+    assert build_chain(options(**AUGMENT).for_validation(), FILL, where="args") is None
+    held = options(**AUGMENT, val_crop_size=(64, 80)).for_validation()
     assert not chain_problems(held, "args")
     assert held.crop == (64, 80)
     image, label = scene()

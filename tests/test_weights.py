@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.check import check_config
 from engine.preflight import check_weights
+from models import weights
 from models.build import build_model
 from models.weights import adapt_channels, load_backbone
 from utils.config import load_config
@@ -202,11 +203,41 @@ def test_a_failed_download_names_the_file_and_its_place(tmp_path: Path, monkeypa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(ConfigError) as error:
-        build(True)
+        build("required")
     (problem,) = error.value.problems
     assert problem.startswith("arch.args.pretrained: https://download.pytorch.org/models/resnet18-f37072fd.pth cannot")
     assert str(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in problem
     assert "no route to host" in problem
+
+
+def test_training_goes_on_loudly_without_weights_that_cannot_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(url: str, *args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(logging.getLogger("segwright"), "propagate", True)
+    model = build(True)
+    assert model.lacks_pretrained
+    (said,) = {each.getMessage() for each in caplog.records if each.levelno == logging.WARNING}
+    assert said.startswith("NOT PRETRAINED")
+    assert "no route to host" in said
+    with pytest.raises(ConfigError, match="no route to host"):  # random numbers that are never trained
+        build(True, freeze_backbone=True)
+
+
+def test_it_is_known_beforehand_whether_weights_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(weights, "PATIENCE", 0.5)
+    url = weights.public_url("resnet18")
+    assert weights.where_to_get(url.replace("https://download.pytorch.org", "http://127.0.0.1:9")) == ""
+    monkeypatch.setattr(weights, "is_reachable", lambda url: True)
+    assert weights.where_to_get(url) == "by download"
+    weights.cached_file(url).parent.mkdir(parents=True)
+    weights.cached_file(url).touch()
+    assert weights.where_to_get(url) == "in torch's cache"
 
 
 @pytest.mark.parametrize("args", [{"width_mult": 0.5}, {"deep_stem": True}])

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.base_model import Backbone, FeatureShape
-from models.blocks import OutputStride
+from models.blocks import OutputStride, unpool
 from models.build import check_model, initialize
 from models.catalogue import catalogue
-from models.networks.segresnet import _unpool
 from models.weights import load_backbone
 from tests.test_models import CLASSES, build, dilations, narrow, narrow_backbone, parameter_count, randomized
 from utils.errors import ConfigError
@@ -203,7 +202,7 @@ def test_values_return_to_where_the_pool_took_them_from() -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 3, 9, 12)
     pooled, indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-    back = _unpool(torch.ones_like(pooled), indices, x.shape[-2:])
+    back = unpool(torch.ones_like(pooled), indices, x.shape[-2:], overlapping=True)
     taken = torch.stack([(indices == i).flatten(2).sum(2) for i in range(9 * 12)], dim=2).view_as(x)
     assert torch.equal(back, taken.float())
     assert taken.max() > 1  # windows overlap, and share values

@@ -15,6 +15,17 @@ import numpy as np
 from utils.errors import ConfigError
 
 IGNORE = 255  # label of pixels that neither train nor count, in every dataset, after `ClassTable.train_ids`
+BACKGROUND = ("background", "_background_", "bg")  # what people call what is none of the other classes
+BACKGROUND_COLOR = (70, 70, 70)
+# Okabe and Ito's colors for all kinds of sight (https://jfly.uni-koeln.de/color); then each time the one that is
+# farthest from those before it, from black, white and the background's: by CIEDE2000, also as seen with red or green
+# blindness after Machado, Oliveira and Fernandes, 2009.
+DISTINCT = (
+    "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 4000a0 a00020 80ffc0 a060ff 00e0e0 "
+    "406040 ff4060 804080 608080 ffa080 2040ff e0c0c0 c00060 404000 006060 8080c0 80c0a0 "
+    "808040 a04000 a0a0a0 e0e0ff 602020 e000a0 a0a0c0 a0ff80 4040a0 c08080 a08060 e0c060 "
+    "004060 c0e0a0 80c0c0 800040 "
+)
 _LOOKS_UP_PAIRS = int(cv2.__version__.partition(".")[0]) >= 5  # before, OpenCV's tables were of 8 bits only
 STRANGE = 254  # label of pixels whose value stands for nothing, see `ClassTable.marked_ids`
 
@@ -197,14 +208,32 @@ def ranges(values: Iterable[int]) -> str:
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """Return `count` colors, none black, far apart among the first few: the bit-shuffle of Pascal VOC's palette."""
-    colors = []
-    for index in range(1, count + 1):
+    """Return `count` colors, none black; the first 40 are far apart, also for the color-blind.
+
+    Further ones are those of Pascal VOC's palette, a bit-shuffle, that are not among them.
+    """
+    colors = [(int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code in DISTINCT.split()][:count]
+    index = 0
+    while len(colors) < count:
+        index += 1
         color = [0, 0, 0]
         for bit in range(24):  # the lowest bits of the index become the highest of red, green and blue, in turn
             color[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-        colors.append((color[0], color[1], color[2]))
+        found = (color[0], color[1], color[2])
+        if found not in colors:
+            colors.append(found)
     return colors
+
+
+def default_colors(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return a color for each class: a dark gray for the background, if one is called so, else `distinct_colors`."""
+    others = iter(distinct_colors(len(names)))
+    return [BACKGROUND_COLOR if is_background(name) else next(others) for name in names]
+
+
+def is_background(name: str) -> bool:
+    """Say whether a class's name says that it is what is none of the others."""
+    return name.lower() in BACKGROUND
 
 
 def count_values(label: np.ndarray) -> np.ndarray:

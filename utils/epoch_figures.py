@@ -28,6 +28,7 @@ class PredictedBatch(NamedTuple):
     labels: Tensor  # (N, H, W) uint8
     logits: Tensor  # (N, C, h, w)
     predicted: Tensor  # (N, H, W) uint8
+    keys: tuple[str, ...] = ()  # names of the images
 
 
 class RunningFigures:
@@ -63,11 +64,19 @@ class RunningFigures:
             logits: (N, C, h, w).
             labels: (N, H, W) uint8.
         """
-        sample = self._empty_matrix()
-        sample.update(predicted_labels(logits, (labels.shape[-2], labels.shape[-1])), labels)
+        sample = self._sample(logits, labels)
         sample.reduce()
         self.matrix.include(sample)
         return {**dict.fromkeys(FIGURES, math.nan), **_shown(sample)}
+
+    def peek(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return the figures of this process's batch alone, of which nothing is counted; otherwise as `count`."""
+        return {**dict.fromkeys(FIGURES, math.nan), **_shown(self._sample(logits, labels))}
+
+    def _sample(self, logits: Tensor, labels: Tensor) -> ConfusionMatrix:
+        sample = self._empty_matrix()
+        sample.update(predicted_labels(logits, (labels.shape[-2], labels.shape[-1])), labels)
+        return sample
 
     def results(self, steps: int) -> dict[str, float]:
         """Give the mean loss of `steps` steps and the figures of all pixels counted."""

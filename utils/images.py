@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import stat
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
 
@@ -30,13 +32,15 @@ MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more i
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
+_PILLOWS_LIMIT = threading.Lock()
+
 # What OpenCV decodes to the same colors as Pillow, several times as fast. It refuses damaged files of these formats,
 # where Pillow lets one in fifteen flipped bits of a PNG pass.
 _FAST_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})
 _FAST_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1"})
 
 
-def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
+def read_image(path: Path, *, upright: bool = True, most: int | None = None) -> np.ndarray:
     """Read the image in `path` as (H, W, 3) uint8, RGB.
 
     Gray, palette, CMYK and 16-bit images are converted, 16-bit and floating values to the full range; an alpha
@@ -45,12 +49,13 @@ def read_image(path: Path, *, upright: bool = True) -> np.ndarray:
     Args:
         path: The file.
         upright: Turn the image as its EXIF orientation says; otherwise pixels are as they are stored.
+        most: Pixels that it may have; None for `MAX_PIXELS`.
 
     Raises:
         DataError: It cannot be read.
     """
     data = _read_file(path)
-    header = _open(path, data)
+    header = _open(path, data, most)
     if header.format not in _FAST_FORMATS or header.mode not in _FAST_MODES:
         return _convert(path, header, upright)
     image = None
@@ -143,7 +148,9 @@ def _read_tiff(path: Path, data: bytes) -> np.ndarray:
         what = "TIFF files of several bands need tifffile"
         raise DataError(Problem(Fault.MISSING_PACKAGE, path, what, "`pip install tifffile`")) from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
+        series, page = file.series[0], file.pages.first
+        if page.imagelength * page.imagewidth > MAX_PIXELS:
+            raise DataError(_too_large(path, f"{page.imagewidth}x{page.imagelength} pixels, "))
         values = series.asarray()
         # Bands may be stored one after the other; the axes say where they are.
         axes = series.axes.replace("Q", "S").replace("I", "S").replace("C", "S")
@@ -253,22 +260,34 @@ def _damaged(path: Path) -> Problem:
     return Problem(Fault.DAMAGED_FILE, path, "is damaged or cut short", "Get the file again or remove it")
 
 
-def _open(path: Path, data: bytes) -> Image.Image:
-    """Open an image: its header is read and no pixel decoded."""
+def _open(path: Path, data: bytes, most: int | None = None) -> Image.Image:
+    """Open an image, of at most `MAX_PIXELS` or `most`: its header is read and no pixel decoded."""
     try:
-        image = Image.open(io.BytesIO(data))
+        with _unlimited() if most else nullcontext():
+            image = Image.open(io.BytesIO(data))
         width, height = image.size
     except Image.DecompressionBombError:
         raise DataError(_too_large(path, "")) from None
     except Exception:  # Pillow's plugins raise whatever they stumble over: SyntaxError, struct.error, ...
         raise DataError(_what_it_is(path, data)) from None
-    if width * height > MAX_PIXELS:
-        raise DataError(_too_large(path, f"{width}x{height} pixels, "))
+    if width * height > (most or MAX_PIXELS):
+        raise DataError(_too_large(path, f"{width}x{height} pixels, ", most))
     return image
 
 
-def _too_large(path: Path, size: str) -> Problem:
-    what = f"is declared to have {size}more than {MAX_PIXELS:,} pixels"
+@contextmanager
+def _unlimited() -> Iterator[None]:
+    """Let Pillow open images of any size; other threads, which see that too, have limits of their own."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _too_large(path: Path, size: str, most: int | None = None) -> Problem:
+    what = f"is declared to have {size}more than {most or MAX_PIXELS:,} pixels"
     return Problem(Fault.HUGE_IMAGE, path, what, "Cut it into tiles")
 
 
@@ -381,7 +400,8 @@ def _open_label(path: Path, data: bytes) -> Image.Image:
     if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
         kind = f"{image.format} file" + (" compressed as JPEG" if "jpeg" in packing else "")
         what = f"is a {kind}, which changes label values at every edge"
-        raise DataError(Problem(Fault.LOSSY_LABEL, path, what, "Use PNG files for labels"))
+        fix = "Use PNG files for labels; `python prepare.py convert` makes them"
+        raise DataError(Problem(Fault.LOSSY_LABEL, path, what, fix))
     try:
         if image.format == "PNG":
             _check_png(data)

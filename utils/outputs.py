@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +29,21 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     The only interpolation of feature maps and logits in the project, so that `align_corners` is decided once.
     """
-    if tuple(x.shape[-2:]) == tuple(size):
+    if _has_size(x, size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _has_size(x: Tensor, size: tuple[int, int]) -> bool:
+    """Whether `x` (..., h, w) has that size; while exporting, whether it has at every size of the image.
+
+    A plain comparison would be decided by the sizes of the example that is traced, and an exported graph would then
+    lack interpolations that other images need. One that changes nothing is harmless: it gives `x`.
+    """
+    height, width = x.shape[-2:]
+    if torch.compiler.is_exporting():
+        # Only here, because importing it takes a second.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(height == size[0]) and statically_known_true(width == size[1])
+    return (height, width) == tuple(size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,20 @@ from utils.losses.strips import predicted_labels, winning_probabilities
 from utils.outputs import SegOutput, resize
 from utils.precision import autocast
 from utils.protocol import EvaluationData, EvaluationProtocol
-from utils.tta import TestTimeAugmentation
+from utils.tta import TestTimeAugmentation, mirrored
+
+
+class Prepare(Protocol):
+    """What is done to an image before it is predicted."""
+
+    @property
+    def size(self) -> tuple[int, int] | str:
+        """The size that images get, as a stamp on figures names it."""
+        ...
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Prepare an image (H, W, C)."""
+        ...
 
 
 class Prediction(NamedTuple):
@@ -47,7 +60,7 @@ class Predictor:
         about: Mapping[str, Any],
         precision: str = "fp32",
         tta: TestTimeAugmentation | None = None,
-        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         self.model = model.eval()
         self.classes = classes
@@ -70,6 +83,11 @@ class Predictor:
         The whole image once leaves them at the head's own.
         """
         return self.tta.logits(self._forward, images.to(self.device))
+
+    def window_logits(self, images: Tensor) -> Tensor:
+        """Predict raw windows (N, C, H, W) of a larger image, each once or, where so asked for, mirrored too."""
+        predict = mirrored(self._forward) if self.tta.flip else self._forward
+        return predict(images.to(self.device))
 
     def _forward(self, images: Tensor) -> Tensor:
         with self.autocast:

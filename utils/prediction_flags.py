@@ -21,10 +21,18 @@ WINDOW = 512  # where training used no crop
 STRIDE = 32  # windows are multiples of the coarsest stride there is, so that their logits lie on one grid
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the flags that say which model predicts, and where."""
+def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Give `parser` the flags that say which model predicts, and where.
+
+    Args:
+        parser: A command's.
+        several: Take any number of models, also none.
+    """
     add = parser.add_argument
-    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, run folder or quoted pattern")
+    if several:
+        add("-m", "--model", type=Path, nargs="+", metavar="CKPT", help="checkpoints, run folders or quoted patterns")
+    else:
+        add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, run folder or quoted pattern")
     add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
     add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
     add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
@@ -43,8 +51,11 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
     add("--flip", action="store_true", help="average with the mirrored image too")
     add("--window", type=int, nargs=2, metavar=("H", "W"), help="sliding: size of a window (default: training's crop)")
     add("--overlap", type=float, help="sliding: share that windows have in common (default: 1/3)")
+    blends = ["uniform", "linear", "gaussian"]
+    blend = "sliding: weights where windows overlap (default: uniform; linear for images in bands)"
+    add("--blend", choices=blends, help=blend)
     add("--fast", action="store_true", help="multiscale: average at the resolution of the network's head")
-    add("--batch-size", type=int, help="sliding: windows per forward pass (default: 1)")
+    add("--batch-size", type=int, default=1, help="images of one size, or windows, per forward pass (default: 1)")
 
 
 def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTimeAugmentation:
@@ -77,7 +88,8 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
         window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
         overlap=OVERLAP if args.overlap is None else args.overlap,
         fast=args.fast,
-        batch_size=args.batch_size or 1,
+        batch_size=args.batch_size,
+        blend=args.blend,
     )
 
 
@@ -88,7 +100,7 @@ def flags_without_effect(args: argparse.Namespace) -> list[str]:
         "scales": ("multiscale", args.scales is not None),
         "window": ("sliding", args.window is not None),
         "overlap": ("sliding", args.overlap is not None),
-        "batch-size": ("sliding", args.batch_size is not None),
+        "blend": ("sliding", args.blend is not None),
         "fast": ("multiscale", args.fast),
     }
     return [
@@ -107,6 +119,6 @@ def values_out_of_range(args: argparse.Namespace) -> list[str]:
         problems.append(f"--window {args.window[0]} {args.window[1]}: no size. Use two numbers of at least 1.")
     if args.overlap is not None and not 0 <= args.overlap <= 0.95:
         problems.append(f"--overlap {args.overlap}: out of range. Use a share from 0 to 0.95.")
-    if args.batch_size is not None and args.batch_size < 1:
+    if args.batch_size < 1:
         problems.append(f"--batch-size {args.batch_size}: too few. Use at least 1.")
     return problems

@@ -62,6 +62,22 @@ class EvaluationProtocol:
             return "none"
         return self.data.preprocessing if self.tta.mode in ("single", "center_crop") else self.tta.mode
 
+    def describe(self) -> str:
+        """Say it in words, for people: what of each image is predicted, and how."""
+        if self.data is None:
+            return "none"
+        size = self.data.size
+        if size == "native":
+            shown = "whole images at their own size"
+        elif isinstance(size, str):
+            shown = "whole images, resized"
+        else:
+            kind = {"single": "whole images resized to", "center_crop": "the middle of each image,"}
+            shown = f"{kind.get(self.data.preprocessing, self.data.preprocessing)} {size[0]}x{size[1]}"
+        scales = " ".join(f"{scale:g}" for scale in self.tta.scales)
+        mirrored = ", mirrored too" if self.tta.flip else ""
+        return f"{shown}; mode {self.mode}, scale {scales}{mirrored}, {self.precision}"
+
     def to_json(self) -> dict[str, Any]:
         """Give the stamp in plain values."""
         if self.data is None:
@@ -87,6 +103,8 @@ class EvaluationProtocol:
         }
         if self.tta.mode == "sliding":
             stamp |= {"window": list(self.tta.window), "overlap": round(self.tta.overlap, 6)}
+            if self.tta.blend is not None:
+                stamp["blend"] = self.tta.blend
         if self.tta.fast:
             stamp["fast"] = True
         return stamp

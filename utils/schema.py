@@ -1,4 +1,4 @@
-"""Check plain JSON values against Python signatures.
+"""Check plain JSON values against Python signatures: one subject, so one file.
 
 A signature already says which names exist, which are required, what type each takes and what the default
 is. It is read once, here, for registered components, config sections and torch's own classes alike, so that

@@ -26,6 +26,7 @@ class StepProgress:
         self.bar = tqdm(total=steps, desc=title, leave=False, disable=silent())
         self.started = time.monotonic()
         self.waited = 0.0  # seconds
+        self.steps = 0  # that are over
 
     def __enter__(self) -> StepProgress:
         return self
@@ -46,12 +47,26 @@ class StepProgress:
                 return
             self.waited += time.monotonic() - asked
             yield batch
+            self.steps += 1
             self.bar.update()
 
     @property
     def waiting(self) -> float:
         """Share of the time that was spent on waiting for batches, 0 to 1."""
         return self.waited / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether anybody sees the bar."""
+        return not self.bar.disable
+
+    def steps_per_second(self, done: int) -> float:
+        """Give the pace since the start, when `done` steps are over."""
+        return done / max(time.monotonic() - self.started, 1e-9)
+
+    def time_for(self, steps: int, done: int) -> str:
+        """Say how long `steps` more take at the pace of those `done` so far, such as ``1:02:03``."""
+        return str(tqdm.format_interval(steps / self.steps_per_second(done)))
 
     def show(self, **figures: str) -> None:
         """Show `figures` behind the bar."""

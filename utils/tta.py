@@ -28,6 +28,8 @@ class TestTimeAugmentation:
         overlap: Share that neighbouring windows have in common, at least.
         fast: Average scales at the resolution of the head instead of the image's; nearly the same, much cheaper.
         batch_size: Windows per forward pass.
+        blend: How much the pixels of a window count where windows overlap: "uniform" all alike, "linear" and "gaussian"
+            those at its border less. None is "uniform", and "linear" for images that are predicted in bands.
     """
 
     __test__ = False  # pytest takes classes called Test... for tests
@@ -39,6 +41,7 @@ class TestTimeAugmentation:
     overlap: float = OVERLAP
     fast: bool = False
     batch_size: int = 1
+    blend: str | None = None
 
     def logits(self, predict: Predict, images: Tensor) -> Tensor:
         """Predict raw images (N, channels, H, W): logits (N, C, h, w), averaged over all that this asks for.
@@ -47,8 +50,24 @@ class TestTimeAugmentation:
         """
         predict = mirrored(predict) if self.flip else predict
         if self.mode == "sliding":
-            return sliding(predict, images, window=self.window, overlap=self.overlap, batch_size=self.batch_size)
+            return sliding(
+                predict,
+                images,
+                window=self.window,
+                overlap=self.overlap,
+                batch_size=self.batch_size,
+                blend=self.blend or "uniform",
+            )
         return multi_scale(predict, images, self.scales, fast=self.fast)
+
+    def passes(self, size: tuple[int, int]) -> int:
+        """Return how many images the network sees for one of `size`: windows, scales, mirrored ones."""
+        count = len(self.scales)
+        if self.mode == "sliding":
+            window = min(self.window[0], size[0]), min(self.window[1], size[1])
+            rows, columns = (len(window_starts(size[i], window[i], self.overlap)) for i in (0, 1))
+            count = rows * columns
+        return 2 * count if self.flip else count
 
 
 def mirrored(predict: Predict) -> Predict:
@@ -108,6 +127,7 @@ def sliding(
     window: tuple[int, int],
     overlap: float = 1 / 3,
     batch_size: int = 1,
+    blend: str = "uniform",
 ) -> Tensor:
     """Average logits over windows that cover the images.
 
@@ -119,6 +139,7 @@ def sliding(
         window: Height and width of the windows.
         overlap: Share that neighbours have in common, at least, 0 to below 1.
         batch_size: Windows per call of `predict`.
+        blend: Weights of the pixels of a window, see `side_weights`.
 
     Returns:
         (N, C, H, W), or smaller if one window covers all.
@@ -131,22 +152,49 @@ def sliding(
     columns = window_starts(size[1], width, overlap)
     corners = [(top, left) for top in rows for left in columns]
     total: Tensor | None = None
+    weights = None if blend == "uniform" else blend_weights((height, width), blend, images.device)
     for first in range(0, len(corners), batch_size):
         chosen = corners[first : first + batch_size]
         crops = torch.cat([images[..., top : top + height, left : left + width] for top, left in chosen])
         logits = resize(predict(crops), (height, width))
+        if weights is not None:
+            logits = logits * weights
         if total is None:
             total = logits.new_zeros(len(images), logits.shape[1], *size)
         for number, (top, left) in enumerate(chosen):  # the crops of a window, one of each image, lie together
             crop = logits[number * len(images) : (number + 1) * len(images)]
             total[..., top : top + height, left : left + width] += crop
     assert total is not None
-    return total / (_cover(size[0], rows, height, total)[:, None] * _cover(size[1], columns, width, total))
+    # Weights of windows are products over both sides, and the windows a grid: so their sums are products, too.
+    down, across = _cover(size[0], rows, height, blend, total), _cover(size[1], columns, width, blend, total)
+    return total / (down[:, None] * across)
 
 
-def _cover(length: int, starts: Sequence[int], window: int, like: Tensor) -> Tensor:
-    """Count the windows that cover each pixel of a side, (length,)."""
-    counts = like.new_zeros(length)
+def blend_weights(window: tuple[int, int], blend: str, device: torch.device) -> Tensor:
+    """Return how much each pixel of a window counts where windows overlap, (h, w), above 0."""
+    rows, columns = (side_weights(length, blend).to(device) for length in window)
+    return rows[:, None] * columns
+
+
+def side_weights(length: int, blend: str) -> Tensor:
+    """Return how much each pixel along a window's side counts, (length,), above 0.
+
+    Args:
+        length: Pixels of the side.
+        blend: "uniform" is 1 for all, "linear" falls towards both ends, "gaussian" like a bell whose standard deviation
+            is an eighth of the side (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+    """
+    centers = (torch.arange(length) + 0.5) / length  # 0 to 1
+    if blend == "linear":
+        return 2 * torch.minimum(centers, 1 - centers)
+    if blend == "gaussian":
+        return torch.exp(-0.5 * ((centers - 0.5) / 0.125) ** 2)
+    return torch.ones(length)
+
+
+def _cover(length: int, starts: Sequence[int], window: int, blend: str, like: Tensor) -> Tensor:
+    """Add up the weights of the windows that cover each pixel of a side, (length,)."""
+    sums, weights = like.new_zeros(length), side_weights(window, blend).to(like)
     for start in starts:
-        counts[start : start + window] += 1
-    return counts
+        sums[start : start + window] += weights
+    return sums

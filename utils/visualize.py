@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from utils.classes import IGNORE, ClassTable, distinct_colors
+from utils.classes import IGNORE, ClassTable, is_background
 
 VOID_COLOR = (255, 255, 255)  # no dataset paints a class white
 GAP = 8  # pixels between pictures
@@ -27,10 +28,14 @@ def png_palette(classes: ClassTable) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.5) -> np.ndarray:
-    """Lay colored labels over an image (H, W, C), shown as `as_picture` does; void pixels show the image alone."""
+    """Lay colored labels over an image (H, W, C), shown as `as_picture` does.
+
+    Pixels of void, and of a class that is called background, show the image alone.
+    """
     image = np.ascontiguousarray(as_picture(image))
     mixed = cv2.addWeighted(colorize(labels, classes), opacity, image, 1 - opacity, 0)
-    return np.where((labels == IGNORE)[..., None], image, mixed)
+    plain = [IGNORE, *(index for index, name in enumerate(classes.names) if is_background(name))]
+    return np.where(np.isin(labels, plain)[..., None], image, mixed)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
@@ -77,6 +82,52 @@ def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
     return row
 
 
+def strip_of_text(texts: Mapping[int, str], width: int = 1200, height: int = 26) -> np.ndarray:
+    """Draw texts in a white strip, (height, width, 3) uint8.
+
+    Args:
+        texts: What to write, by the column where it begins; what does not fit before the next one is cut off.
+        width: Width of the strip.
+        height: Its height, which decides the size of the letters.
+    """
+    strip = Image.new("RGB", (width, height), (255, 255, 255))
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(size=height * 0.6)
+    ends = [*sorted(texts)[1:], width]
+    for (left, text), end in zip(sorted(texts.items()), ends, strict=True):
+        while text and draw.textlength(text, font) > end - left - GAP:
+            text = text[:-2] + "…" if len(text) > 1 else ""
+        draw.text((left + 2, height // 2), text, fill=(30, 30, 30), font=font, anchor="lm")
+    return np.asarray(strip)
+
+
+def comparisons_sheet(
+    rows: Sequence[tuple[str, str, np.ndarray, Sequence[np.ndarray]]],
+    classes: ClassTable,
+    headings: Sequence[str],
+    width: int = 1200,
+) -> np.ndarray:
+    """Draw images with label maps of them below each other: headings, names, scores, and a legend at the end.
+
+    Args:
+        rows: For each image its name, its score in words, itself (H, W, C), and label maps (H, W) uint8.
+        classes: Their colors.
+        headings: What stands over each column.
+        width: Width of the result.
+
+    Returns:
+        (h, width, 3) uint8.
+    """
+    columns = [number * (width // len(headings)) for number in range(len(headings))]
+    parts = [strip_of_text(dict(zip(columns, headings, strict=True)), width, height=34)]
+    for name, score, image, labels in rows:
+        parts += [
+            strip_of_text({0: name, columns[-1]: score}, width),
+            comparison(image, labels, classes, width),
+        ]
+    return np.concatenate([*parts, legend(classes, width)])
+
+
 def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarray:
     """Draw color and name of each class and of void, in as many rows as it takes; (h, width, 3) uint8."""
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, height / 56
@@ -94,48 +145,3 @@ def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarr
         cv2.putText(rows[-1], name, (x + height, int(height * 0.68)), font, scale, (30, 30, 30), 1, cv2.LINE_AA)
         x += needed
     return np.concatenate(rows)
-
-
-def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    x_label: str,
-    size: tuple[int, int] = (360, 640),
-    least: float = 1.0,
-) -> np.ndarray:
-    """Lines in one diagram whose y axis runs from 0 to the largest value, at least `least`.
-
-    Args:
-        series: Points (x, y), in order of x, by name.
-        x_label: What x counts.
-        size: Height and width of the picture.
-        least: Where the y axis ends at least; above 0.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    height, width = size
-    across = (width - 56) // 145  # names in a row of the legend
-    left, right, top, bottom = 56, width - 16, 34 + 16 * ((len(series) - 1) // across), height - 44
-    picture = np.full((height, width, 3), 255, np.uint8)
-    points = [point for line in series.values() for point in line]
-    last = max([x for x, _ in points], default=1) or 1
-    highest = max([least, *(y for _, y in points)])
-
-    def text(words: str, x: int, y: int, color: tuple[int, ...] = (60, 60, 60)) -> None:
-        cv2.putText(picture, words, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
-
-    for tick in range(6):
-        y = round(bottom - tick / 5 * (bottom - top))
-        cv2.line(picture, (left, y), (right, y), (225, 225, 225), 1)
-        text(f"{tick / 5 * highest:.2g}", 8, y + 4)
-        x = round(left + tick / 5 * (right - left))
-        text(f"{tick / 5 * last:g}", x - 8, bottom + 18)
-    text(x_label, (left + right) // 2 - 20, height - 8)
-    for number, ((name, line), color) in enumerate(zip(series.items(), distinct_colors(len(series)), strict=True)):
-        places = [
-            (round(left + x / last * (right - left)), round(bottom - y / highest * (bottom - top))) for x, y in line
-        ]
-        cv2.polylines(picture, [np.array(places, np.int32).reshape(-1, 1, 2)], False, color, 2, cv2.LINE_AA)
-        text(name, left + number % across * 145, 20 + number // across * 16, color)
-    return picture

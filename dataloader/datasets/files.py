@@ -21,6 +21,7 @@ Color = tuple[int, int, int]
 
 
 UNPACKED = "Set data_dir to where the dataset was unpacked"
+ADD_OR_REMOVE = "Add or remove them"
 
 
 def _report(found: list[Problem], problems: list[Problem] | None) -> None:
@@ -96,13 +97,20 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def pair(images: Mapping[str, Path], labels: Mapping[str, Path], problems: list[Problem] | None = None) -> list[Sample]:
+def pair(
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    problems: list[Problem] | None = None,
+    *,
+    hint: str = "",
+) -> list[Sample]:
     """Make samples of the images and labels with the same key.
 
     Args:
         images: Files by key.
         labels: Likewise.
         problems: Receives what has no counterpart; None to raise it.
+        hint: What to do about it, where that is known.
 
     Raises:
         DataError: One lacks its counterpart; the first five are named.
@@ -116,7 +124,7 @@ def pair(images: Mapping[str, Path], labels: Mapping[str, Path], problems: list[
         if alone:
             folder = next(iter(have.values())).parent
             what = f"{_some(have[key].name for key in alone)} without {lacking}"
-            found.append(Problem(fault, folder, what, "Add or remove them"))
+            found.append(Problem(fault, folder, what, hint or ADD_OR_REMOVE))
     _report(found, problems)
     return [Sample(key, image, labels[key]) for key, image in images.items() if key in labels]
 

@@ -3,9 +3,10 @@
 # Without `from __future__ import annotations`: Python 3.10 cannot evaluate an InitVar that stands in a text.
 import csv
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,11 +15,19 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
 from dataloader.datasets.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
-from utils.classes import IGNORE, ClassTable, distinct_colors
+from dataloader.datasets.naming import guess_names
+from utils.classes import IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, MissingData, Problem
 from utils.images import read_bands, read_label, read_label_colors
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
+
+logger = logging.getLogger("segwright")
+
+COLORS_FIX = (
+    'Set "masks": "color" and give each class its color, {"name": "road", "color": [128, 64, 128]}; '
+    "`python prepare.py init` writes both, and `python prepare.py convert` makes index masks"
+)
 
 Value = Annotated[int, Between(0, 255)]
 Color = tuple[Value, Value, Value]
@@ -62,6 +71,7 @@ class Folder(BaseDataset):
         mask_prefix: What they have before it.
         image_suffix: What image names have after what they share with their masks', such as "_sat".
         image_prefix: What they have before it.
+        missing_masks: Refuse images that have no mask, or skip them and say how many they are.
         nested: Take the images in folders below these, too; a mask lies in the folder that is called like its image's.
         list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
             relative to data_dir; "{split}" in its name stands for the split.
@@ -80,12 +90,16 @@ class Folder(BaseDataset):
     mask_prefix: str = ""
     image_suffix: str = ""
     image_prefix: str = ""
+    missing_masks: Literal["refuse", "skip"] = "refuse"
     nested: bool = False
     list_file: str | None = None
     channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
     class_source: ClassSource = field(init=False, repr=False)
-    reading_options: ClassVar[tuple[str, ...]] = ("label_map", "classes", "masks", "void", "unknown", "channels")
+    reading_options: ClassVar[tuple[str, ...]] = (
+        *("label_map", "classes", "masks", "void", "unknown", "channels"),
+        "missing_masks",  # of a packed split, what was there then
+    )
     splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
 
     def __post_init__(self, classes: ClassSource) -> None:
@@ -103,7 +117,9 @@ class Folder(BaseDataset):
         taken = list(chain.from_iterable(raw_ids))
         if twice := _repeated(taken):
             raise ConfigError(f"classes: value {min(twice)} stands for two classes. Give each its own.")
-        colors = [row.color or color for row, color in zip(rows, distinct_colors(len(rows)), strict=True)]
+        colors = [
+            row.color or color for row, color in zip(rows, default_colors([row.name for row in rows]), strict=True)
+        ]
         known: Sequence[Any] = taken
         if options.get("masks") == "color":
             _check_colors(rows, options)
@@ -147,7 +163,40 @@ class Folder(BaseDataset):
             fix = 'Name a "split", or set data_dir to another folder'
             raise MissingData(Problem(Fault.OTHER, images, "no image lies right in it", fix))
         mask_of = image_files(masks, before=self.mask_prefix, remove=self.mask_suffix, nested=self.nested)
-        return pair(image_of, mask_of, self.problems)
+        if self.missing_masks == "skip" and image_of.keys() & mask_of.keys():
+            image_of = self._with_masks(image_of, mask_of)
+        hint = ""
+        if image_of and mask_of and not image_of.keys() & mask_of.keys():
+            hint = self._naming_hint(images, masks)
+        return pair(image_of, mask_of, self.problems, hint=hint)
+
+    def _with_masks(self, image_of: Mapping[str, Path], mask_of: Mapping[str, Path]) -> dict[str, Path]:
+        """Return the images that have a mask, and say how many have none."""
+        kept = {key: path for key, path in image_of.items() if key in mask_of}
+        if count := len(image_of) - len(kept):
+            text = '%s, split "%s": %d of %d images have no mask and are skipped'
+            logger.warning(text, self.data_dir, self.split, count, len(image_of))
+        return kept
+
+    def _naming_hint(self, images: Path, masks: Path) -> str:
+        """Say which options would bring images and masks together; nothing, if none would."""
+        names = [image_files(folder, nested=self.nested) for folder in (images, masks)]
+        try:
+            naming = guess_names(*names, folders=(images, masks))
+        except DataError:
+            return ""
+        options = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in naming.items())
+        return f"Set {options} in the loader's args" if options else ""
+
+    def read_raw(self, path: Path) -> np.ndarray:
+        """The raw values in a mask, (H, W) uint8; of one that is drawn in colors, what to say in the config."""
+        try:
+            return super().read_raw(path)
+        except DataError as error:
+            (problem,) = error.details
+            if problem.fault is not Fault.COLORS:
+                raise
+            raise DataError(replace(problem, fix=COLORS_FIX)) from None
 
     def _listed(self, root: Path, split: str) -> list[Sample]:
         path = below(root, str(self.list_file).replace("{split}", split), "list_file")

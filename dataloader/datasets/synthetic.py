@@ -1,4 +1,4 @@
-"""Generated street scenes, all in this file: something to train on before any data is at hand, and to test with.
+"""Generated street scenes, one subject in one file: to train on before any data is at hand, and to test with.
 
 The scenes have what makes real ones hard: perspective, classes of very different size, thin posts, occlusion, weather,
 and pixels that nobody labelled. They are drawn in metres through a pinhole camera, far things first.

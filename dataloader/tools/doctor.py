@@ -8,28 +8,40 @@ that never occur, labels that are shifted by one, images that are in two splits.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from base.base_dataset import BaseDataset
-from dataloader.scan import Record, class_pixels_of, name_of, sum_values
-from utils.classes import IGNORE, ClassTable
-from utils.errors import Fault, Problem
-from utils.images import IMAGE_SUFFIXES
+from dataloader.datasets.files import ADD_OR_REMOVE
+from dataloader.tools.duplicates import repeated
+from dataloader.tools.findings import SHOWN as SHOWN
+from dataloader.tools.findings import Examined as Examined
+from dataloader.tools.findings import Finding as Finding
+from dataloader.transforms.preparation import preparation_of, scale_range
+from utils.classes import IGNORE
+from utils.errors import DataError, Fault, Problem
+from utils.images import IMAGE_SUFFIXES, read_label_colors
 from utils.shards import is_packed
 
-SHOWN = 5  # files that a finding names
+MOST_COLORS = 32  # in masks; more of them are no classes
+SOME = 50  # files that are read once more, to name what is in them
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
 BLURRED_SHARE = 0.2  # of the pixels; more of them are no edges
+SCALE_MARGIN = 1.25  # factor by which validation may be beyond the scales that training sees
+ZERO_AND_255, SHIFTED_LABELS = "0 and 255", "shifted labels"
+MISREAD = (ZERO_AND_255, SHIFTED_LABELS)  # kinds of findings that decide which classes there are
 SHIFTED = "they are shifted by one"
 
 # What fixes files with a fault; others have a fix of their own.
 SKIP = '"on_bad_sample": "skip", or get the files again'
+REPLACE = "get the files again, or remove them with their counterparts: they are more than a loader skips"
+CONVERT = "`python prepare.py convert` makes masks with label values of them"
 FIXES = {
     Fault.EMPTY_FILE: SKIP,
     Fault.DAMAGED_FILE: SKIP,
@@ -38,99 +50,15 @@ FIXES = {
     Fault.NO_IMAGE: SKIP,
     Fault.HUGE_IMAGE: "cut the files into tiles",
     Fault.FRACTIONS: "make the labels anew, with whole numbers from 0 to 255",
-    Fault.COLORS: '"type": "Folder", "args": {"masks": "color", "classes": [...]}',
-    Fault.LOSSY_LABEL: "make the labels anew, as PNG files",
-    Fault.WIDE_LABEL: '"label_map" has no value above 255: convert the files',
+    Fault.COLORS: CONVERT,
+    Fault.LOSSY_LABEL: CONVERT,
+    Fault.WIDE_LABEL: 'convert the files: "label_map" has no value above 255',
     Fault.TURNED_IMAGE: "`exiftool -Orientation= FILES`",
     Fault.DIFFERENT_SIZES: SKIP,
     Fault.ALTERED_ARCHIVE: "`prepare.py pack --force` again",
-    Fault.UNKNOWN_COLOR: '"unknown": "void", or add the color to "classes"',
+    Fault.UNKNOWN_COLOR: '"unknown": "void"',
 }
 SPLIT_FAULTS = (Fault.IMAGE_ALONE, Fault.LABEL_ALONE, Fault.MISSING_FILES, Fault.LISTED_TWICE)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with a dataset.
-
-    Args:
-        kind: What it is, in two words.
-        where: Split, or splits.
-        what: What was found, in a sentence without its full stop.
-        fix: The line of a config, or else the deed, that fixes it.
-        files: Where; at most `SHOWN` are printed.
-    """
-
-    kind: str
-    where: str
-    what: str
-    fix: str
-    files: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """Write it for people to read."""
-        shown = ", ".join(self.files[:SHOWN]) + (", ..." if len(self.files) > SHOWN else "")
-        named = f": {shown}" if self.files else ""
-        return [f"{self.where}: {self.kind}: {self.what}{named}", f"    fix: {self.fix}"]
-
-
-@dataclass
-class Examined:
-    """A split and what was read of it.
-
-    Args:
-        split: Its name.
-        dataset: Whose it is.
-        records: From `scan.examine`.
-        unpaired: Files without counterpart.
-        training: Whether it is what is trained on.
-        crop: Height and width that images are cropped to without being resized before; None if not known.
-        batch_size: Images per step; None if not known.
-        sources: What it is put together from, where splits may share images by design; empty: they may not.
-        joined: Others that are trained on together with it.
-    """
-
-    split: str
-    dataset: BaseDataset
-    records: Mapping[str, Record]
-    unpaired: Sequence[Problem] = ()
-    training: bool = True
-    crop: tuple[int, int] | None = None
-    batch_size: int | None = None
-    sources: frozenset[str] = frozenset()
-    joined: Sequence[Examined] = ()
-
-    @property
-    def classes(self) -> ClassTable:
-        """The dataset's classes."""
-        return self.dataset.classes
-
-    def values(self) -> np.ndarray:
-        """Add up the pixels of each value of the labels, (256,)."""
-        return sum_values(self.records.values())
-
-    def pixels(self) -> tuple[np.ndarray, int]:
-        """Add up the labelled pixels of each class, (C,), and those of void."""
-        return class_pixels_of(self.dataset, self.values())
-
-    def keys(self, condition: Callable[[Record], bool]) -> tuple[str, ...]:
-        """Return the keys of the records that a condition holds for."""
-        return tuple(key for key, record in self.records.items() if condition(record))
-
-    def showing(self, values: Collection[int]) -> tuple[str, ...]:
-        """Return the keys of the labels that hold one of `values`."""
-        wanted = set(map(str, values))
-        return self.keys(lambda record: not wanted.isdisjoint(record.values))
-
-    def normalization(self) -> tuple[list[float], list[float]] | None:
-        """Compute mean and standard deviation of the channels over all pixels of the images, 0 to 1."""
-        seen = [record for record in self.records.values() if record.mean is not None]
-        if not seen:
-            return None
-        weights = np.array([record.pixels for record in seen], np.float64)
-        mean = np.average([record.mean for record in seen], axis=0, weights=weights)
-        square = np.average([record.square for record in seen], axis=0, weights=weights)
-        return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
 
 
 def diagnose(splits: Sequence[Examined]) -> list[Finding]:
@@ -138,9 +66,11 @@ def diagnose(splits: Sequence[Examined]) -> list[Finding]:
     findings: list[Finding] = []
     for examined in splits:
         wrong = list(wrong_values(examined))
-        for rule in (unpaired_files, nested_files, unusable_files, void_labels, odd_images, sizes):
+        for rule in (unpaired_files, nested_files, unusable_files, void_labels, odd_images, sizes, scales):
             findings += rule(examined)
-        findings += wrong or missing_classes(examined)  # what values mean decides which classes there are
+        findings += wrong
+        if not any(finding.kind in MISREAD for finding in wrong):
+            findings += missing_classes(examined)
     return findings + list(repeated(splits))
 
 
@@ -155,8 +85,10 @@ def unusable_split(split: str, problem: Problem, dataset: type[BaseDataset]) -> 
     kind = problem.fault.value if problem.fault in SPLIT_FAULTS else "unusable split"
     what = f"{problem.path}: {problem.what}" if problem.path else problem.what.rstrip(".")
     fix = problem.fix or "change the files or the dataset's arguments"
-    if problem.fault in (Fault.IMAGE_ALONE, Fault.LABEL_ALONE) and hasattr(dataset, "mask_suffix"):
+    if fix == ADD_OR_REMOVE and hasattr(dataset, "mask_suffix"):
         fix += '; "mask_suffix" says what mask names have after the image\'s'
+        if problem.fault is Fault.IMAGE_ALONE:
+            fix = f'"missing_masks": "skip". {fix}'
     return Finding(kind, split, what, fix)
 
 
@@ -175,6 +107,8 @@ def nested_files(examined: Examined) -> Iterator[Finding]:
 
 def unusable_files(examined: Examined) -> Iterator[Finding]:
     """Find files that cannot be read, or not as what they should be."""
+    if examined.skips and examined.are_few:
+        return
     found: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for record in examined.records.values():
         for problem in record.problems:
@@ -185,7 +119,48 @@ def unusable_files(examined: Examined) -> Iterator[Finding]:
     for (kind, fix), problems in found.items():
         first, files = problems[0], tuple(str(problem.path) for problem in problems if problem.path)
         said = f"{first.path} {first.what}" if first.path else first.what.rstrip(".")
+        if fix == SKIP and not examined.are_few:
+            fix = REPLACE
+        elif first.fault in (Fault.COLORS, Fault.UNKNOWN_COLOR):
+            fix = colors_fix(examined, problems)
         yield Finding(kind, examined.split, f"{len(problems)} files; {said}", fix, files)
+
+
+def colors_fix(examined: Examined, problems: Sequence[Problem]) -> str:
+    """Write the line of a config that gives the colors in masks a meaning, where the dataset has such options."""
+    fix = FIXES[problems[0].fault]
+    if not hasattr(type(examined.dataset), "void"):
+        return fix
+    files = [Path(problem.path) for problem in problems]
+    if problems[0].fault is Fault.UNKNOWN_COLOR:
+        return void_line(examined, files) or fix
+    colors = colors_in(files)
+    if len(problems) < len(examined.records) or not 1 < len(colors) <= MOST_COLORS:
+        return fix  # other masks hold values, or these are photographs
+    rows = [{"name": "color_{:02x}{:02x}{:02x}".format(*color), "color": list(color)} for color in colors]
+    return f'"masks": "color", "classes": {json.dumps(rows)}'
+
+
+def void_line(examined: Examined, files: Sequence[Path]) -> str:
+    """Write the option that makes colors void that stand for nothing; nothing, where they are too many."""
+    void: Sequence[Any] = getattr(examined.dataset, "void", ())
+    known = {*examined.classes.colors, *(color for color in void if not isinstance(color, int))}
+    unknown = [color for color in colors_in(files) if color not in known]
+    if not 0 < len(unknown) <= BLURRED:
+        return ""
+    return f'"void": {json.dumps([*void, *unknown])}'
+
+
+def colors_in(files: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """List the colors that occur in masks, at most `MOST_COLORS` and one more; of files, the first `SOME`."""
+    found: set[int] = set()
+    for path in files[:SOME]:
+        with suppress(DataError):
+            colors = read_label_colors(path).astype(np.uint32)
+            found |= set(np.unique((colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]).tolist())
+        if len(found) > MOST_COLORS:
+            break
+    return [(code >> 16, code >> 8 & 255, code & 255) for code in sorted(found)[: MOST_COLORS + 1]]
 
 
 def wrong_values(examined: Examined) -> Iterator[Finding]:
@@ -201,9 +176,9 @@ def wrong_values(examined: Examined) -> Iterator[Finding]:
     if present <= {0, IGNORE} and IGNORE in present & set(table.void_ids) and 0 in meant and len(table) > 1:
         other = 1 if meant[0] == 0 else 0
         what = f"labels hold 0 and 255 only: 255 is void, so class '{table.names[other]}' never occurs"
-        yield Finding("0 and 255", examined.split, what, label_map({IGNORE: other}))
+        yield Finding(ZERO_AND_255, examined.split, what, label_map({IGNORE: other}))
     unknown = sorted(present - table.known)
-    if unknown:
+    if unknown and not (examined.dataset.takes_unknown and blurred(examined, unknown)):
         yield (
             shifted_up(examined, unknown, meant)
             or shifted_down(examined, unknown, meant)
@@ -218,7 +193,10 @@ def unknown_colors(examined: Examined) -> Iterator[Finding]:
         what = f"{count:,} pixels of {len(files)} files have colors that stand for nothing, and become void"
         fix = "draw these pixels in a class's color, or leave them void"
         if hasattr(type(examined.dataset), "void"):
-            fix = 'add the colors to "classes" or to "void"'
+            labels = {sample.key: sample.label for sample in examined.dataset.samples}
+            fix = void_line(examined, [labels[key] for key in files])
+            if not fix:  # soft edges: "unknown" is meant for them
+                return
         yield Finding("unknown color", examined.split, what, fix, files)
 
 
@@ -235,7 +213,7 @@ def shifted_up(examined: Examined, unknown: Sequence[int], meant: Mapping[int, i
         return None
     what = f"labels hold {low + 1}..{high + 1} where {low}..{high} are expected: {SHIFTED}"
     targets = {value: meant[value - 1] for value in range(low + 1, high + 2) if value - 1 in meant}
-    return Finding("shifted labels", examined.split, what, label_map(targets), examined.showing(unknown))
+    return Finding(SHIFTED_LABELS, examined.split, what, label_map(targets), examined.showing(unknown))
 
 
 def shifted_down(examined: Examined, unknown: Sequence[int], meant: Mapping[int, int]) -> Finding | None:
@@ -247,7 +225,7 @@ def shifted_down(examined: Examined, unknown: Sequence[int], meant: Mapping[int,
     what = f"labels hold {low - 1}..{most} and 255 where {low}..{high} are expected: {SHIFTED}"
     targets = {value: meant[value + 1] for value in range(low - 1, high) if value + 1 in meant}
     fix = label_map(targets).replace("}", f', "{IGNORE}": null}}')
-    return Finding("shifted labels", examined.split, what, fix, examined.showing(unknown))
+    return Finding(SHIFTED_LABELS, examined.split, what, fix, examined.showing(unknown))
 
 
 def blurred(examined: Examined, unknown: Sequence[int]) -> Finding | None:
@@ -261,7 +239,9 @@ def blurred(examined: Examined, unknown: Sequence[int]) -> Finding | None:
         f"{len(files)} labels hold {len(unknown)} values that stand for nothing, in {share:.1%} of the pixels: "
         f"they seem to have been resized with interpolation, or drawn with soft edges"
     )
-    fix = 'make them anew with nearest-neighbour resizing, or "unknown": "void" of "Folder"'
+    fix = "make them anew with nearest-neighbour resizing"
+    if hasattr(type(examined.dataset), "unknown"):
+        fix = f'"unknown": "void", or {fix}'
     return Finding("blurred labels", examined.split, what, fix, files)
 
 
@@ -300,7 +280,12 @@ def void_labels(examined: Examined) -> Iterator[Finding]:
 def missing_classes(examined: Examined) -> Iterator[Finding]:
     """Find classes that the training labels never show."""
     pixels = np.sum([each.pixels()[0] for each in (examined, *examined.joined)], axis=0)
-    names = [name for name, count in zip(examined.classes.names, pixels, strict=True) if not count]
+    ignored = examined.classes.ignored_classes
+    names = [
+        name
+        for index, (name, count) in enumerate(zip(examined.classes.names, pixels, strict=True))
+        if not count and index not in ignored
+    ]
     if not pixels.any() or not examined.training:
         return
     if len(names) == len(pixels) - 1 > 0:
@@ -324,82 +309,59 @@ def odd_images(examined: Examined) -> Iterator[Finding]:
 
 def sizes(examined: Examined) -> Iterator[Finding]:
     """Find images that do not fit to crop and batch."""
-    count = len(examined.records)
+    count = len(examined.records) - examined.held_out
     if examined.training and examined.batch_size and count < examined.batch_size:
         what = f"{count} images are fewer than a batch of {examined.batch_size}"
         yield Finding("batch too large", examined.split, what, f'"batch_size": {max(1, count)}')
     shapes = [record.size for record in examined.records.values() if record.size]
     if examined.crop and shapes:
-        small = [h < examined.crop[0] or w < examined.crop[1] for h, w in shapes]
-        if sum(small) > len(small) / 2:
-            height, width = (int(side) for side in np.median(shapes, axis=0))
-            what = f"{sum(small)} of {len(small)} images are smaller than the crop, and filled up with void"
-            yield Finding("crop too large", examined.split, what, f'"crop_size": [{height}, {width}]')
+        small = count_smaller(shapes, examined.crop)
+        if small > len(shapes) / 2:
+            what = f"{small} of {len(shapes)} images are smaller than the crop, and filled up with void"
+            yield Finding("crop too large", examined.split, what, f'"crop_size": {fitting_crop(shapes, examined.crop)}')
 
 
-class Occurrence(NamedTuple):
-    """Where an image was found."""
-
-    split: str
-    key: str
-    label: str  # digest of its label; empty if that cannot be used
-
-
-REPEATED = {  # what it means, and what fixes it
-    "image in two splits": ("figures on one of them flatter", "remove the files from one of the splits"),
-    "duplicate": ("they count twice", "remove one of each"),
-    "two labels": ("the same image has different labels", "keep the right label"),
-}
-
-
-def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
-    """Find images that occur twice: in one split, in two, or with different labels."""
-    found: dict[str, list[Occurrence]] = defaultdict(list)  # by digest of the image
-    for examined in splits:
-        for key, record in examined.records.items():
-            if record.image and not record.is_blank:
-                found[record.image].append(Occurrence(examined.split, key, record.label))
-    sources = {examined.split: examined.sources for examined in splits}
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)  # by kind and splits
-    for occurrences in found.values():
-        for kind, where in _repetitions(occurrences, sources):
-            groups[kind, where].append(" = ".join(each.key for each in occurrences))
-    for (kind, where), files in groups.items():
-        meaning, fix = REPEATED[kind]
-        yield Finding(kind, where, f"{len(files)} images; {meaning}", fix, tuple(files))
+def scales(examined: Examined) -> Iterator[Finding]:
+    """Find that validation, and so every prediction, sees images at a scale that training never does."""
+    shapes = [record.size for record in examined.records.values() if record.size]
+    if examined.chains is None or not shapes:
+        return
+    training, validation = examined.chains
+    height, width = (int(side) for side in np.median(shapes, axis=0))
+    trained, validated = scale_range(training, (height, width)), scale_range(validation, (height, width))
+    if trained is None or validated is None:
+        return
+    low, high = trained[0] / SCALE_MARGIN, trained[1] * SCALE_MARGIN
+    if low <= validated[0] and validated[1] <= high:
+        return
+    what = (
+        f"training sees images at {trained[0]:.2f} to {trained[1]:.2f} of their size, validation and prediction at "
+        f"{validated[0]:.2f}"
+    )
+    base = preparation_of(replace(training, crop_size=None, val=False)).to_json()["resize"]
+    fix = 'remove "resize" and the crop of the val_loader, which then takes whole images at their own size'
+    if base is not None:
+        fix = f'"resize": {json.dumps({k: v for k, v in base.items() if v is not None})} in the val_loader'
+    yield Finding("another scale", examined.split, what, fix)
 
 
-def _repetitions(occurrences: Sequence[Occurrence], sources: Mapping[str, frozenset[str]]) -> Iterator[tuple[str, str]]:
-    """Say what is wrong with an image that occurs so often, and in which splits, in order."""
-    counts = Counter(each.split for each in occurrences)
-    # Splits that are put together from the same source are meant to share it.
-    pairs = [
-        (a, b) for a, b in combinations(occurrences, 2) if a.split == b.split or not sources[a.split] & sources[b.split]
-    ]
-    apart: set[str] = set()
-    for a, b in pairs:
-        if a.split != b.split:
-            apart |= {a.split, b.split}
-    if apart:
-        yield "image in two splits", " and ".join(split for split in counts if split in apart)
-    if twice := [split for split, count in counts.items() if count > 1]:
-        yield "duplicate", ", ".join(twice)
-    if any(a.label and b.label and a.label != b.label for a, b in pairs):
-        yield "two labels", " and ".join(counts)
+def count_smaller(shapes: Sequence[Sequence[int]], crop: Sequence[int]) -> int:
+    """Count the images whose height or width is less than that of the crop."""
+    return sum(height < crop[0] or width < crop[1] for height, width in shapes)
 
 
-def without_unions(splits: Sequence[Examined]) -> list[Examined]:
-    """Return `splits` less those that are others put together, as "trainval" is: all of it would be said twice."""
-    files = {examined.split: set(map(name_of, examined.dataset.samples)) for examined in splits}
+def fitting_crop(shapes: Sequence[Sequence[int]], crop: tuple[int, int]) -> list[int]:
+    """Find the largest of some crops that at least half of the images are as large as.
 
-    def is_union(examined: Examined) -> bool:
-        mine, covered = files[examined.split], set[str]()
-        for other in splits:
-            if other.sources & examined.sources and files[other.split] < mine:
-                covered |= files[other.split]
-        return not examined.unpaired and mine == covered
-
-    return [examined for examined in splits if not is_union(examined)]
+    Wide and tall images among each other are larger than a crop in one side, and smaller in the other: then neither
+    median will do.
+    """
+    for share in (50, 40, 30, 20, 10):
+        sides = np.percentile(np.array(shapes), share, axis=0, method="lower")
+        found = [min(int(side), most) for side, most in zip(sides, crop, strict=True)]
+        if count_smaller(shapes, found) <= len(shapes) / 2:
+            return found
+    return [min(int(side), most) for side, most in zip(np.min(shapes, axis=0), crop, strict=True)]
 
 
 def shares(splits: Sequence[Examined]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,18 +17,16 @@ from base.base_dataloader import MOST_SKIPPED
 from dataloader import scan
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import Folder
+from dataloader.datasets.naming import guess_names
 from dataloader.tools import doctor
-from utils.classes import IGNORE, distinct_colors
+from dataloader.tools.recipe import HELD_OUT, RARE, Recipe, choose_recipe
+from utils.classes import IGNORE, default_colors
 from utils.errors import ConfigError, DataError, Fault, one_line
 from utils.images import read_label_colors, read_label_values
 
 MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
 KEPT = 0.8  # share of the pixels that classes must have where other values are taken for soft edges
 SPLITS = ("train", "val")
-CROP = 512  # side of the square to train on, where images are large enough
-BATCH, STEPS = 8, 2000
-HELD_OUT = 0.2  # share of the images for validation, where there is no folder of them
-RARE = 0.02  # share of the labelled pixels below which a class needs a weight of its own
 
 
 @dataclass
@@ -45,7 +43,13 @@ class Proposal:
 
 
 def propose(
-    images: Path, masks: Path, *, names: Sequence[str] | None = None, num_workers: int = 0, gpus: int = 0
+    images: Path,
+    masks: Path,
+    *,
+    names: Sequence[str] | None = None,
+    num_workers: int = 0,
+    gpus: int = 0,
+    pretrained: bool = False,
 ) -> Proposal:
     """Read all masks and images and write a config.
 
@@ -54,19 +58,19 @@ def propose(
         masks: Folder of masks, likewise.
         names: Names of the classes, by ascending value.
         num_workers: Processes that read.
-        gpus: What to set `n_gpu` to.
+        gpus: How many this machine has; without one, network and crops are small.
+        pretrained: Whether public weights can be had.
 
     Raises:
         DataError: Nothing can be made of the folders.
     """
     proposal = Proposal()
-    root, image_dir, mask_dir = common_root(images, masks)
-    splits: tuple[str, ...] = ("all",)
-    folders = [(images, masks)]
-    by_split = [(images / split, masks / split) for split in SPLITS]
-    if all(folder.is_dir() for folder in chain.from_iterable(by_split)):
-        splits, folders = SPLITS, by_split
+    layout = find_layout(images, masks)
+    root, splits, folders = layout.root, layout.splits, layout.folders
     nested = not all(image_files(folder) for folder in chain.from_iterable(folders))
+    for folder in chain.from_iterable(folders):
+        if not image_files(folder, nested=nested):
+            raise DataError(f"{folder}: holds no image file. Name the folder that the files lie in.")
     naming = guess_names(*(image_files(folder, nested=nested) for folder in folders[0]), folders=folders[0])
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
@@ -77,7 +81,12 @@ def propose(
     files: list[Path] = []
     for _, folder in folders:
         files += image_files(folder, before=before, remove=after, nested=nested).values()
-    options = {"image_dir": image_dir, "mask_dir": mask_dir, **naming, **guess_classes(files, names, proposal)}
+    options = {
+        "image_dir": layout.image_dir,
+        "mask_dir": layout.mask_dir,
+        **naming,
+        **guess_classes(files, names, proposal),
+    }
     examined = []
     for split in splits:
         dataset = Folder(data_dir=root, split=split, **typed_options(options))
@@ -87,8 +96,48 @@ def propose(
         proposal.guesses += finding.lines()
     if any(must_skip(each, root, HELD_OUT if splits == ("all",) else 1.0) for each in examined):
         options["on_bad_sample"] = "skip"
-    proposal.text = write(root, splits, options, examined[0], proposal, gpus)
+    recipe = choose_recipe(examined[0], held_out=splits == ("all",), gpus=gpus, pretrained=pretrained)
+    proposal.text = write(layout, options, recipe, proposal)
     return proposal
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images and masks lie.
+
+    Args:
+        root: The folder that both are in.
+        image_dir: Name of the folder, or folders, of images, as `Folder` wants it.
+        mask_dir: Likewise, of masks.
+        splits: "train" and "val" where each has folders of its own, else "all".
+        folders: Folder of images and folder of masks of each split.
+    """
+
+    root: Path
+    image_dir: str
+    mask_dir: str
+    splits: tuple[str, ...]
+    folders: Sequence[tuple[Path, Path]]
+
+
+def find_layout(images: Path, masks: Path) -> Layout:
+    """Recognise folders of both, folders with train and val in them, and folders in train beside those in val.
+
+    Raises:
+        DataError: One is no folder, or both are the same.
+    """
+    if images == masks and (images / "train" / "images").is_dir() and (images / "train" / "masks").is_dir():
+        images, masks = images / "train" / "images", images / "train" / "masks"
+    root, image_dir, mask_dir = common_root(images, masks)
+    inside = [(images / split, masks / split) for split in SPLITS]
+    if all(folder.is_dir() for folder in chain.from_iterable(inside)):
+        return Layout(root, image_dir, mask_dir, SPLITS, inside)
+    if root.resolve().name == SPLITS[0]:
+        home = root.parent if root.name == SPLITS[0] else root.resolve().parent
+        beside = [(home / split / image_dir, home / split / mask_dir) for split in SPLITS]
+        if all(folder.is_dir() for folder in chain.from_iterable(beside)):
+            return Layout(home, image_dir, mask_dir, SPLITS, beside)
+    return Layout(root, image_dir, mask_dir, ("all",), [(images, masks)])
 
 
 def must_skip(examined: doctor.Examined, root: Path, share: float) -> bool:
@@ -123,59 +172,6 @@ def common_root(images: Path, masks: Path) -> tuple[Path, str, str]:
         images, masks = images.resolve(), masks.resolve()
     root = Path(os.path.commonpath([images, masks]) or ".")
     return root, images.relative_to(root).as_posix(), masks.relative_to(root).as_posix()
-
-
-def guess_names(images: Collection[str], masks: Collection[str], *, folders: tuple[Path, Path]) -> dict[str, Any]:
-    """Find the arguments of `Folder` about what names of images and masks do not share.
-
-    Args:
-        images: Names of the images.
-        masks: Names of the masks.
-        folders: Where both are, for errors.
-
-    Raises:
-        DataError: No mask is named like an image.
-    """
-    stems, endings = set(images), Counter[str]()
-    for mask in masks:
-        endings.update(mask[length:] for length in range(1, len(mask) + 1) if mask[:length] in stems)
-    if endings:
-        most = max(endings.values())
-        suffix = min((ending for ending, count in endings.items() if count == most), key=len)
-        return {"mask_suffix": suffix} if suffix else {}
-    (before, after), (mask_before, mask_after) = around(images), around(masks)
-    if not core(images, before, after) & core(masks, mask_before, mask_after):
-        raise DataError(f"{folders[1]}: no mask is named like an image in {folders[0]}. Rename one or the other.")
-    # What both have there belongs to the names themselves, such as leading zeros, but for what sets it off.
-    start = common_start([before[::-1], mask_before[::-1]])[::-1].lstrip("_-. ")
-    end = common_start([after, mask_after]).rstrip("_-. ")
-    found = {
-        "image_prefix": before.removesuffix(start),
-        "image_suffix": after.removeprefix(end),
-        "mask_prefix": mask_before.removesuffix(start),
-        "mask_suffix": mask_after.removeprefix(end),
-    }
-    return {key: value for key, value in found.items() if value}
-
-
-def around(names: Collection[str]) -> tuple[str, str]:
-    """Return what all names, but for folders, begin and end with."""
-    plain = [name.rpartition("/")[2] for name in names]
-    before = common_start(plain)
-    return before, common_start([name[len(before) :][::-1] for name in plain])[::-1]
-
-
-def common_start(texts: Collection[str]) -> str:
-    """Return what all of `texts` begin with."""
-    first, last = min(texts), max(texts)
-    length = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
-    return first[:length]
-
-
-def core(names: Collection[str], before: str, after: str) -> set[str]:
-    """Return names with their folders, and without what they all begin and end with."""
-    parts = (name.rpartition("/") for name in names)
-    return {f"{folder}/{name.removeprefix(before).removesuffix(after)}" for folder, _, name in parts}
 
 
 @dataclass
@@ -261,7 +257,7 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
     if names is not None and len(names) != len(values):
         raise ConfigError(f"--names: {len(names)} names, but masks hold {len(values)} values. Name {values}.")
     given = names or [name_of(value, values) for value in values]
-    colors = values if codes.in_colors else distinct_colors(len(values))
+    colors = values if codes.in_colors else default_colors(given)
     options["classes"] = [
         {"name": name, **({} if codes.in_colors else {"value": value}), "color": list(color)}
         for name, value, color in zip(given, values, colors, strict=True)
@@ -326,74 +322,49 @@ def typed_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in typed.items() if name not in ("data_dir", "split")}
 
 
-def write(
-    root: Path,
-    splits: Sequence[str],
-    options: dict[str, Any],
-    train: doctor.Examined,
-    proposal: Proposal,
-    gpus: int,
-) -> str:
+def write(layout: Layout, options: dict[str, Any], recipe: Recipe, proposal: Proposal) -> str:
     """Write the config's text; what it assumes goes to the proposal."""
-    sizes = [record.size for record in train.records.values() if record.size]
-    numbers = train.normalization()
-    if len(sizes) < 4 or numbers is None:
-        raise DataError(f"{root}: {len(sizes)} images with masks can be used. Label at least 4.")
-    held_out = splits == ("all",)
-    count = len(train.records) - (round(HELD_OUT * len(train.records)) if held_out else 0)
-    height, width = (int(side) for side in np.median(np.array(sizes), axis=0))
-    crop = [max(32, min(CROP, side) // 32 * 32) for side in (height, width)]
-    batch = min(BATCH, count - count % 2)
-    epochs = min(200, max(20, -(-STEPS // (count // batch))))
-    pixels, _ = train.pixels()
-    rarest = pixels.min() / pixels.sum()
-    weighted = "classes are weighted" if rarest < RARE else "no weights"
-    proposal.guesses += [
-        f"{len(sizes)} images, median size {height}x{width}: crops of {crop[0]}x{crop[1]}, {batch} in a batch",
-        f"{epochs} epochs of {count // batch} steps",
-        f"the rarest class has {rarest:.2%} of the pixels: {weighted}",
-    ]
+    splits, held_out = layout.splits, len(layout.splits) == 1
+    proposal.guesses += recipe.reasons
     if held_out:
         proposal.guesses.append("every fifth image is held out for validation")
-    loss: Any = "CrossEntropyLoss2d"
-    if rarest < RARE:
-        loss = {"type": loss, "args": {"class_weights": "sqrt_inv"}}
-    data = {"data_dir": str(root), **options}
+    data = {"data_dir": str(layout.root), **options}
     training = {
-        "batch_size": batch,
+        "batch_size": recipe.batch,
         "augment": True,
-        "crop_size": crop,
+        "crop_size": recipe.crop,
         "scale": {"range": [0.75, 1.5]},
         "flip": True,
         "color_jitter": True,
         "num_workers": 2,
     }
-    mean, std = (json.loads(doctor.as_list(values)) for values in numbers)
     validation = f"""
   "val_loader": {{"type": "Folder", "args": {{
     {_lines({**data, "split": splits[-1], "batch_size": 1, "num_workers": 2})}
   }}}},
 """
     said = "\n".join(f"// {one_line(line)}" for line in proposal.guesses)
+    every = max(1, recipe.epochs // 20)
     return f"""// Made by `prepare.py init`. What it found and guessed:
 {said}
 {{
-  "name": {json.dumps(run_name(root))},
-  "n_gpu": {gpus},
+  "name": {json.dumps(run_name(layout.root))},
 
-  // "pretrained": true starts from ImageNet instead of random numbers: better with few images, and downloads weights.
-  "arch": {{"type": "DeepLab", "args": {{"backbone": "resnet18", "output_stride": 16, "pretrained": false}}}},
+  // "pretrained": true starts from ImageNet: better with few images. Weights are downloaded unless torch has them;
+  // where that fails, training says so and starts from random numbers. "required" would stop instead.
+  "arch": {json.dumps(recipe.arch)},
 
   "train_loader": {{"type": "Folder", "args": {{
     {_lines({**data, "split": splits[0], **({"val_split": HELD_OUT} if held_out else {}), **training})}
   }}}},
 {"" if held_out else validation}
   // Measured on the training images.
-  "normalization": {json.dumps({"mean": mean, "std": std})},
-  "optimizer": {{"type": "SGD", "args": {{"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}}}},
-  "loss": {json.dumps(loss)},
+  "normalization": {json.dumps(recipe.normalization)},
+  "optimizer": {json.dumps(recipe.optimizer)},
+  "loss": {json.dumps(recipe.loss)},
   "lr_scheduler": {{"type": "Poly", "args": {{"warmup_epochs": 1}}}},
-  "trainer": {{"epochs": {epochs}, "val_per_epochs": {max(1, epochs // 10)}, "monitor": "max Mean_IoU"}}
+  // Whole images at their own size are validated, with the average of the last weights.
+  "trainer": {{"epochs": {recipe.epochs}, "val_per_epochs": {every}, "monitor": "max Mean_IoU", "ema": 0.99}}
 }}
 """
 

@@ -15,6 +15,8 @@ from utils.errors import DataError, Stopped
 from utils.files import atomic_write
 from utils.images import read_label
 
+IMAGES = "leftImg8bit/test/*/*_leftImg8bit.png"  # a folder alone would not do: images lie in those of the cities
+MAKE_THEM = f"python inference.py -m CKPT -i 'data/cityscapes/{IMAGES}' --mode single --save index"
 SIZE = (1024, 2048)
 EXPECTED = 1525  # images of the test split
 CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")  # where they were taken
@@ -42,10 +44,7 @@ def write_submission(predictions: Path, output: Path) -> int:
             raise DataError(f"{path}: is no frame of {', '.join(CITIES)}. Predict leftImg8bit/test, and nothing else.")
         files[key] = path
     if not files:
-        raise DataError(
-            f"--predictions {predictions}: holds no *_leftImg8bit.png. "
-            f"`python inference.py -m CKPT -i data/cityscapes/leftImg8bit/test --save index` makes them."
-        )
+        raise DataError(f"--predictions {predictions}: holds no *_leftImg8bit.png. `{MAKE_THEM}` makes them.")
     raw_ids = np.array([ids[0] for ids in CityScapes.class_table().raw_ids], np.uint8)
     if output.is_dir() or not output.parent.is_dir():
         raise DataError(f"--output {output}: is no place for a file. Name a .zip file in a folder that is there.")

@@ -243,6 +243,8 @@ class ChainOptions:
             `crop_size`, images keep their size.
         base_size: Length of the long side before random scaling, in pixels; null for the image's own.
         crop_size: Side of a square or [height, width] of what a model gets; null for whole images.
+        val_crop_size: With `val_split`, crop the middle of the images held out, likewise, where whole ones take too
+            much memory; null validates whole images.
         scale: Random scale; with `augment`, 0.5 to 2 if not given.
         flip: Mirror half of the images, or this share.
         rotate: Turn by up to 10 degrees either way, or by as many as given.
@@ -258,6 +260,7 @@ class ChainOptions:
     val: bool = False
     base_size: Side | None = None
     crop_size: Side | tuple[Side, Side] | None = None
+    val_crop_size: Side | tuple[Side, Side] | None = None
     scale: bool | ScaleOptions | None = None
     flip: bool | Probability | None = None
     rotate: bool | Degrees | None = None
@@ -280,8 +283,8 @@ class ChainOptions:
         return size
 
     def for_validation(self) -> ChainOptions:
-        """Return the options for images held out of a training set: the same sizes, nothing random."""
-        return ChainOptions(val=True, crop_size=self.crop_size, resize=self.resize)
+        """Return the options for images held out of a training set: whole unless asked otherwise, nothing random."""
+        return ChainOptions(val=True, crop_size=self.val_crop_size, resize=self.resize)
 
 
 T = TypeVar("T")
@@ -322,7 +325,7 @@ def _list_problems(options: ChainOptions, where: str) -> list[str]:
     problems = [
         f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
         for name in _given(options)
-        if name != "transforms"
+        if name not in ("transforms", "val_crop_size")
     ]
     key = join(where, "transforms")
     try:

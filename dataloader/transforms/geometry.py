@@ -34,7 +34,7 @@ def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def warp(
+def warp(  # noqa: PLR0913  all but the first are named
     image: np.ndarray,
     label: np.ndarray,
     *,

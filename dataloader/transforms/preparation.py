@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,9 +10,17 @@ from typing import Any
 import numpy as np
 
 from base.base_dataset import Size, Transform
-from dataloader.transforms.chain import Chain, ChainOptions, Compose, ResizeOptions, build_chain
+from dataloader.transforms.chain import (
+    Chain,
+    ChainOptions,
+    Compose,
+    ResizeOptions,
+    ScaleOptions,
+    build_chain,
+)
 from dataloader.transforms.geometry import as_size
 from utils.errors import ConfigError
+from utils.predict import Prepare
 from utils.registry import TRANSFORMS
 from utils.schema import Component, check_arguments, parameters_of, to_json
 
@@ -100,7 +109,7 @@ class ImageAlone:
         prepare: Prepares an image.
     """
 
-    prepare: Preparation
+    prepare: Prepare
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return self.prepare(image), label
@@ -119,6 +128,21 @@ def preparation_of(chain: ChainOptions) -> Preparation:
     if chain.val and chain.crop_size is not None:
         return Preparation(cover=as_size(chain.crop_size))
     return Preparation()
+
+
+def scale_range(chain: ChainOptions, size: Size) -> tuple[float, float] | None:
+    """Return the smallest and largest factor by which a chain resizes images of `size`; None if it does not say."""
+    if chain.transforms is not None:
+        return None
+    preparation = preparation_of(chain)
+    fy, fx = preparation.resize.factors(*size) if preparation.resize else (1.0, 1.0)
+    if preparation.cover:
+        fy = fx = max(preparation.cover[0] / size[0], preparation.cover[1] / size[1])
+    factor = math.sqrt(fy * fx)
+    low, high = 1.0, 1.0
+    if chain.augment and chain.scale is not False:
+        low, high = chain.scale.range if isinstance(chain.scale, ScaleOptions) else ScaleOptions().range
+    return factor * low, factor * high
 
 
 def is_repeatable(step: Component) -> bool:
@@ -140,7 +164,8 @@ def read_preparation(about: Mapping[str, Any]) -> Preparation:
     """
     stated = about.get("preprocessing")
     if stated is None:
-        return preparation_of(validated_chain(about["config"]))
+        resolved = about["config"]
+        return preparation_of(validated_chain(resolved)) if "train_loader" in resolved else Preparation()
     problems: list[str] = []
     given = {key: stated.get(key) for key in ("resize", "transforms") if stated.get(key)}
     chain = ChainOptions(**check_arguments(ChainOptions, given, where="preprocessing", problems=problems))

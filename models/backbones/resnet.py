@@ -241,7 +241,7 @@ class ResNet(Backbone):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the first are named
         self,
         variant: str,
         blocks: tuple[type[BasicBlock] | type[Bottleneck] | type[LargeKernelBottleneck], ...],

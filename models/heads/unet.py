@@ -19,7 +19,8 @@ class _Up(nn.Module):
         self.refine = ConvNormAct(channels + skip_channels, channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.refine(torch.cat([resize_like(self.reduce(x), skip), skip], dim=1))
+        refined: Tensor = self.refine(torch.cat([resize_like(self.reduce(x), skip), skip], dim=1))
+        return refined
 
 
 @HEADS.register()
@@ -48,7 +49,8 @@ class UNetHead(Head):
         channels = (128, 96, 64, 48)[: len(skips)] if channels is None else channels
         if len(channels) != len(skips):
             raise ValueError(f"needs a width for each of {len(skips)} maps, but 'channels' has {len(channels)}")
-        width, steps = coarsest.channels, []
+        width = coarsest.channels
+        steps = []
         for skip, out_channels in zip(reversed(skips), channels, strict=True):
             steps.append(_Up(width, skip.channels, out_channels))
             width = out_channels
@@ -59,4 +61,5 @@ class UNetHead(Head):
         *skips, x = features
         for step, skip in zip(self.steps, reversed(skips), strict=True):
             x = step(x, skip)
-        return self.classify(x)
+        logits: Tensor = self.classify(x)
+        return logits

@@ -8,9 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Neck
-from models.blocks import ConvNormAct, Positive, resize_like
+from models.blocks import ConvNormAct, Positive, resize_like, without_autocast
 from utils.registry import NECKS
 from utils.schema import Between
+
+
+class GridMean(nn.Module):
+    """Means over bins x bins parts of a map, (N, C, h, w) to (N, C, bins, bins), as `nn.AdaptiveAvgPool2d` has them.
+
+    They are products with two small matrices that are made of the map's size when it is known. So the gradient is the
+    same in every run on CUDA, where adaptive pooling adds up in any order, and an exported graph fits every size.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        with without_autocast(x.device):  # half precision loses too much of the sum of thousands of values
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            means = self._weights(height, wide) @ wide @ self._weights(width, wide).mT
+        return means.to(x.dtype)
+
+    def _weights(self, length: int, like: Tensor) -> Tensor:
+        """Share of each of `length` values in the mean of each part, (bins, length); parts may overlap by one."""
+        numbers = torch.arange(self.bins, device=like.device)[:, None]
+        starts = numbers * length // self.bins
+        ends = ((numbers + 1) * length + self.bins - 1) // self.bins
+        positions = torch.arange(length, device=like.device)
+        inside = (starts <= positions) & (positions < ends)
+        return inside / (ends - starts).to(like.dtype)
 
 
 @NECKS.register()
@@ -38,9 +66,10 @@ class PyramidPooling(Neck):
         if not bins:
             raise ValueError("needs at least one number in 'bins'")
         *others, coarsest = shapes
-        width, channels = coarsest.channels // len(bins), channels or coarsest.channels // 4
+        width = coarsest.channels // len(bins)
+        channels = channels or coarsest.channels // 4
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvNormAct(coarsest.channels, width, 1)) for size in bins
+            nn.Sequential(GridMean(size), ConvNormAct(coarsest.channels, width, 1)) for size in bins
         )
         self.fuse = nn.Sequential(ConvNormAct(coarsest.channels + width * len(bins), channels), nn.Dropout2d(dropout))
         self.needs_batch = 1 in bins

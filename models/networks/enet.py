@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.base_model import BaseModel
+from models.blocks import unpool
 from utils.outputs import SegOutput
 from utils.registry import MODELS
 
@@ -18,8 +19,9 @@ def _conv(in_channels: int, out_channels: int, kernel: int | tuple[int, int], *,
 
 
 def _norm_act(channels: int, *, act: bool = True, relu: bool = False) -> nn.Sequential:
-    activation: list[nn.Module] = [nn.ReLU(inplace=True) if relu else nn.PReLU(channels)] if act else []
-    return nn.Sequential(nn.BatchNorm2d(channels), *activation)
+    if not act:
+        return nn.Sequential(nn.BatchNorm2d(channels))
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True) if relu else nn.PReLU(channels))
 
 
 class _Bottleneck(nn.Module):
@@ -38,11 +40,9 @@ class _Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         inner = channels // 4
-        middle = (
-            nn.Sequential(_conv(inner, inner, (5, 1)), _conv(inner, inner, (1, 5)))
-            if asymmetric
-            else _conv(inner, inner, 3, dilation=dilation)
-        )
+        middle: nn.Module = _conv(inner, inner, 3, dilation=dilation)
+        if asymmetric:
+            middle = nn.Sequential(_conv(inner, inner, (5, 1)), _conv(inner, inner, (1, 5)))
         self.branch = nn.Sequential(
             _conv(channels, inner, 1),
             _norm_act(inner, relu=relu),
@@ -55,7 +55,8 @@ class _Bottleneck(nn.Module):
         self.act = nn.ReLU(inplace=True) if relu else nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(x + self.branch(x))
+        added: Tensor = self.act(x + self.branch(x))
+        return added
 
 
 class _Down(nn.Module):
@@ -77,7 +78,8 @@ class _Down(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pooled, indices = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-        even = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+        # One row and column of zeros: the convolution uses them where the size is odd, and drops them elsewhere.
+        even = F.pad(x, (0, 1, 0, 1))
         pooled = F.pad(pooled, (0, 0, 0, 0, 0, self.added))  # new channels begin as zeros
         return self.act(pooled + self.branch(self.reduce(even))), indices
 
@@ -90,7 +92,7 @@ class _Up(nn.Module):
         inner = in_channels // 4
         self.main = nn.Sequential(_conv(in_channels, out_channels, 1), _norm_act(out_channels, act=False))
         self.reduce = nn.Sequential(_conv(in_channels, inner, 1), _norm_act(inner, relu=True))
-        self.enlarge = nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1, bias=False)
+        self.enlarge = nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=False)
         self.expand = nn.Sequential(
             _norm_act(inner, relu=True),
             _conv(inner, out_channels, 1),
@@ -100,9 +102,10 @@ class _Up(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor, indices: Tensor, size: torch.Size) -> Tensor:
-        main = F.max_unpool2d(self.main(x), indices, (2, 2), output_size=list(size))
-        branch = self.expand(self.enlarge(self.reduce(x), output_size=list(size)))
-        return self.act(main + branch)
+        main = unpool(self.main(x), indices, size)
+        branch = self.expand(self.enlarge(self.reduce(x))[..., : size[0], : size[1]])
+        enlarged: Tensor = self.act(main + branch)
+        return enlarged
 
 
 def _context() -> nn.Sequential:
@@ -126,8 +129,6 @@ class ENet(BaseModel):
         in_channels: Channels of the images.
     """
 
-    unpools = True
-
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__(in_channels)
         first = 13 + in_channels  # 13 filters beside the pooled image
@@ -142,7 +143,7 @@ class ENet(BaseModel):
         self.stage4 = nn.Sequential(*(_Bottleneck(64, relu=True) for _ in range(2)))
         self.up5 = _Up(64, first)
         self.stage5 = _Bottleneck(first, relu=True)
-        self.classify = nn.ConvTranspose2d(first, num_classes, 3, stride=2, padding=1)
+        self.classify = nn.ConvTranspose2d(first, num_classes, 3, stride=2, padding=1, output_padding=1)
 
     def predict(self, images: Tensor) -> SegOutput:
         pooled = F.max_pool2d(images, 2, ceil_mode=True)
@@ -153,4 +154,4 @@ class ENet(BaseModel):
         x = self.stage3(self.stage2(x))
         x = self.stage4(self.up4(x, indices2, quarter.shape[-2:]))
         x = self.stage5(self.up5(x, indices1, half.shape[-2:]))
-        return SegOutput(self.classify(x, output_size=list(images.shape[-2:])))
+        return SegOutput(self.classify(x)[..., : images.shape[-2], : images.shape[-1]])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from base.base_model import BaseModel
 from models.backbones.vgg import STAGES, VGG
-from models.blocks import Classifier, ConvNormAct, Width, scaled
+from models.blocks import Classifier, ConvNormAct, Width, scaled, unpool
 from utils.outputs import SegOutput
 from utils.registry import MODELS
 
@@ -25,8 +25,6 @@ class SegNet(BaseModel):
         in_channels: Channels of the images.
         width_mult: Share of the published channels.
     """
-
-    unpools = True
 
     def __init__(self, num_classes: int, in_channels: int = 3, *, width_mult: Width = 1.0) -> None:
         super().__init__(in_channels)
@@ -46,7 +44,7 @@ class SegNet(BaseModel):
             x, indices = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
             taken.append((indices, size))
         for stage, (indices, size) in zip(self.decoder, reversed(taken), strict=True):
-            x = stage(F.max_unpool2d(x, indices, (2, 2), output_size=list(size)))
+            x = stage(unpool(x, indices, size))
         return SegOutput(self.classify(x))
 
     def backbone_modules(self) -> Sequence[nn.Module]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.base_model import BaseModel
 from models.backbones.resnet import Bottleneck, ResNet
-from models.blocks import Classifier, ConvNormAct, Width
+from models.blocks import Classifier, ConvNormAct, Width, unpool
 from utils.outputs import SegOutput
 from utils.registry import MODELS
 
@@ -93,19 +92,9 @@ class SegResNet(BaseModel):
             x = stage(x)
         for decode, (height, width) in zip(self.decoder, reversed(sizes), strict=True):
             x = decode(x)[..., :height, :width]
-        x = _unpool(x, indices, first.shape[-2:])
+        x = unpool(x, indices, first.shape[-2:], overlapping=True)
         x = self.enlarge(x)[..., : images.shape[-2], : images.shape[-1]]
         return SegOutput(self.classify(x))
 
     def backbone_modules(self) -> Sequence[nn.Module]:
         return (self.encoder,)
-
-
-def _unpool(x: Tensor, indices: Tensor, size: torch.Size) -> Tensor:
-    """Put the values of `x` to where a max-pool took them from, in a map of zeros.
-
-    Windows of 3 at stride 2 overlap, so that several may have taken the same value. Theirs are added up:
-    `max_unpool2d` would keep any one of them, and give all of them a gradient.
-    """
-    empty = x.new_zeros((*x.shape[:2], size[0] * size[1]))
-    return empty.scatter_add(2, indices.flatten(2), x.flatten(2)).unflatten(2, tuple(size))

@@ -30,7 +30,8 @@ class _Up(nn.Module):
         self.refine = _DoubleConv(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.refine(torch.cat([skip, resize_like(self.enlarge(x), skip)], dim=1))
+        refined: Tensor = self.refine(torch.cat([skip, resize_like(self.enlarge(x), skip)], dim=1))
+        return refined
 
 
 @MODELS.register()

@@ -1,0 +1,161 @@
+"""Where the wrong pixels of a prediction are, so that one knows what would help.
+
+Every wrong pixel is of exactly one kind, the first of these that fits:
+
+missed        It belongs to an object of the truth of which less than a tenth was found.
+hallucinated  It belongs to an object of the prediction of which less than a tenth is there.
+boundary      It is at most 3 pixels (in rows and columns) from a contour of the truth.
+interior      All others: inside an object that was found, but partly taken for something else.
+
+An object is a connected region of one class (8 neighbours) of at least 20 pixels; the specks below count by where they
+lie. Void pixels are neither right nor wrong, and the edge between a class and void is a contour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+KINDS = ("missed", "hallucinated", "boundary", "interior")
+MISSED, HALLUCINATED, BOUNDARY, INTERIOR = range(1, 5)
+
+BAND = 3  # pixels
+FOUND = 0.1  # share of an object that has to be there for it to count as found
+SMALLEST = 20  # pixels of an object
+VOID = 255
+
+
+class Regions(NamedTuple):
+    """Connected regions of one class in a label map."""
+
+    places: np.ndarray  # (P,) the pixels of the class, as indices into the flattened map
+    numbers: np.ndarray  # (P,) int32: the region of each, from 1
+    areas: np.ndarray  # (R + 1,) pixels of each region
+    hits: np.ndarray  # (R + 1,) pixels of each that the other label map has too
+
+    @property
+    def is_object(self) -> np.ndarray:
+        """Which regions are objects, (R + 1,) bool."""
+        found = self.areas >= SMALLEST
+        found[0] = False
+        return found
+
+    @property
+    def not_there(self) -> np.ndarray:
+        """Which of them the other label map does not have, (R + 1,) bool."""
+        return self.is_object & (self.hits < FOUND * self.areas)
+
+
+class ErrorMap(NamedTuple):
+    """The errors of one image."""
+
+    kinds: np.ndarray  # (H, W) uint8: 0 for right or void, else 1 + index in KINDS
+    objects: dict[int, np.ndarray]  # areas of the truth's objects in pixels, by class
+    missed: dict[int, int]  # how many of them were missed
+
+
+def all_regions(labels: np.ndarray, other: np.ndarray, num_classes: int) -> Iterator[tuple[int, Regions]]:
+    """Connected regions of every class in `labels` (H, W) uint8, and how much of each `other` (H, W) has too."""
+    flat, flat_other = labels.ravel(), other.ravel()
+    places = np.argsort(flat, kind="stable")  # all pixels, class by class
+    bounds = np.concatenate([[0], np.bincount(flat, minlength=256).cumsum()])
+    for index in range(num_classes):
+        own = places[bounds[index] : bounds[index + 1]]
+        if not len(own):
+            continue
+        rows, columns = np.divmod(own, labels.shape[1])
+        top, left = rows[0], columns.min()
+        window = labels[top : rows[-1] + 1, left : columns.max() + 1]
+        count, numbered = cv2.connectedComponents((window == index).view(np.uint8), connectivity=8)
+        numbers = numbered[rows - top, columns - left]
+        areas = np.bincount(numbers, minlength=count)
+        hits = np.bincount(numbers[flat_other[own] == index], minlength=count)
+        yield index, Regions(own, numbers, areas, hits)
+
+
+def near_boundary(labels: np.ndarray, reach: int = BAND) -> np.ndarray:
+    """Which pixels of `labels` (H, W) uint8 have another label within `reach` rows and columns, (H, W) bool.
+
+    Unlike for the boundary IoU, the border of the image is no contour: nothing ends there.
+    """
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    differs: np.ndarray = cv2.dilate(labels, square) != cv2.erode(labels, square)
+    return differs
+
+
+def find_errors(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> ErrorMap:
+    """The kind of error at each pixel.
+
+    Args:
+        truth: Labels (H, W) uint8; values from `num_classes` on are void.
+        predicted: Labels (H, W) uint8 below `num_classes`.
+        num_classes: Classes C.
+    """
+    labelled = truth < num_classes
+    wrong = labelled & (truth != predicted)
+    kinds = np.zeros(truth.shape, np.uint8)
+    kinds[wrong] = INTERIOR
+    kinds[wrong & near_boundary(truth)] = BOUNDARY
+    seen = np.where(labelled, predicted, VOID)
+    for _, regions in all_regions(seen, truth, num_classes):
+        mark(kinds, wrong, regions, HALLUCINATED)
+    objects: dict[int, np.ndarray] = {}
+    missed: dict[int, int] = {}
+    for index, regions in all_regions(truth, predicted, num_classes):
+        objects[index] = regions.areas[regions.is_object]
+        missed[index] = int(regions.not_there.sum())
+        mark(kinds, wrong, regions, MISSED)
+    return ErrorMap(kinds, objects, missed)
+
+
+def mark(kinds: np.ndarray, wrong: np.ndarray, regions: Regions, kind: int) -> None:
+    """Give the wrong pixels (H, W) bool of the regions that the other label map does not have their kind, in place."""
+    absent = regions.not_there
+    if absent.any():
+        places = regions.places[absent[regions.numbers]]
+        kinds.ravel()[places[wrong.ravel()[places]]] = kind
+
+
+class ErrorCounts:
+    """Wrong pixels by kind and class, added up over images.
+
+    Args:
+        num_classes: Classes C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.lost = np.zeros((len(KINDS), num_classes), np.int64)  # pixels by the class that they are
+        self.wrongly_found = np.zeros((len(KINDS), num_classes), np.int64)  # by the class that they were taken for
+        self.areas: list[list[np.ndarray]] = [[] for _ in range(num_classes)]
+        self.missed = np.zeros(num_classes, np.int64)
+
+    def add(self, errors: ErrorMap, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Count one image."""
+        wrong = errors.kinds > 0
+        kind = errors.kinds[wrong].astype(np.int64) - 1
+        size = len(KINDS) * self.num_classes
+        for counts, labels in ((self.lost, truth), (self.wrongly_found, predicted)):
+            codes = kind * self.num_classes + labels[wrong]
+            counts += np.bincount(codes, minlength=size).reshape(counts.shape)
+        for index, areas in errors.objects.items():
+            self.areas[index].append(areas)
+            self.missed[index] += errors.missed[index]
+
+    def gains(self, counts: np.ndarray) -> np.ndarray:
+        """What each class's IoU would gain if all its errors of one kind were right, (kinds, C); NaN for 0 / 0.
+
+        Args:
+            counts: Pixels hit, labelled and predicted, (C, 3), over all images.
+        """
+        hits, labelled, predicted = counts.astype(np.float64).T
+        union = labelled + predicted - hits
+        fixed = (hits + self.lost) / np.maximum(union - self.wrongly_found, 1)
+        return np.where(union > 0, fixed - hits / np.maximum(union, 1), np.nan)
+
+    def objects(self, index: int) -> np.ndarray:
+        """Areas of all objects of a class in the truth, in pixels."""
+        return np.concatenate([np.zeros(0, np.int32), *self.areas[index]])

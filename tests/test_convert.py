@@ -1,0 +1,190 @@
+"""`prepare.py convert` makes index masks of whatever people have; `Folder` then reads what was drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataloader.datasets.folder import Folder
+from dataloader.tools.convert import decode_runs
+from tests.conftest import Answer
+
+SIZE = (65, 97)
+COLORS = np.array([[0, 0, 0], [200, 30, 40], [30, 60, 220]], np.uint8)
+
+
+def shapes(number: int, classes: int = 3) -> np.ndarray:
+    """A label with a block of each class but the first."""
+    rng = np.random.default_rng(number)
+    label = np.zeros(SIZE, np.uint8)
+    for value in range(1, classes):
+        row, column = rng.integers(0, 40), rng.integers(0, 20)
+        label[row : row + 24, 45 * (value - 1) + column : 45 * (value - 1) + column + 24] = value
+    return label
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+@pytest.fixture
+def convert(tmp_path: Path, prepare_command: Callable[..., Answer]) -> Callable[..., Answer]:
+    return lambda source, *more: prepare_command("convert", "--masks", source, "-o", tmp_path / "masks", *more)
+
+
+def read(tmp_path: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_two_valued_jpeg_masks(quality: int, tmp_path: Path, convert: Callable[..., Answer]) -> None:
+    for number in range(4):
+        save(tmp_path / "jpeg" / f"{number}.jpg", shapes(number, 2) * 255, quality=quality)
+    answer = convert(tmp_path / "jpeg")
+    assert answer.status == 0, answer.err
+    assert "2 classes: background, foreground" in answer.out
+    for number in range(4):
+        assert (read(tmp_path, str(number)) == shapes(number, 2)).mean() > 0.999
+
+
+def test_colored_jpeg_masks_by_their_frequent_colors_or_by_a_file(
+    tmp_path: Path, convert: Callable[..., Answer]
+) -> None:
+    for number in range(4):
+        save(tmp_path / "jpeg" / f"{number}.jpg", COLORS[shapes(number)], quality=90)
+    answer = convert(tmp_path / "jpeg", "--names", "floor,red,blue")
+    assert answer.status == 0, answer.err
+    assert "3 classes: floor, red, blue" in answer.out
+    for number in range(4):
+        assert (read(tmp_path, str(number)) == shapes(number)).mean() > 0.98
+    again = convert(tmp_path / "jpeg")
+    assert (again.status, "holds 0.png already" in again.err) == (2, True)
+    rows = [{"name": name, "color": COLORS[index].tolist()} for name, index in (("b", 2), ("r", 1), ("f", 0))]
+    (tmp_path / "classes.json").write_text(json.dumps(rows))
+    answer = convert(tmp_path / "jpeg", "--classes", tmp_path / "classes.json", "--force")
+    assert answer.status == 0, answer.err
+    assert (read(tmp_path, "0") == 2 - shapes(0)).mean() > 0.98
+
+
+def test_masks_in_exact_colors_are_converted_exactly_and_train_as_they_are(
+    tmp_path: Path, convert: Callable[..., Answer], prepare_command: Callable[..., Answer]
+) -> None:
+    for number in range(4):
+        save(tmp_path / "color" / f"{number}.png", COLORS[shapes(number)])
+        save(tmp_path / "images" / f"{number}.jpg", COLORS[shapes(number)])
+    (tmp_path / "color" / "5.png").write_bytes(b"once upon a time")
+    answer = convert(tmp_path / "color")
+    assert answer.status == 3
+    assert "not converted: " in answer.out
+    assert "4 of 5 masks written" in answer.out
+    dataset = Folder(data_dir=tmp_path, split="all", classes=tmp_path / "masks" / "classes.json")
+    assert dataset.classes.colors == tuple(map(tuple, COLORS.tolist()))
+    for number in range(4):
+        np.testing.assert_array_equal(dataset.read_label(number), shapes(number))
+
+
+def test_polygons_of_labelme(tmp_path: Path, convert: Callable[..., Answer]) -> None:
+    content = {
+        "imageHeight": SIZE[0],
+        "imageWidth": SIZE[1],
+        "imagePath": "a.jpg",
+        "shapes": [
+            {"label": "leaf", "points": [[10, 20], [30, 20], [30, 50], [10, 50]], "shape_type": "polygon"},
+            {"label": "stem", "points": [[40, 5], [60, 15]], "shape_type": "rectangle"},
+            {"label": "leaf", "points": [[80, 30], [85, 30]], "shape_type": "circle"},
+            {"label": "__ignore__", "points": [[0, 60], [97, 60], [97, 65], [0, 65]]},
+            {"label": "stem", "points": [[1, 1]], "shape_type": "point"},
+        ],
+    }
+    (tmp_path / "labelme").mkdir()
+    (tmp_path / "labelme" / "a.json").write_text(json.dumps(content))
+    save(tmp_path / "labelme" / "a.jpg", np.zeros((*SIZE, 3), np.uint8))
+    answer = convert(tmp_path / "labelme")
+    assert answer.status == 0, answer.err
+    assert "3 classes: background, leaf, stem" in answer.out
+    mask = read(tmp_path, "a")
+    assert mask.shape == SIZE
+    assert (mask[20:50, 10:30] == 1).all()
+    assert (mask[5:15, 40:60] == 2).all()
+    assert (mask[60:] == 255).all()
+    assert abs(int((mask[:60] == 1).sum()) - (600 + 79)) <= 60
+    assert abs(int((mask == 2).sum()) - 200) <= 40
+    answer = convert(tmp_path / "labelme", "--names", "stem", "--force")
+    assert "not drawn, since --names lacks them: leaf" in answer.out
+    assert set(np.unique(read(tmp_path, "a"))) == {0, 1, 255}
+
+
+def test_annotations_of_coco(tmp_path: Path, convert: Callable[..., Answer]) -> None:
+    runs = [0, 65 * 3, 65 * 94]  # the first three columns
+    annotations = [
+        {"image_id": 7, "category_id": 5, "area": 100, "segmentation": [[50, 10, 60, 10, 60, 20, 50, 20]]},
+        {"image_id": 7, "category_id": 3, "area": 900, "segmentation": [[45, 5, 75, 5, 75, 35, 45, 35]]},
+        {"image_id": 7, "category_id": 3, "area": 9, "iscrowd": 1, "segmentation": {"counts": runs, "size": SIZE}},
+    ]
+    content = {
+        "images": [{"id": 7, "file_name": "sub/b.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 3, "name": "car"}, {"id": 5, "name": "door"}],
+        "annotations": annotations,
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    answer = convert(path)
+    assert answer.status == 0, answer.err
+    assert "3 classes: background, car, door" in answer.out
+    mask = read(tmp_path, "sub/b")
+    assert (mask[10:20, 50:60] == 2).all()
+    assert (mask[25:35, 45:75] == 1).all()
+    assert (mask[:, :3] == 255).all()
+    assert (mask[40:, 5:] == 0).all()
+
+
+def encode_runs(runs: list[int]) -> str:
+    """Compress run lengths as COCO's `rleToString` does."""
+    text = ""
+    for index, run in enumerate(runs):
+        value, goes_on = run - (runs[index - 2] if index > 2 else 0), True
+        while goes_on:
+            bits, value = value & 31, value >> 5
+            goes_on = value != (-1 if bits & 16 else 0)
+            text += chr((bits | 32 if goes_on else bits) + 48)
+    return text
+
+
+@pytest.mark.parametrize("runs", [[6, 1, 40, 4, 5, 4, 5, 4, 21], [0, 100], [0, 3, 70000, 12, 1, 500, 3], [6305]])
+def test_compressed_runs_are_decoded(runs: list[int]) -> None:
+    assert decode_runs(encode_runs(runs)) == runs
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: root, "is neither a folder nor a file"),
+        (lambda root: root.mkdir(), "holds neither pictures nor annotations"),
+        (lambda root: root.write_text("{}"), "is no annotation of LabelMe, nor of COCO"),
+        (lambda root: root.write_text("["), "cannot be read (no JSON)"),
+        (lambda root: save(root / "a.png", np.zeros(SIZE, np.uint8)), "1 colors stand for classes"),
+        (
+            lambda root: save(root / "a.png", np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)),
+            "0 colors stand for classes",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_is_said_in_a_line(
+    make: Callable[[Path], object], said: str, tmp_path: Path, convert: Callable[..., Answer]
+) -> None:
+    make(tmp_path / "source")
+    answer = convert(tmp_path / "source")
+    assert (answer.status, len(answer.errors)) == (2, 1), answer.err
+    assert said in answer.err
+
+
+def test_masks_are_not_replaced_by_what_is_made_of_them(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
+    save(tmp_path / "a" / "0.png", COLORS[shapes(0)])
+    answer = prepare_command("convert", "--masks", tmp_path / "a", "-o", tmp_path / "a")
+    assert (answer.status, "is the folder of the masks themselves" in answer.err) == (2, True)

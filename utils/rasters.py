@@ -1,0 +1,363 @@
+"""Images of any size, read and written a few rows at a time; TIFF files keep where on Earth they lie."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from utils.errors import DataError, Fault, Problem
+from utils.files import atomic_write
+from utils.images import read_bands, read_image
+
+MOST_PIXELS = 2**30  # of a file that cannot be read in parts: OpenCV's own limit
+ROWS = 64  # that are written at a time
+TILE = 256  # side of the tiles of a TIFF
+TIFFS = (".tif", ".tiff")
+
+# Tags that say where a GeoTIFF's pixels lie (pixel scale, tie points, transformation, and the keys of its coordinate
+# system): copied as they are, they mean the same for every file of the same size. Source: OGC GeoTIFF 1.1.
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
+NODATA_TAG = 42113  # GDAL's: the value of pixels that were never measured
+
+
+class Raster(Protocol):
+    """An image that is read in parts."""
+
+    size: tuple[int, int]
+    channels: int
+    nodata: float | None
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Read the values of some rows and columns, from the first of each to before the last: (h, w, channels)."""
+        ...
+
+
+class ArrayRaster:
+    """An image that is in memory.
+
+    Args:
+        values: (H, W, C).
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.size = values.shape[0], values.shape[1]
+        self.channels = values.shape[2]
+        self.nodata: float | None = None
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Read a part, see `Raster`."""
+        return self.values[rows[0] : rows[1], columns[0] : columns[1]]
+
+
+class TiffRaster:
+    """A TIFF file, of which only the tiles or strips are decoded that are asked for.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        tifffile = import_tifffile(path)
+        try:
+            self.file = tifffile.TiffFile(path)
+            page = self.page = self.file.pages.first
+            self.nodata = _nodata(page)
+            self.planar = int(page.planarconfig) == 2  # bands one after the other
+            self.tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+            self.size = (int(page.imagelength), int(page.imagewidth))
+            self.channels = int(page.samplesperpixel)
+            self.across = -(-self.size[1] // self.tile[1])
+            self.down = -(-self.size[0] // self.tile[0])
+        except (OSError, ValueError, tifffile.TiffFileError) as error:
+            raise _unreadable(path, error) from None
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Read a part, see `Raster`.
+
+        Raises:
+            DataError: It is damaged, or compressed in a way that nobody here can decode.
+        """
+        part = np.zeros((rows[1] - rows[0], columns[1] - columns[0], self.channels), self.page.dtype)
+        for plane in range(self.channels if self.planar else 1):
+            shown = part[..., plane : plane + 1] if self.planar else part
+            for down in range(rows[0] // self.tile[0], -(-rows[1] // self.tile[0])):
+                for across in range(columns[0] // self.tile[1], -(-columns[1] // self.tile[1])):
+                    segment = self._segment((plane * self.down + down) * self.across + across)
+                    if segment is not None:
+                        offset = down * self.tile[0] - rows[0], across * self.tile[1] - columns[0]
+                        _paste(shown, segment, offset)
+        return part
+
+    def _segment(self, index: int) -> np.ndarray | None:
+        """Decode a tile or strip, (h, w, C); None for one that the file leaves out because it is empty."""
+        page, handle = self.page, self.file.filehandle
+        count = page.databytecounts[index]
+        if not count:
+            return None
+        try:
+            handle.seek(page.dataoffsets[index])
+            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+            segment, _, _ = page.decode(handle.read(count), index, **options)
+        except Exception as error:  # whatever a codec stumbles over, or that there is none
+            raise _unreadable(self.path, error) from None
+        return None if segment is None else np.asarray(segment)[0]
+
+
+class GdalRaster:
+    """A TIFF file that rasterio reads: it knows all compressions.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import rasterio
+
+        self.path = path
+        self.env = rasterio.Env(GDAL_CACHEMAX=32)  # MiB; else a twentieth of the memory
+        try:
+            with self.env:
+                self.file = rasterio.open(path)
+        except rasterio.errors.RasterioError as error:
+            raise _unreadable(path, error) from None
+        self.size = int(self.file.height), int(self.file.width)
+        self.channels = int(self.file.count)
+        self.nodata = self.file.nodata
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Read a part, see `Raster`."""
+        import rasterio
+
+        try:
+            with self.env:
+                values = self.file.read(window=(rows, columns))
+        except rasterio.errors.RasterioError as error:
+            raise _unreadable(self.path, error) from None
+        return np.moveaxis(values, 0, -1)
+
+
+class ModelRaster:
+    """A raster with the channels and the type of values that a model takes, and where it holds no data.
+
+    Args:
+        raster: The image.
+        channels: That the model takes.
+        path: Its file, for errors.
+
+    Raises:
+        DataError: It has other channels or values.
+    """
+
+    def __init__(self, raster: Raster, channels: int, path: Path) -> None:
+        self.raster = raster
+        self.size = raster.size
+        self.channels = channels
+        self.has_alpha = channels == 3 and raster.channels == 4
+        if not (raster.channels == channels or self.has_alpha or (channels == 3 and raster.channels == 1)):
+            what = f"{raster.channels} channels, expected {channels}"
+            raise DataError(Problem(Fault.OTHER, path, what, "Choose bands with gdal_translate -b"))
+        first = raster.read((0, 1), (0, 1))
+        if channels == 3 and first.dtype not in (np.uint8, np.uint16):
+            what = f"values of type {first.dtype}, expected 8 or 16 bits"
+            raise DataError(Problem(Fault.OTHER, path, what, "Convert it with gdal_translate -ot Byte -scale"))
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read the values (h, w, channels) of some rows and columns, and where there is no data, (h, w) bool."""
+        values = self.raster.read(rows, columns)
+        colors = values[..., :3] if self.has_alpha else values
+        empty = np.zeros(values.shape[:2], bool)
+        if self.raster.nodata is not None:
+            alike = np.isnan(colors) if np.isnan(self.raster.nodata) else colors == self.raster.nodata
+            empty = alike.all(axis=2)
+        if self.has_alpha:
+            empty |= values[..., 3] == 0
+        if self.channels == 3:
+            if colors.dtype == np.uint16:  # as images of 16 bits are everywhere here
+                colors = np.rint(colors * np.float32(255 / 65535)).astype(np.uint8)
+            return (np.repeat(colors, 3, axis=2) if colors.shape[2] == 1 else colors), empty
+        if colors.dtype not in (np.uint8, np.uint16, np.float32):
+            colors = colors.astype(np.float32)
+        return (np.nan_to_num(colors) if colors.dtype == np.float32 else colors), empty
+
+
+def open_raster(path: Path, channels: int) -> ModelRaster:
+    """Open an image for a model of so many channels: a TIFF in parts, other formats decoded whole.
+
+    Raises:
+        DataError: It cannot be read, or has other channels.
+    """
+    raster: Raster
+    if path.suffix.lower() in TIFFS:
+        raster = TiffRaster(path)
+        try:
+            raster.read((0, 1), (0, 1))
+        except DataError:  # a compression that tifffile knows only with imagecodecs
+            if importlib.util.find_spec("rasterio") is None:
+                raise
+            raster = GdalRaster(path)
+    elif channels == 3 and path.suffix.lower() != ".npy":
+        raster = ArrayRaster(read_image(path, most=MOST_PIXELS))
+    else:
+        raster = ArrayRaster(read_bands(path, channels))
+    return ModelRaster(raster, channels, path)
+
+
+def size_of_tiff(path: Path) -> tuple[int, int] | None:
+    """Read height and width of a TIFF from its header; None for other files, or where tifffile is not installed."""
+    if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is None or not path.is_file():
+        return None
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return int(file.pages.first.imagelength), int(file.pages.first.imagewidth)
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return None  # reading it will tell
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies, and tifffile is there to keep that."""
+    if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is None or not path.is_file():
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return any(tag in file.pages.first.tags for tag in GEO_TAGS)
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return False  # reading it will tell
+
+
+def import_tifffile(path: Path) -> Any:
+    """Import tifffile.
+
+    Raises:
+        DataError: It is not installed.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        what = "large and georeferenced TIFF files need tifffile"
+        raise DataError(Problem(Fault.MISSING_PACKAGE, path, what, "`pip install tifffile`")) from None
+    return tifffile
+
+
+def write_png(path: Path, size: tuple[int, int], bands: Iterator[np.ndarray], palette: np.ndarray) -> None:
+    """Write labels as a palette PNG of any size.
+
+    Args:
+        path: File to write.
+        size: Height and width.
+        bands: Rows of labels, (h, width) uint8 each, from the top to the bottom.
+        palette: Color of each value, (256, 3) uint8.
+    """
+
+    def chunk(file: IO[bytes], kind: bytes, content: bytes) -> None:
+        file.write(struct.pack(">I", len(content)) + kind + content)
+        file.write(struct.pack(">I", zlib.crc32(kind + content)))
+
+    with atomic_write(path) as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        chunk(file, b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, 3, 0, 0, 0))
+        chunk(file, b"PLTE", np.ascontiguousarray(palette, np.uint8).tobytes())
+        packer = zlib.compressobj()
+        for band in bands:
+            filtered = np.pad(band, ((0, 0), (1, 0)))  # each row begins with its filter: none
+            if content := packer.compress(filtered.tobytes()):
+                chunk(file, b"IDAT", content)
+        chunk(file, b"IDAT", packer.flush())
+        chunk(file, b"IEND", b"")
+
+
+def write_tiff(
+    path: Path, size: tuple[int, int], bands: Iterator[np.ndarray], palette: np.ndarray, *, source: Path, void: int
+) -> None:
+    """Write labels as a palette TIFF of any size that lies where its source does; otherwise as `write_png`.
+
+    Args:
+        path: File to write.
+        size: Height and width.
+        bands: Rows of labels, (h, width) uint8 each, from the top to the bottom.
+        palette: Color of each value, (256, 3) uint8.
+        source: The image that was predicted.
+        void: Value of pixels without data.
+    """
+    tifffile = import_tifffile(path)
+    extra: list[tuple[int, Any, int | None, Any, bool]] = []
+    with tifffile.TiffFile(source) as file:
+        for code in GEO_TAGS:
+            tag = file.pages.first.tags.get(code)
+            if tag is not None:
+                extra.append((code, tag.dtype, None if isinstance(tag.value, str) else tag.count, tag.value, True))
+    extra.append((NODATA_TAG, "s", None, str(void), True))
+
+    with atomic_write(path) as handle, tifffile.TiffWriter(handle, bigtiff=size[0] * size[1] > 2**31) as writer:
+        writer.write(
+            _tiles(bands, TILE),
+            shape=size,
+            dtype=np.uint8,
+            tile=(TILE, TILE),
+            compression="zlib",
+            photometric="palette",
+            colormap=np.ascontiguousarray(palette.T, np.uint16) * 257,
+            extratags=extra,
+            metadata=None,
+            maxworkers=1,
+        )
+
+
+def _tiles(bands: Iterator[np.ndarray], side: int) -> Iterator[np.ndarray]:
+    """Cut rows into square tiles, row by row of them; those at the edges are filled up with 0."""
+
+    def cut(rows: np.ndarray) -> Iterator[np.ndarray]:
+        padded = np.pad(rows, ((0, side - len(rows)), (0, -rows.shape[1] % side)))
+        for left in range(0, padded.shape[1], side):
+            yield np.ascontiguousarray(padded[:, left : left + side])
+
+    kept: np.ndarray | None = None
+    for band in bands:
+        kept = band if kept is None else np.concatenate([kept, band])
+        while len(kept) >= side:
+            yield from cut(kept[:side])
+            kept = kept[side:]
+    if kept is not None and len(kept):
+        yield from cut(kept)
+
+
+def _paste(part: np.ndarray, segment: np.ndarray, offset: Sequence[int]) -> None:
+    """Copy a segment (h, w, C) into `part` (H, W, C), where it begins at `offset`; what lies outside is left out."""
+    first = [max(0, each) for each in offset]
+    last = [min(part.shape[axis], offset[axis] + segment.shape[axis]) for axis in (0, 1)]
+    if first[0] < last[0] and first[1] < last[1]:
+        part[first[0] : last[0], first[1] : last[1]] = segment[
+            first[0] - offset[0] : last[0] - offset[0], first[1] - offset[1] : last[1] - offset[1]
+        ]
+
+
+def _nodata(page: Any) -> float | None:
+    """Read which value stands for no data."""
+    tag = page.tags.get(NODATA_TAG)
+    try:
+        return None if tag is None else float(str(tag.value).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    fix = "Get the file again; for other compressions `pip install imagecodecs` or rasterio"
+    return DataError(Problem(Fault.OTHER, path, f"cannot be read ({reason})", fix))
