@@ -75,7 +75,7 @@ def describe_key(path: str) -> str | None:
         path: Dotted names, as ``--set`` takes them, or the last of them alone.
     """
     names = [name for name in path.split(".") if not name.isdecimal()]  # numbers stand for one of several
-    known = _describe(names)
+    known = _describe(names) if all(names) else None
     if known is None and len(names) == 1 and (place := place_of(path)) is not None:
         known = _describe(place.split("."))
     return known

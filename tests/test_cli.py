@@ -177,7 +177,10 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "section that is null": ({"train_loader": None}, ["train_loader: expected a component, got null."]),
     "section that is a number": ({"val_loader": 5}, ["val_loader: expected"]),
     "extends a number": ({"extends": 5}, ["CONFIG: extends: expected a path or a list of paths, got 5."]),
-    "extends nothing": ({"extends": "no.json"}, ["CONFIG: extends: no file FOLDER/no.json and no.json."]),
+    "extends nothing": (
+        {"extends": "no.json"},
+        ["CONFIG: extends: there is no file FOLDER/no.json, nor a preset of that name, nor no.json in the current"],
+    ),
     "several at once": (
         {"name": "..", "trainer.accumulate": 2, f"{LOADER}.batch_size": 5, "trainer.monitor": "x", "ignore_index": 9},
         ["name: ", f"{LOADER}.batch_size: ", "ignore_index: ", "trainer.monitor: "],

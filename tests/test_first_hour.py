@@ -281,7 +281,9 @@ def test_what_is_not_beside_the_config_is_looked_for_in_the_current_folder_which
     assert "no folder nowhere" in answer.errors[0]
     (deep / "my.json").write_text('{"extends": "nothing.json"}')
     answer = train_command("my.json")
-    assert answer.errors == ["my.json: extends: no file nothing.json. Name one beside this file, or a preset."]
+    assert answer.errors == [
+        "my.json: extends: there is no file nothing.json, nor a preset of that name. Name a file beside this one."
+    ]
 
 
 def test_a_run_of_before_paths_were_found_beside_the_config_still_goes_on(

@@ -158,7 +158,7 @@ def test_groups_go_through_a_checkpoint(tmp_path):
         ({"args": {"lr": "0.1"}}, ["optimizer.args.lr: expected a number"]),
         (
             {"args": {"lr": -1}},
-            ["optimizer.args: SGD refuses its arguments: Invalid learning rate: -1.0. Change them."],
+            ["optimizer.args.lr: -1.0, which SGD refuses: Invalid learning rate: -1.0. Change it."],
         ),
         ({"args": {"params": []}}, ["optimizer.args.params: is filled in by the framework. Remove it."]),
         (

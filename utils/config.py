@@ -58,8 +58,9 @@ def read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, 
         beside = path.parent / parent
         above = found_input(parent, path, "extends") or preset_or(Path(parent), beside)
         if not above.exists():
-            tried = " and ".join(dict.fromkeys([str(beside), str(Path(parent))]))
-            raise ConfigError(f"{path}: extends: no file {tried}. Name one beside this file, or a preset.")
+            here = "" if Path(parent) == beside else f", nor {parent} in the current folder"
+            what = f"there is no file {beside}, nor a preset of that name{here}"
+            raise ConfigError(f"{path}: extends: {what}. Name a file beside this one.")
         merged = merge(merged, read_with_parents(above, (*children, path.resolve())))
     return merge(merged, config)
 
