@@ -143,7 +143,7 @@ def test_a_file_may_stand_twice_among_the_parents_as_long_as_there_is_no_circle(
 def test_a_missing_file_to_extend_is_named_as_what_it_is(tmp_path):
     file = write(tmp_path, c={"extends": "nowhere.json"})
     said = problem(read_with_parents, file)
-    assert said.startswith(f"{file}: extends: no file {tmp_path / 'nowhere.json'}")
+    assert said.startswith(f"{file}: extends: there is no file {tmp_path / 'nowhere.json'}, nor a preset")
 
 
 def test_circles_of_extends_are_refused(tmp_path):
