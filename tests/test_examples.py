@@ -187,7 +187,7 @@ def own_run(tmp_path: Path, command: Callable[..., Answer], **options: Any) -> t
     (tmp_path / "my.json").write_text(json.dumps(own_config(tmp_path, classes=NAMES, **options)))
     answer = command("-c", tmp_path / "my.json", *SMALL)
     assert answer.status == 0, answer.err
-    (run_dir,) = (tmp_path / "saved" / "own").iterdir()
+    (run_dir,) = (tmp_path / "saved" / "own").glob("*-*")
     return answer, run_dir
 
 

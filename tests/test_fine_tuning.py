@@ -151,7 +151,7 @@ def test_a_run_starts_from_another_whose_classes_are_others(
     answer = train_command("-c", file, "--import", "tests.tiny")
     assert answer.status == 0, answer.err
     assert "mapped for the classes ground, dot; fresh classes: square" in answer.out
-    (trained,) = tmp_path.glob("saved/tiny/*/last.pth")
+    (trained,) = tmp_path.glob("saved/tiny/*-*/last.pth")
     rows = torch.load(trained, weights_only=True)["state_dict"]["head.classify.weight"]
     assert torch.equal(rows[[0, 2]], state["state_dict"]["head.classify.weight"][[1, 0]])
     assert not torch.equal(rows[1], state["state_dict"]["head.classify.weight"][2])

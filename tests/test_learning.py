@@ -16,7 +16,6 @@ from tests.test_models import SMALL, build, narrow
 from utils.losses.criterion import build_criterion
 from utils.losses.strips import predicted_labels
 from utils.metrics import ConfusionMatrix
-from utils.registry import MODELS
 
 NAMES = ("ground", "box", "disc")
 SIZE = (97, 129)
@@ -76,7 +75,7 @@ def optimizer_of(kind: str, model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def test_every_published_network_is_asked_to_learn() -> None:
-    assert set(NETWORKS) == set(MODELS) - {"EncoderDecoder"} == set(SMALL) - {"EncoderDecoder"}
+    assert set(NETWORKS) == set(SMALL) - {"EncoderDecoder"}  # which test_models.py compares with all there are
 
 
 @pytest.mark.slow
