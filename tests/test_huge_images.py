@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
-import tifffile
 import torch
 from PIL import Image
-from rasterio.transform import from_origin
 
 from engine import huge_images
 from engine.huge_images import predict_in_bands, stripes, windows_of
@@ -28,6 +25,9 @@ from utils.outputs import SegOutput
 from utils.predict import Predictor
 from utils.rasters import ArrayRaster, GdalRaster, ModelRaster, TiffRaster, open_raster, write_png
 from utils.tta import TestTimeAugmentation, side_weights, sliding, window_starts
+
+tifffile = pytest.importorskip("tifffile", reason="tifffile is an extra; requirements-extra.txt has it")
+rasterio = pytest.importorskip("rasterio", reason="rasterio is an extra; requirements-extra.txt has it")
 
 TINY = ("--import", "tests.tiny")
 CLASSES = ClassTable(("a", "b", "c", "d"), ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12)), ((0,), (1,), (2,), (3,)))
@@ -241,7 +241,7 @@ def test_a_geotiff_keeps_its_place_and_its_pixels_without_data_are_void(
     picture = np.maximum(noise((100, 130)), 8)
     picture[10:60, 90:] = 7
     profile = {"driver": "GTiff", "height": 100, "width": 130, "count": 3, "dtype": "uint8", "nodata": nodata}
-    place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
+    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(500_000, 5_400_000, 0.5, 0.5)}
     with rasterio.open(tmp_path / "x.tif", "w", **profile, **place) as file:
         file.write(np.moveaxis(picture, -1, 0))
     answer = inference_command(
