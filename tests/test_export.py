@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,6 @@ needs_safetensors = pytest.mark.skipif(not have("safetensors"), reason="safetens
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-@MODELS.register()
 class PlainNet(BaseModel):
     """A network that is exported in no time, for tests.
 
@@ -72,7 +71,6 @@ class PlainNet(BaseModel):
         return SegOutput(self.classify(images[..., ::2, ::2]))
 
 
-@MODELS.register()
 class RigidNet(BaseModel):
     """A network that counts on the size that it saw first, for tests.
 
@@ -87,6 +85,16 @@ class RigidNet(BaseModel):
     def predict(self, images: Tensor) -> SegOutput:
         column = torch.ones(int(images.shape[-2]), 1)  # the size becomes a plain number
         return SegOutput(self.classify(images * column))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    """Register the networks of this file, and forget them afterwards: other tests run over all that there are."""
+    for network in (PlainNet, RigidNet):
+        MODELS.register()(network)
+    yield
+    for network in (PlainNet, RigidNet):
+        del MODELS._entries[network.__name__]
 
 
 def export_command(*arguments: Any) -> Answer:
