@@ -373,7 +373,7 @@ def test_class_weights_follow_their_formulas():
 @pytest.mark.parametrize(
     ("loss", "lines"),
     [
-        ("CrossEntropy", ["loss: no loss is called 'CrossEntropy'. Did you mean 'CrossEntropyLoss'?"]),
+        ("CrossEntropy", ["loss: no loss is called 'CrossEntropy'. Did you mean 'CrossEntropyLoss2d'?"]),
         ({"type": "FocalLoss", "args": {"gama": 1}}, ["loss.args.gama: unknown key. Did you mean 'gamma'?"]),
         ({"type": "FocalLoss", "args": {"gamma": -1}}, ["loss.args.gamma: expected a number of at least 0, got -1."]),
         (

@@ -638,7 +638,7 @@ def test_the_documented_example_is_accepted() -> None:
         ({"type": "DeepLab", "args": {"output_stride": 12}}, "arch.args.output_stride: expected one of 16, 8, got 12."),
         (
             {"type": "DeepLab", "args": {"pretrained": 1}},
-            "arch.args.pretrained: expected true or false or a path, got 1.",
+            'arch.args.pretrained: expected true or false or "required" or a path, got 1.',
         ),
         (
             {"type": "DeepLab", "args": {"backbone": "resnet51"}},

@@ -192,9 +192,9 @@ def test_no_data_worker_outlives_a_killed_run(tmp_path: Path) -> None:
 def test_an_error_in_the_data_ends_a_run_that_has_workers(tmp_path: Path, own: bool) -> None:
     config = write_config(tmp_path, num_workers=2)
     text = json.loads(config.read_text())
-    text["train_loader"]["args"] = {"batch_size": 4, "num_workers": 2, "transforms": ["RandomScale"]}
+    text["train_loader"]["args"] = {"batch_size": 4, "num_workers": 2, "transforms": ["UnequalInWorkers"]}
     config.write_text(json.dumps(text))
-    command = [str(ROOT / "train.py"), "-c", str(config), *MODULES]
+    command = [str(ROOT / "train.py"), "-c", str(config), *MODULES, "--import", "tests.unequal"]
     if own:
         process = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
         assert process.returncode == 2
