@@ -26,7 +26,8 @@ class Transform(Protocol):
     """Changes an image and its label alike.
 
     It may have a method ``size_after(size)``, which `size_after` asks; without it, the size of what it returns is
-    taken to be unknown.
+    taken to be unknown. If it has an attribute ``cuts`` that is true, large images come as arrays that are read where
+    they are cut, see `BaseDataset.open`.
     """
 
     def __call__(
@@ -188,6 +189,16 @@ class BaseDataset(ABC):
         label = self.read_label(index)
         return Item(self.read_image(index, label.shape), label, self.samples[index].key)
 
+    def open(self, index: int) -> Item:
+        """The example `index`, as `read` gives it, or arrays of large files that are read where they are cut.
+
+        Such arrays have a shape and a type, can be cut with two slices, and be made whole by `numpy.asarray`.
+
+        Raises:
+            DataError: As for `read`; what is wrong with pixels comes up when they are read.
+        """
+        return self.read(index)
+
     def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The image of example `index`, (H, W, `channels`), as large as its label if that is known.
 
@@ -204,10 +215,17 @@ class BaseDataset(ABC):
             DataError: It cannot be read, or a value stands for no class.
         """
         path = self.samples[index].label
-        raw = self.read_raw(path)
+        return self.training_ids(self.read_raw(path), path)
+
+    def training_ids(self, raw: np.ndarray, path: Path, at: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Translate raw values of a label, or of a part that begins `at` a row and column, to training ids.
+
+        Raises:
+            DataError: A value stands for no class.
+        """
         ids = self.classes.marked_ids(raw)
         if (ids == STRANGE).any() and (value := self.classes.unknown(raw)) is not None:
-            row, column = np.argwhere(raw == value)[0]
+            row, column = np.argwhere(raw == value)[0] + at
             known, void = ranges(frozenset().union(*self.classes.raw_ids)), ranges(self.classes.void_ids)
             what = f"label value {value} at row {row}, column {column} is neither a class ({known}) nor void ({void})"
             fix = 'Say what it means with "label_map" in the loader\'s args'
@@ -312,7 +330,7 @@ class DatasetView(Examples):
         self.seed = seed
         self.indices = range(len(dataset)) if indices is None else indices
         self.on_bad_sample = on_bad_sample
-        self.read = read or dataset.read
+        self.read = read or (dataset.open if getattr(transform, "cuts", False) else dataset.read)
         self.first = first
         self.classes = dataset.classes
         self.channels = dataset.channels

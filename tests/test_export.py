@@ -27,9 +27,10 @@ from engine import assemble
 from engine.exporting import command, graph
 from engine.exporting.parity import batches_of, compare, generated_examples, parity_sizes
 from engine.exporting.read import load_network, load_run, runner_of, session_of
-from engine.exporting.table import BEGIN, CROP, END, cases, distinct, measure, read_figures, scenes, table
+from engine.exporting.table import BEGIN, CROP, END, cases, measure, read_figures, scenes, table
 from engine.exporting.write import metadata_of, write_onnx
 from models.blocks import Classifier, unpool
+from models.build import build_model
 from models.necks.pyramid_pooling import GridMean
 from tests.conftest import ROOT, Answer, call
 from utils import checkpoint
@@ -99,6 +100,40 @@ def _registered() -> Iterator[None]:
 
 def export_command(*arguments: Any) -> Answer:
     return call(export, *arguments, *TINY)
+
+
+def distinct(arch: dict[str, Any], images: Tensor, num_classes: int) -> BaseModel:
+    """An untrained network whose maps are normalized and whose classes all win somewhere.
+
+    Args:
+        arch: Of a config.
+        images: (N, 3, H, W) uint8, at least 2.
+        num_classes: Channels of the logits.
+    """
+    torch.manual_seed(0)
+    model = build_model(arch, num_classes=num_classes, load_weights=False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        model.train()
+        for _ in range(2):
+            model(images)
+        model.eval()
+        means = model(images).logits.mean((0, 2, 3))
+        for module in reversed(list(model.modules())):
+            bias = getattr(module, "bias", None)
+            if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or bias is None or len(bias) % len(means):
+                continue
+            before = bias.clone()
+            bias -= means.repeat_interleave(len(bias) // len(means))
+            left = model(images).logits.mean((0, 2, 3)).abs().max()
+            if left < 0.2 * means.abs().max():
+                return model
+            bias.copy_(before)
+    return model
 
 
 def make_checkpoint(run: Path, path: Path, arch: dict[str, Any]) -> Path:
@@ -573,7 +608,7 @@ def test_networks_that_pool_and_unpool_train_deterministically_on_cuda(
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     images = torch.stack([torch.from_numpy(example.image).permute(2, 0, 1) for example in scenes(2)])
-    model = distinct(arch, images).cuda()
+    model = distinct(arch, images, 11).cuda()
     gradients = []
     torch.use_deterministic_algorithms(True)
     try:

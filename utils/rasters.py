@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -16,6 +16,7 @@ from utils.files import atomic_write
 from utils.images import read_bands, read_image
 
 MOST_PIXELS = 2**30  # of a file that cannot be read in parts: OpenCV's own limit
+LARGE = 2**24  # pixels of a TIFF from which on a crop is read without the rest
 ROWS = 64  # that are written at a time
 TILE = 256  # side of the tiles of a TIFF
 TIFFS = (".tif", ".tiff")
@@ -77,6 +78,10 @@ class TiffRaster:
             self.tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
             self.size = (int(page.imagelength), int(page.imagewidth))
             self.channels = int(page.samplesperpixel)
+            self.dtype = np.dtype(page.dtype)
+            self.photometric = page.photometric.name
+            self.lossy = page.compression.name in ("JPEG", "OJPEG")
+            self.turned = "Orientation" in page.tags and page.tags["Orientation"].value != 1
             self.across = -(-self.size[1] // self.tile[1])
             self.down = -(-self.size[0] // self.tile[0])
         except (OSError, ValueError, tifffile.TiffFileError) as error:
@@ -214,6 +219,84 @@ def open_raster(path: Path, channels: int) -> ModelRaster:
     else:
         raster = ArrayRaster(read_bands(path, channels))
     return ModelRaster(raster, channels, path)
+
+
+class PartlyRead:
+    """An array whose values are read from a file when rows and columns of it are asked for: ``array[2:5, 7:9]``.
+
+    Args:
+        shape: (H, W) or (H, W, C).
+        dtype: Of the values.
+        read: Gives some rows and columns, from the first of each to before the last.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        read: Callable[[tuple[int, int], tuple[int, int]], np.ndarray],
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._read = read
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        top, bottom, _ = window[0].indices(self.shape[0])
+        left, right, _ = window[1].indices(self.shape[1])
+        return self._read((top, bottom), (left, right))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of it, as numpy asks for it."""
+        return np.asarray(self[:, :], dtype)
+
+
+def open_large_image(path: Path, channels: int) -> PartlyRead | None:
+    """Open a large TIFF, (H, W, channels), to read crops of it; None for all other files, which are read whole.
+
+    Its values are those that `read_image` and `read_bands` give.
+
+    Raises:
+        DataError: It cannot be read, or has other channels.
+    """
+    raster = _open_large(path)
+    if raster is None:
+        return None
+    colors = channels == 3 and raster.photometric == "RGB" and raster.dtype == np.uint8 and raster.channels in (3, 4)
+    bands = channels != 3 and raster.channels == channels and raster.dtype in (np.uint8, np.uint16, np.float32)
+    if not (colors or bands):
+        return None
+
+    def read(rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        values = np.ascontiguousarray(raster.read(rows, columns)[..., :channels])
+        if values.dtype == np.float32 and not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0][:2]
+            what = f"no number at row {row + rows[0]}, column {column + columns[0]}"
+            raise DataError(Problem(Fault.OTHER, path, what, "Write one, such as 0, and make the label void there"))
+        return values
+
+    return PartlyRead((*raster.size, channels), raster.dtype, read)
+
+
+def open_large_label(path: Path) -> PartlyRead | None:
+    """Open a large TIFF of label values, (H, W) uint8, to read crops of it; None for all other files.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    raster = _open_large(path)
+    if raster is None or raster.channels != 1 or raster.dtype != np.uint8:
+        return None
+    if raster.photometric not in ("MINISBLACK", "PALETTE") or raster.lossy:
+        return None
+    return PartlyRead(raster.size, raster.dtype, lambda rows, columns: raster.read(rows, columns)[..., 0])
+
+
+def _open_large(path: Path) -> TiffRaster | None:
+    size = size_of_tiff(path)
+    if size is None or size[0] * size[1] < LARGE:
+        return None
+    raster = TiffRaster(path)
+    return None if raster.turned else raster
 
 
 def size_of_tiff(path: Path) -> tuple[int, int] | None:

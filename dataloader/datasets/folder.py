@@ -9,16 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 
-from base.base_dataset import BaseDataset, Sample
+from base.base_dataset import BaseDataset, Item, Sample
 from dataloader.datasets.files import all_present, below, color_labels, image_files, pair, read_list, refuse_label_map
 from dataloader.datasets.naming import guess_names
 from utils.classes import IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, MissingData, Problem
 from utils.images import read_bands, read_label, read_label_colors
+from utils.rasters import PartlyRead, open_large_image, open_large_label
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
 
@@ -190,6 +191,9 @@ class Folder(BaseDataset):
 
     def read_raw(self, path: Path) -> np.ndarray:
         """The raw values in a mask, (H, W) uint8; of one that is drawn in colors, what to say in the config."""
+        large = open_large_label(path)
+        if large is not None:
+            return np.asarray(large)
         try:
             return super().read_raw(path)
         except DataError as error:
@@ -218,14 +222,38 @@ class Folder(BaseDataset):
     def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The image of example `index`, (H, W, `channels`), as large as its label if that is known."""
         path = self.samples[index].image
-        if self.channels == 3 and path.suffix.lower() != ".npy":
+        large = open_large_image(path, self.channels)
+        if large is not None:
+            image = np.asarray(large)
+        elif self.channels == 3 and path.suffix.lower() != ".npy":
             return super().read_image(index, label_shape)
-        image = read_bands(path, self.channels)
-        if label_shape is not None and image.shape[:2] != label_shape[:2]:
-            (height, width), (label_height, label_width) = image.shape[:2], label_shape[:2]
-            sizes = f"the image is {width}x{height} (width x height), its label {label_width}x{label_height}"
-            raise DataError(Problem(Fault.DIFFERENT_SIZES, path, sizes, "Give both the same size"))
+        else:
+            image = read_bands(path, self.channels)
+        if label_shape is not None:
+            _check_sizes(path, image.shape, label_shape)
         return image
+
+    def open(self, index: int) -> Item:
+        """The example `index`; of a large TIFF only what is cut out of it will be read, of its mask likewise."""
+        sample = self.samples[index]
+        large = open_large_image(sample.image, self.channels)
+        if large is None:
+            return self.read(index)
+        mask = self._open_label(sample.label)
+        label = self.read_label(index) if mask is None else cast("np.ndarray", mask)
+        _check_sizes(sample.image, large.shape, label.shape)
+        return Item(cast("np.ndarray", large), label, sample.key)
+
+    def _open_label(self, path: Path) -> PartlyRead | None:
+        """Open a mask to read crops of it; None where it must be read whole."""
+        raw = open_large_label(path) if self.masks == "index" and self.unknown == "refuse" else None
+        if raw is None:
+            return None
+
+        def read(rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+            return self.training_ids(raw[slice(*rows), slice(*columns)], path, at=(rows[0], columns[0]))
+
+        return PartlyRead(raw.shape, raw.dtype, read)
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of example `index`, (H, W) uint8: training ids, or 255 for void."""
@@ -253,6 +281,17 @@ class Folder(BaseDataset):
     @property
     def _void_colors(self) -> list[Color]:
         return [color for color in self.void if not isinstance(color, int)]
+
+
+def _check_sizes(path: Path, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+    """See to it that an image is as large as its label.
+
+    Raises:
+        DataError: It is not.
+    """
+    if image[:2] != label[:2]:
+        sizes = f"the image is {image[1]}x{image[0]} (width x height), its label {label[1]}x{label[0]}"
+        raise DataError(Problem(Fault.DIFFERENT_SIZES, path, sizes, "Give both the same size"))
 
 
 def _raw_values(row: ClassRow, index: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -165,6 +165,8 @@ class Chain:
     blur: GaussianBlur | None = None
     fill: tuple[float, ...] = (0,)
 
+    cuts: ClassVar[bool] = True  # it takes images that are read where they are cut
+
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         height, width = label.shape
         fy, fx = self.resize.factors(height, width) if self.resize else (1.0, 1.0)
@@ -195,7 +197,7 @@ class Chain:
         if self.center:
             return spare[0] // 2, spare[1] // 2
         if self.rare and rng.random() < self.rare:
-            return _offset_of_a_class(label, scaled, crop, spare, rng)
+            return _offset_of_a_class(np.asarray(label), scaled, crop, spare, rng)
         return random_offset(spare, rng)
 
 
