@@ -30,6 +30,7 @@ logger = logging.getLogger("segwright")
 
 TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
 SHOWN = ("train/loss", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # when an epoch is over
+FINAL = ("val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # of the best model, which writers get as best/...
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
@@ -296,8 +297,12 @@ class BaseTrainer(ABC):
         if distributed.is_first():
             self.prune()
             self.write_history()
-        for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
-            writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
+        # The loss of training is shown step by step, and its mean would be another curve.
+        scalars = {key: value for key, value in results.items() if key != "train/loss"}
+        if "best_model.pth" in names:
+            scalars |= {key.replace("val/", "best/"): results[key] for key in FINAL if key in results}
+        for writer in self.writers:
+            writer.scalars(scalars, progress.step)
         shown = ", ".join(f"{key} {results[key]:.4f}" for key in SHOWN if key in results)
         if self.images_per_second:
             shown += f", {self.images_per_second:.3g} images/s"
