@@ -188,7 +188,7 @@ def confusion_heatmap(counts: np.ndarray, names: Sequence[str], side: int = 640)
     picture.paste(column, (0, top))
     picture.paste(column.transpose(Image.Transpose.ROTATE_90), (margin, top + cells.shape[0]))
     if cell >= 24:
-        for row, across in np.argwhere(shares >= 0.005).tolist():
+        for row, across in np.argwhere(shares >= 0.02).tolist():
             middle = (margin + across * cell + cell // 2, top + row * cell + cell // 2)
             color = "white" if shares[row, across] > 0.5 else INK
             draw.text(middle, f"{100 * shares[row, across]:.0f}", fill=color, font=font, anchor="mm")
