@@ -131,7 +131,12 @@ class Progress:
 
 
 class Writer(Protocol):
-    """Somewhere to show results, such as TensorBoard."""
+    """Somewhere to show results, such as TensorBoard.
+
+    A registered one may name these parameters besides its own: `log_dir`, a folder for this run; `purge_step`, the step
+    from which on what was shown is void, None for a new run; `run`, its `utils.writers.RunFacts`. It may set
+    `takes_images` to False, and then gets none. What it raises ends no run.
+    """
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
     def image(self, tag: str, image: Any, step: int) -> None: ...
