@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -66,17 +66,18 @@ class TensorBoardWriter:
     """
 
     def __init__(self, log_dir: Path, purge_step: int | None = None, run: RunFacts | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard import SummaryWriter, summary
 
         self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
+        self._file = cast(Any, self._writer.file_writer)
         self._writer.add_custom_scalars(LAYOUT)
         if run is not None:
             indented = dump_json(run.config).replace("\n", "\n    ")  # Markdown for "as it stands"
             self._writer.add_text("config", "    " + indented, purge_step or 0)
-            experiment, start, _ = hparams(leaves(run.config), dict.fromkeys(FINAL, 0.0))
-            self._writer.file_writer.add_summary(experiment)
-            self._writer.file_writer.add_summary(start)
+            make_hparams: Any = summary.hparams  # has no types
+            experiment, start, _ = make_hparams(leaves(run.config), dict.fromkeys(FINAL, 0.0))
+            self._file.add_summary(experiment)
+            self._file.add_summary(start)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers by tag, at an optimiser step."""
@@ -90,7 +91,7 @@ class TensorBoardWriter:
 
         picture = Summary.Image(height=image.shape[0], width=image.shape[1], colorspace=3)
         picture.encoded_image_string = jpeg(image)
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+        self._file.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
     def close(self) -> None:
         """Write out what is pending."""
