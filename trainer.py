@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from base.monitor import Monitor
 from utils import checkpoint, distributed
 from utils.checkpoint import NetworkState, TrainingState
 from utils.classes import ClassTable
-from utils.devices import choose_precision
+from utils.devices import choose_precision, peak_memory
 from utils.ema import ExponentialMovingAverage
 from utils.epoch_figures import Comparisons, RunningFigures, SplitLoss
 from utils.errors import CheckpointError
@@ -34,10 +35,11 @@ from utils.predict import Predictor
 from utils.protocol import EvaluationProtocol
 from utils.reproducibility import seed_micro_batch
 from utils.step_progress import StepProgress
+from utils.visualize import confusion_heatmap
 
 logger = logging.getLogger("segwright")
 
-PICTURES = 15  # rows of val/inputs_targets_predictions
+PICTURES = 8  # rows of val/inputs_targets_predictions
 
 
 class StepResult(NamedTuple):
@@ -119,6 +121,7 @@ class Trainer(BaseTrainer):
             name_step=self.name_step,
             last_good=lambda: self.last_good,
         )
+        self.gradient_norm = torch.zeros(())  # of the newest step that was asked for it
         self.running = RunningFigures(classes, self.device)
         self.matrix = Metrics(len(classes), classes.names, classes.ignored_classes, config.metrics)
 
@@ -186,10 +189,13 @@ class Trainer(BaseTrainer):
         return loss.detach(), output.logits.detach()
 
     def update_weights(self) -> None:
-        """Change the weights along the gradient, and forget it."""
+        """Change the weights along the gradient, and forget it; its norm is kept where a writer will show it."""
         if self.config.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+            self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        elif self.writers and self.is_log_step():
+            gradients = [weights.grad for weights in self.model.parameters() if weights.grad is not None]
+            self.gradient_norm = nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,10 +211,8 @@ class Trainer(BaseTrainer):
         step = self.progress.step + 1
         rates = [group["lr"] for group in self.optimizer.param_groups]
         pace = self.batch_size * shown.steps_per_second(shown.steps + 1)
-        scalars = {"train/loss": loss, "train/images_per_second": pace}
-        scalars |= {f"train/Learning_rate_{i}": rate for i, rate in enumerate(rates)}
-        for writer in self.writers:
-            writer.scalars(scalars, step)
+        if self.writers:
+            self.write_step({"train/loss": loss, "train/images_per_second": pace, "train/data_wait": shown.waiting})
         self.show_step(shown, loss, figures)
         logger.debug(
             "step %d/%d: loss %.4f, Pixel_Accuracy %.3f, Mean_IoU %.3f, lr %.3g, %.3g images/s, waited for data %.0f%%",
@@ -221,6 +225,19 @@ class Trainer(BaseTrainer):
             pace,
             100 * shown.waiting,
         )
+
+    def write_step(self, scalars: dict[str, float]) -> None:
+        """Give writers the figures of a step, with those of optimizer and machine."""
+        for index, group in enumerate(self.optimizer.param_groups):
+            scalars[f"train/Learning_rate_{index}"] = group["lr"]
+            scalars[f"train/Learning_rate/{group.get('name', index)}"] = group["lr"]
+        norm = float(self.gradient_norm)
+        if math.isfinite(norm):
+            scalars["train/gradient_norm"] = norm
+        for key, value in peak_memory().items():
+            scalars[f"memory/{key.removesuffix('_memory')}_GiB"] = value / 2**30
+        for writer in self.writers:
+            writer.scalars(scalars, self.progress.step + 1)
 
     def show_step(self, shown: StepProgress, loss: float, figures: Mapping[str, float]) -> None:
         """Show the figures of a step behind the bar, and how long all steps that are left will take."""
@@ -278,8 +295,13 @@ class Trainer(BaseTrainer):
         self.check_signal()  # where all processes come to, also one that had no image
         self.matrix.reduce()
         losses.reduce()
-        for writer in shown_by:
-            writer.image("val/inputs_targets_predictions", pictures.picture(), self.progress.step)
+        if shown_by:
+            shown = {
+                "val/inputs_targets_predictions": pictures.picture(),
+                "val/confusion_matrix": confusion_heatmap(self.matrix.counts.cpu().numpy(), self.classes.names),
+            }
+            for writer, (tag, picture) in itertools.product(shown_by, shown.items()):
+                writer.image(tag, picture, self.progress.step)
         return {**losses.results(), **self.matrix.results()}
 
     def after_validation(self, value: float) -> None:

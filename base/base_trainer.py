@@ -30,6 +30,7 @@ logger = logging.getLogger("segwright")
 
 TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
 SHOWN = ("train/loss", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # when an epoch is over
+FINAL = ("val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # of the best model, which writers get as best/...
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
 
 
@@ -130,7 +131,12 @@ class Progress:
 
 
 class Writer(Protocol):
-    """Somewhere to show results, such as TensorBoard."""
+    """Somewhere to show results, such as TensorBoard.
+
+    A registered one may name these parameters besides its own: `log_dir`, a folder for this run; `purge_step`, the step
+    from which on what was shown is void, None for a new run; `run`, its `utils.writers.RunFacts`. It may set
+    `takes_images` to False, and then gets none. What it raises ends no run.
+    """
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
     def image(self, tag: str, image: Any, step: int) -> None: ...
@@ -296,8 +302,12 @@ class BaseTrainer(ABC):
         if distributed.is_first():
             self.prune()
             self.write_history()
-        for writer in self.writers:  # the loss of training is shown step by step, and its mean would be another curve
-            writer.scalars({key: value for key, value in results.items() if key != "train/loss"}, progress.step)
+        # The loss of training is shown step by step, and its mean would be another curve.
+        scalars = {key: value for key, value in results.items() if key != "train/loss"}
+        if "best_model.pth" in names:
+            scalars |= {key.replace("val/", "best/"): results[key] for key in FINAL if key in results}
+        for writer in self.writers:
+            writer.scalars(scalars, progress.step)
         shown = ", ".join(f"{key} {results[key]:.4f}" for key in SHOWN if key in results)
         if self.images_per_second:
             shown += f", {self.images_per_second:.3g} images/s"

@@ -28,7 +28,7 @@ from dataloader.transforms.chain import ChainOptions
 from dataloader.transforms.preparation import preparation_of
 from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
-from utils import writers  # noqa: F401  registers
+from utils import trackers  # noqa: F401  registers, as does what it imports
 from utils.classes import IGNORE, ClassTable
 from utils.config import INPUTS, fingerprint
 from utils.errors import ConfigError

@@ -25,7 +25,7 @@ from utils.config import dump_json
 from utils.errors import Stopped, UserError
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
-from utils.writers import open_writer
+from utils.writers import RunFacts, open_writer
 
 logger = logging.getLogger("segwright")
 
@@ -207,10 +207,11 @@ def open_writers(config: RunConfig, run_dir: Path, purge_step: int | None) -> li
         purge_step: Forget what was shown of steps from this one on; None for nothing.
     """
     log_dir = config.trainer.log_dir / config.name / run_dir.name
+    run = RunFacts(config.name, run_dir, config.to_json())
     found: list[Writer] = []
     for index, writer in enumerate(config.trainer.writers):
         if writer.type != "tensorboard" or config.trainer.tensorboard:
-            found += open_writer(writer, f"trainer.writers[{index}]", log_dir, purge_step)
+            found += open_writer(writer, f"trainer.writers[{index}]", log_dir, purge_step, run)
     return found
 
 

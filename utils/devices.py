@@ -1,10 +1,12 @@
-"""Which device to compute on."""
+"""Which device to compute on, and how much memory it took."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and --help need not wait for it
@@ -82,3 +84,18 @@ def choose_device(device: str | None, n_gpu: int = -1, local_rank: int = 0) -> t
     if device not in ("cpu", "mps"):
         raise UserError(f"--device {device}: unknown. Use GPU numbers such as 0 or 0,1, or cpu, cuda, mps.")
     return torch.device(device)
+
+
+def peak_memory() -> dict[str, int]:
+    """Measure the most memory in use so far, in bytes: of this process and, where there is one, of the GPU."""
+    found = {}
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["host_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    import torch
+
+    if torch.cuda.is_available():
+        found["gpu_memory"] = torch.cuda.max_memory_allocated()
+    return found

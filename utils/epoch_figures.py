@@ -18,6 +18,7 @@ from utils.metrics import ConfusionMatrix
 from utils.outputs import SegOutput
 from utils.visualize import comparison
 
+WIDTH = 900  # pixels of a row of pictures
 FIGURES = ("Pixel_Accuracy", "Mean_IoU")  # that are shown of training batches
 
 
@@ -147,7 +148,7 @@ class Comparisons:
         labels = batch.labels[:count].cpu().numpy()
         predicted = batch.predicted[:count].cpu().numpy()
         for image, truth, guess in zip(images, labels, predicted, strict=True):
-            self.rows.append(comparison(image, [truth, guess], self.classes, width=1200))
+            self.rows.append(comparison(image, [truth, guess], self.classes, width=WIDTH))
 
     def picture(self) -> np.ndarray:
         """Put the rows below each other, (H, W, 3) uint8."""

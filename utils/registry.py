@@ -317,7 +317,7 @@ LOSSES = Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 METRICS = Registry("metric")
 SCHEDULERS = Registry("scheduler", also=_torch_schedulers, reserved={"optimizer"})
-WRITERS = Registry("writer", reserved={"log_dir", "purge_step"})
+WRITERS = Registry("writer", reserved={"log_dir", "purge_step", "run"})
 
 KINDS = {
     "models": MODELS,

@@ -12,6 +12,8 @@ from utils.classes import IGNORE, ClassTable, is_background
 
 VOID_COLOR = (255, 255, 255)  # no dataset paints a class white
 GAP = 8  # pixels between pictures
+INK = (30, 30, 30)
+FULL = (8, 48, 107)  # color of a share of 1 in a confusion matrix; 0 is white
 
 
 def colorize(labels: np.ndarray, classes: ClassTable) -> np.ndarray:
@@ -63,7 +65,16 @@ def comparison(image: np.ndarray, labels: Sequence[np.ndarray], classes: ClassTa
     Returns:
         (h, width, 3) uint8, with a white gap after each part and below.
     """
-    return side_by_side([as_picture(image), *(colorize(each, classes) for each in labels)], width)
+    w, h = size_in_row(image, 1 + len(labels), width)
+    small = [cv2.resize(each, (w, h), interpolation=cv2.INTER_NEAREST) for each in labels]  # coloring fewer pixels
+    photo = cv2.resize(np.ascontiguousarray(as_picture(image)), (w, h), interpolation=cv2.INTER_AREA)
+    return side_by_side([photo, *(colorize(each, classes) for each in small)], width)
+
+
+def size_in_row(picture: np.ndarray, parts: int, width: int) -> tuple[int, int]:
+    """Return width and height that a picture (H, W, ...) has as one of a row of `parts` that is `width` wide."""
+    w = width // parts - GAP
+    return w, max(1, round(w * picture.shape[0] / picture.shape[1]))
 
 
 def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
@@ -72,8 +83,7 @@ def side_by_side(parts: Sequence[np.ndarray], width: int = 1200) -> np.ndarray:
     Returns:
         (h, width, 3) uint8, with a white gap after each part and below.
     """
-    w = width // len(parts) - GAP
-    h = max(1, round(w * parts[0].shape[0] / parts[0].shape[1]))
+    w, h = size_in_row(parts[0], len(parts), width)
     row = np.full((h + GAP, width, 3), 255, np.uint8)
     for i, part in enumerate(parts):
         interpolation = cv2.INTER_AREA if i == 0 else cv2.INTER_NEAREST
@@ -145,3 +155,41 @@ def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarr
         cv2.putText(rows[-1], name, (x + height, int(height * 0.68)), font, scale, (30, 30, 30), 1, cv2.LINE_AA)
         x += needed
     return np.concatenate(rows)
+
+
+def confusion_heatmap(counts: np.ndarray, names: Sequence[str], side: int = 640) -> np.ndarray:
+    """Draw a confusion matrix fast enough to do so in training: of each class's pixels, the share taken for another.
+
+    Args:
+        counts: (C, C), truth and prediction.
+        names: Of the classes; left out where there is no room for letters.
+        side: Width and height of the cells together, about.
+
+    Returns:
+        (h, w, 3) uint8: truth from top to bottom, prediction from left to right.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cell = min(max(side // len(names), 4), 64)
+    colors = 255 + shares[..., None] * (np.array(FULL) - 255)
+    cells = np.rint(colors).astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    font = ImageFont.load_default(size=min(cell * 0.7, 14))
+    margin = 4 if cell < 10 else 16 + round(max(font.getlength(name) for name in names))
+    top = 24
+    picture = Image.new("RGB", (max(margin + cells.shape[1] + 4, 240), top + cells.shape[0] + margin), (255, 255, 255))
+    picture.paste(Image.fromarray(cells), (margin, top))
+    draw = ImageDraw.Draw(picture)
+    draw.text((4, top // 2), "rows: truth, columns: prediction", fill=INK, font=ImageFont.load_default(12), anchor="lm")
+    if margin == 4:
+        return np.asarray(picture)
+    column = Image.new("RGB", (margin, cells.shape[0]), (255, 255, 255))
+    letters = ImageDraw.Draw(column)
+    for row, name in enumerate(names):
+        letters.text((margin - 6, row * cell + cell // 2), name, fill=INK, font=font, anchor="rm")
+    picture.paste(column, (0, top))
+    picture.paste(column.transpose(Image.Transpose.ROTATE_90), (margin, top + cells.shape[0]))
+    if cell >= 24:
+        for row, across in np.argwhere(shares >= 0.02).tolist():
+            middle = (margin + across * cell + cell // 2, top + row * cell + cell // 2)
+            color = "white" if shares[row, across] > 0.5 else INK
+            draw.text(middle, f"{100 * shares[row, across]:.0f}", fill=color, font=font, anchor="mm")
+    return np.asarray(picture)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+from utils.devices import peak_memory
 
 logger = logging.getLogger("segwright")
 
@@ -81,19 +80,6 @@ class RunRecorder:
 def now() -> str:
     """The time of day, in ISO 8601 to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def peak_memory() -> dict[str, int]:
-    """Most memory in use so far, in bytes: of this process and, where there is one, of the GPU."""
-    found = {}
-    with suppress(ImportError):  # Windows has no such module
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["host_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if torch.cuda.is_available():
-        found["gpu_memory"] = torch.cuda.max_memory_allocated()
-    return found
 
 
 def read_steps(run_dir: Path) -> list[dict[str, Any]]:
