@@ -68,17 +68,44 @@ class ImageFigures:
         return image_figures(self.keys, self.counts, self.shown)
 
 
+class WorstImages:
+    """Keep the images with the lowest mean IoU at their own size, worst first; images that are all void have none.
+
+    Args:
+        classes: The classes C.
+        most: How many to keep.
+    """
+
+    def __init__(self, classes: ClassTable, most: int) -> None:
+        self.most = most
+        self.shown = np.array([index not in classes.ignored_classes for index in range(len(classes))])
+        self.images = 0  # that were seen
+        self.found: list[tuple[float, str, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, key: str, counts: np.ndarray, image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """See an image (H, W, channels) with its counts (C, 3), labels (H, W) and prediction (H, W)."""
+        self.images += 1
+        score = float(mean_iou(counts, self.shown))
+        if np.isnan(score) or (len(self.found) == self.most and score >= self.found[-1][0]):
+            return
+        self.found.append((score, key, image.copy(), truth.copy(), predicted.copy()))
+        self.found.sort(key=lambda each: each[0])
+        del self.found[self.most :]
+
+
 class Collector:
     """Figures of single images and of all of them together, and pictures; listens to `evaluate`.
 
     Args:
         classes: The classes C.
         metrics: What counts the pixels of all images meanwhile.
+        worst: What keeps the worst images at their own size, if anything does.
     """
 
-    def __init__(self, classes: ClassTable, metrics: Metrics) -> None:
+    def __init__(self, classes: ClassTable, metrics: Metrics, worst: WorstImages | None = None) -> None:
         self.classes = classes
         self.metrics = metrics
+        self.worst = worst
         self.num_classes = len(classes)
         self.images = ImageFigures(classes)
         self.sizes: list[tuple[int, int]] = []
@@ -121,6 +148,8 @@ class Collector:
         self.errors.add(errors, truth, predicted)
         self.calibration.add(sure, logits, truth, predicted)
         counts, shown = self.images.image_counts[-1], self.images.shown
+        if self.worst is not None:
+            self.worst.add(key, counts, image, truth, predicted)
         iou, mean = class_iou(counts), float(mean_iou(counts, shown))
         if np.isnan(mean):  # nothing but void
             return
@@ -223,17 +252,17 @@ class Collector:
         }
 
 
-def collect(predictor: Predictor, loader: Loader, extra: Sequence[str] = ()) -> Collector:
+def collect(predictor: Predictor, loader: Loader, worst: WorstImages | None = None) -> Collector:
     """Predict every image of a loader and count.
 
     Args:
         predictor: What predicts.
         loader: Images and labels.
-        extra: Names of figures to report besides, as for `Metrics`.
+        worst: What keeps the worst images at their own size, if anything does.
     """
     classes = predictor.classes
-    metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
-    collector = Collector(classes, metrics)
+    metrics = Metrics(len(classes), classes.names, classes.ignored_classes)
+    collector = Collector(classes, metrics, worst)
     move = DevicePrefetcher(predictor.device)
     evaluate(predictor.logits, loader, metrics, move=move, listeners=[collector.listen], title="report")
     return collector
