@@ -27,6 +27,7 @@ from engine.reporting.figures import pareto
 from engine.reporting.page import page
 from engine.reporting.recorder import RunRecorder, read_steps, total_seconds
 from tests.conftest import Answer, call
+from tests.tiny import Squares
 from utils.classes import ClassTable
 from utils.epoch_figures import PredictedBatch
 from utils.errors import ConfigError
@@ -424,6 +425,8 @@ def test_figures_of_other_protocols_splits_or_images_are_not_compared(runs, eval
             ["-m", "a", "b", "--output", "r.json"],
             "--output: holds the figures of one model. Name one, or add --ensemble",
         ),
+        (["-m", "a.pth", "--canvas", "c.png", "-n", "0"], "--canvas: -n 0 images. Give 1 or more."),
+        (["--compare", "a.json", "b.json", "--canvas", "c.png"], "--canvas: files hold no images. Name models."),
         (["-m", "a", "b", "--report", "r.html"], "--report: shows one model. Name one, or add --ensemble."),
     ],
 )
@@ -431,6 +434,36 @@ def test_flags_that_contradict_each_other_are_named(evaluate_command, flags, mes
     answer = evaluate_command(*flags)
     assert answer.status == 2
     assert answer.errors[0].startswith(message)
+
+
+def test_a_canvas_shows_the_same_images_with_truth_and_the_prediction_of_every_model(
+    runs, evaluate_command, tmp_path, monkeypatch
+):
+    from engine.reporting import canvas
+    from utils.images import read_image
+
+    drawn: list[Any] = []
+    sheet = canvas.comparisons_sheet
+    monkeypatch.setattr(canvas, "comparisons_sheet", lambda *a, **k: (drawn.append(a), sheet(*a, **k))[1])
+    models = [folder / "best_model.pth" for folder in run_folders(runs)]
+    for name in ("one.png", "two.png"):
+        answer = evaluate_command("-m", *models, "--canvas", tmp_path / name, "-n", 3, *TINY)
+        assert answer.status == 0, answer.err
+        assert f"written to {tmp_path / name}" in answer.out
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert read_image(tmp_path / "one.png").shape[1] == 4 * 300
+    rows, _, headings = drawn[0]
+    assert headings == ["image", "truth", *map(str, models)]
+    assert [len(maps) for _, _, _, maps in rows] == [3, 3, 3]
+    dataset = Squares(split="val", length=7)
+    items = {sample.key: dataset.read(index) for index, sample in enumerate(dataset.samples)}
+    for key, _, image, (truth, *predicted) in rows:
+        assert np.array_equal(image, items[key].image)
+        assert np.array_equal(truth, items[key].label)
+        assert len(predicted) == 2
+    few = evaluate_command("-m", models[0], "--canvas", tmp_path / "all.png", "-n", 50, "--split", "val", *TINY)
+    assert few.status == 0, few.err
+    assert len(drawn[-1][0]) == 7
 
 
 def test_an_ensemble_averages_logits(runs, evaluate_command, tmp_path):
@@ -469,6 +502,8 @@ def test_only_what_is_not_the_default_is_called_different(runs):
     found = {each["key"]: (each["old"], each["new"]) for each in config_view.differences_to_defaults(config)}
     assert found["trainer.save_period"] == (10, 2)
     assert found["n_gpu"] == (1, 0)
+    assert found["train_loader.args.crop_size"] == (None, 32)
+    assert found["arch.args.backbone.args.width_mult"] == (1.0, 0.125)
     assert "trainer.keep_last" not in found
     assert not any(old == new for old, new in found.values())
 
