@@ -167,6 +167,55 @@ def test_calibration_is_that_of_the_metric_and_its_temperature_undoes_a_factor()
     assert own.temperature() == pytest.approx(3.0, rel=0.2)
 
 
+def test_images_whose_labels_a_sure_network_contradicts_are_named_but_not_those_with_fuzzy_edges():
+    table = ClassTable(("a", "b", "c"), ((0, 0, 0), (9, 9, 9), (99, 9, 9)), ((0,), (1,), (2,)))
+    collector = Collector(table, Metrics(3, table.names))
+    truth = torch.zeros(3, 40, 48, dtype=torch.uint8)
+    truth[:, 10:30, 10:30] = 1
+    believed = truth.clone()
+    believed[0, 14:26, 14:26] = 2  # inside: 144 pixels
+    believed[1, 10:30, 28:30] = 0  # two columns at an edge
+    logits = torch.nn.functional.one_hot(believed.long(), 3).movedim(-1, 1) * torch.tensor([9.0, 9.0, 1.0]).view(
+        3, 1, 1, 1
+    )
+    believed[2, 14:26, 14:26] = 2  # unsure
+    logits[2] = torch.nn.functional.one_hot(believed[2].long(), 3).movedim(-1, 0)
+    predicted = collector.metrics.add(logits, truth)
+    photos = torch.zeros(3, 3, 40, 48, dtype=torch.uint8)
+    collector.listen(PredictedBatch(photos, truth, logits, predicted, ("inside", "edge", "unsure")))
+    assert collector.to_json()["suspects"] == [{"pixels": 144, "key": "inside", "truth": 1, "predicted": 2}]
+
+
+def test_the_doctor_s_findings_stand_in_the_report(tmp_path, train_command):
+    from PIL import Image
+
+    for folder, first, count in (("train", 0, 4), ("val", 3, 3)):  # the last one of training is validated on, too
+        for number in range(first, first + count):
+            draw = np.random.default_rng(number)
+            for kind, array in (
+                ("images", draw.integers(0, 255, (32, 32, 3))),
+                ("masks", draw.integers(0, 2, (32, 32))),
+            ):
+                path = tmp_path / "data" / kind / folder / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(path)
+    from tests.tiny import tiny_config
+
+    config = tiny_config(tmp_path / "saved")
+    loader = {"data_dir": str(tmp_path / "data"), "classes": ["a", "b"], "batch_size": 2, "num_workers": 0}
+    config["train_loader"] = {"type": "Folder", "args": {**loader, "split": "train"}}
+    config["val_loader"] = {"type": "Folder", "args": {**loader, "split": "val"}}
+    config["trainer"]["epochs"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    answer = train_command("-c", tmp_path / "config.json")
+    assert answer.status == 0, answer.err
+    (path,) = tmp_path.glob("saved/tiny/*-*/report.html")
+    (found,) = read_report(path)["data"]["findings"]
+    assert found["kind"] == "image in two splits"
+    assert found["files"] == ["3 = 3"]
+    assert "image in two splits" in path.read_text().partition("segwright-report")[0]
+
+
 # -------------------------------------------------------------------------------------------------------- gallery
 
 

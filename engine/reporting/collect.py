@@ -13,7 +13,7 @@ from torch import Tensor
 from base.base_dataloader import DevicePrefetcher, Loader
 from base.evaluation import evaluate
 from engine.reporting.calibration import Calibration
-from engine.reporting.errors import KINDS, ErrorCounts, find_errors
+from engine.reporting.errors import BOUNDARY, KINDS, ErrorCounts, find_errors
 from engine.reporting.gallery import Gallery, reduce
 from engine.reporting.statistics import class_iou, interval_of_mean, mean_iou
 from utils.classes import ClassTable
@@ -26,6 +26,9 @@ from utils.visualize import png_palette
 
 CONFUSIONS = 40  # pairs of classes whose images are named
 IMAGES_OF_A_CONFUSION = 6
+SUSPECTS = 8  # images with labels that may be wrong
+SURE = 0.95  # probability from which on a network contradicts a label
+SMALLEST_SUSPECT = 50  # pixels
 SIZE_BINS = 16  # of objects: 1, 2, 4 ... pixels
 
 
@@ -110,6 +113,7 @@ class Collector:
         self.images = ImageFigures(classes)
         self.sizes: list[tuple[int, int]] = []
         self.mistakes: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)  # (pixels, image), most first
+        self.suspects: list[tuple[int, str, int, int]] = []  # (pixels, image, truth, predicted), most first
         self.boundary = BoundaryIoU(len(classes), distance=0.02)
         self.errors = ErrorCounts(len(classes))
         self.calibration = Calibration(len(classes))
@@ -146,6 +150,7 @@ class Collector:
         self._remember_mistakes(key, matrix)
         errors = find_errors(truth, predicted, self.num_classes)
         self.errors.add(errors, truth, predicted)
+        self._suspect(key, (errors.kinds > 0) & (errors.kinds != BOUNDARY) & (sure >= SURE), truth, predicted)
         self.calibration.add(sure, logits, truth, predicted)
         counts, shown = self.images.image_counts[-1], self.images.shown
         if self.worst is not None:
@@ -169,6 +174,22 @@ class Collector:
             images.sort(key=lambda image: (-image[0], image[1]))
             del images[IMAGES_OF_A_CONFUSION:]
 
+    def _suspect(self, key: str, contradicted: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Remember an image by the class whose label the network contradicts most, if in many pixels.
+
+        Source: Northcutt et al. 2021, Confident learning, https://arxiv.org/abs/1911.00068; with one threshold for all.
+        """
+        if np.count_nonzero(contradicted) < SMALLEST_SUSPECT:
+            return
+        codes = truth[contradicted].astype(np.int64) * self.num_classes + predicted[contradicted]
+        counts = np.bincount(codes)
+        worst = int(counts.argmax())
+        if counts[worst] < SMALLEST_SUSPECT:
+            return
+        self.suspects.append((int(counts[worst]), key, *divmod(worst, self.num_classes)))
+        self.suspects.sort(key=lambda each: (-each[0], each[1]))
+        del self.suspects[SUSPECTS:]
+
     def to_json(self) -> dict[str, Any]:
         """All figures in plain values; pictures are `pictures`' business."""
         matrix = self.metrics.counts.cpu().numpy()
@@ -180,6 +201,9 @@ class Collector:
             "table": self._table(counts),
             "images": self.images.to_json(),
             "confusions": self._confusions(matrix),
+            "suspects": [
+                dict(zip(("pixels", "key", "truth", "predicted"), each, strict=True)) for each in self.suspects
+            ],
             "errors": self._errors(counts.sum(axis=0)),
             "calibration": self.calibration.to_json(),
             "sizes": count_sizes(self.sizes),

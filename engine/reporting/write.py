@@ -59,7 +59,7 @@ def measure_run(
     """
     found = measured(collect(predictor, of_one_process(loader), worst))
     if training is not None:
-        found["data"] = describe_training_data(training)
+        found["data"] = describe_training_data(training, loader)
     return found
 
 
