@@ -349,6 +349,44 @@ def test_the_index_ranks_runs_of_one_protocol_only(runs, report_command, tmp_pat
     assert "1 other way" in text
 
 
+def test_the_index_shows_the_trials_of_a_sweep_with_their_values_and_the_best_first(runs, report_command, tmp_path):
+    saved = tmp_path / "saved"
+    folder = saved / "tiny-sweep"
+    for number, run in enumerate(run_folders(runs)):
+        content = read_report(run / "report.html")
+        content["name"] = content["config"]["name"] = f"trial-{number:04d}"
+        target = folder / content["name"] / run.name
+        target.mkdir(parents=True)
+        (target / "report.html").write_text(page(content))
+    (folder / "sweep.db").touch()
+    alone = saved / "tiny" / "other"
+    shutil.copytree(run_folders(runs)[0], alone)
+    best = max(
+        (0, 1), key=lambda n: read_report(run_folders(runs)[n] / "report.html")["evaluation"]["metrics"]["Mean_IoU"]
+    )
+    for above, name in ((saved, "tiny-sweep"), (folder, "tiny-sweep")):
+        assert report_command(above).status == 0
+        text = (above / "index.html").read_text()
+        section = text.partition('id="sweeps"')[2].partition("</section>")[0]
+        assert f"<h3>{name}</h3><p>2 trials. Best: <b>trial-000{best}</b>" in section
+        assert f"optimizer.args.lr={0.05 * (1 + best)}" in section
+        assert section.index(f">trial-000{best}</a>") < section.index(f">trial-000{1 - best}</a>")
+    assert report_command(saved / "tiny").status == 0
+    assert 'id="sweeps"' not in (saved / "tiny" / "index.html").read_text()
+
+
+def test_runs_deep_in_a_folder_are_found_once_and_told_apart(runs, report_command, tmp_path):
+    saved = tmp_path / "saved"
+    for seed, run in enumerate(run_folders(runs)):
+        shutil.copytree(run, saved / "tiny" / "2026-01-01_00-00-00" / f"seed-{seed}")
+    (saved / "tiny" / "latest").symlink_to("2026-01-01_00-00-00")
+    answer = report_command(saved)
+    assert answer.out.endswith("2 runs\n")
+    text = (saved / "index.html").read_text()
+    for seed in (0, 1):
+        assert f">tiny 2026-01-01_00-00-00/seed-{seed}</a>" in text
+
+
 def test_a_report_that_cannot_be_read_is_named_and_the_others_are_shown(runs, report_command, tmp_path):
     copied = tmp_path / "saved"
     shutil.copytree(runs, copied, symlinks=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from base.base_dataloader import Loader
-from base.base_dataset import DatasetView, Examples, JoinedDatasetView
+from base.base_dataset import Examples
 from dataloader.label_statistics import some_indices
 from engine.reporting.gallery import jpeg, palette_png, shrink, shrink_labels
 from utils.errors import DataError
@@ -47,8 +47,7 @@ def doctor_findings(training: Loader, validation: Loader) -> list[dict[str, Any]
     cache = scan.default_cache()
     splits: list[Examined] = []
     for where, loader in (("train_loader", training), ("val_loader", validation)):
-        views = loader.view.views if isinstance(loader.view, JoinedDatasetView) else [loader.view]
-        for dataset in [view.dataset for view in views if isinstance(view, DatasetView)]:
+        for dataset in [view.dataset for view in loader.view.views]:
             if any(dataset is each.dataset or dataset.samples == each.dataset.samples for each in splits):
                 continue  # a part of it is held out
             if not scan.has_files(dataset):
