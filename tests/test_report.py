@@ -566,6 +566,25 @@ def test_an_ensemble_averages_logits(runs, evaluate_command, tmp_path):
     assert read_report(tmp_path / "e.html")["evaluation"]["images"] == both["image_figures"]
 
 
+def test_models_that_saw_images_at_other_sizes_are_not_averaged():
+    from engine.reporting.ensemble import Ensemble
+    from utils.errors import CheckpointError
+
+    table = ClassTable(("a", "b"), ((0, 0, 0), (9, 9, 9)), ((0,), (1,)))
+    one, other = (SimpleNamespace(classes=table, device="cpu", prepare=size) for size in (None, 64))
+    with pytest.raises(CheckpointError, match="another size"):
+        Ensemble([one, other])  # type: ignore[list-item]
+
+
+def test_a_file_with_half_of_the_figures_is_named(evaluate_command, tmp_path):
+    file = tmp_path / "half.json"
+    for images in ([{"key": "a"}], [{"key": "a", "classes": [[7, 1, 1, 1]]}], [3]):
+        file.write_text(json.dumps({"classes": [{"name": "x"}], "protocol": {}, "image_figures": images}))
+        answer = evaluate_command("--compare", file, file)
+        assert answer.status == 2, answer.err
+        assert "holds no figures of single images" in answer.errors[0]
+
+
 def test_logits_of_an_ensemble_are_the_mean_at_one_size():
     from engine.reporting.ensemble import Ensemble
 
@@ -573,7 +592,7 @@ def test_logits_of_an_ensemble_are_the_mean_at_one_size():
 
     def predictor(*shape: int) -> Any:
         values = torch.randn(1, 2, *shape)
-        return SimpleNamespace(classes=table, device="cpu", logits=lambda images: values, values=values)
+        return SimpleNamespace(classes=table, device="cpu", prepare=None, logits=lambda images: values, values=values)
 
     one, two, other = predictor(8, 8), predictor(8, 8), predictor(4, 4)
     images = torch.zeros(1, 3, 16, 16)
