@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from engine.reporting.evaluation import Evaluation
 
 
+CANVAS = 8  # images on a canvas
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
@@ -31,6 +34,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
     add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
     add("--report", type=Path, metavar="FILE", help="where to write a page that shows them, with pictures")
+    add("--canvas", type=Path, metavar="FILE", help="PNG to draw: images, truth, the prediction of each model")
+    add("-n", "--number", type=int, default=CANVAS, metavar="N", help=f"images on the canvas (default: {CANVAS})")
     add("--ensemble", action="store_true", help="average the logits of several models")
     compare = "say what the models differ in, with intervals; or FILEs that --output wrote, or reports"
     add("--compare", type=Path, nargs="*", metavar="FILE", help=compare)
@@ -43,6 +48,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def contradictions(args: argparse.Namespace) -> list[str]:
     """List what is wrong with the flags together, a finished sentence each."""
     models = len(args.model or [])
+    if args.canvas and (args.compare or args.number < 1):
+        fault = "files hold no images. Name models" if args.compare else f"-n {args.number} images. Give 1 or more"
+        return [f"--canvas: {fault}."]
     if args.compare:
         few = ["--compare: one file. Give two or more, or models with --model."] if len(args.compare) < 2 else []
         return few + (["--model: has no effect with --compare FILES. Leave one of them out."] if models else [])
@@ -66,7 +74,7 @@ def contradictions(args: argparse.Namespace) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     restrict_gpus(args.device)
-    for flag, path in (("--output", args.output), ("--report", args.report)):
+    for flag, path in (("--output", args.output), ("--report", args.report), ("--canvas", args.canvas)):
         if path:
             check_output(flag, path)
     if args.compare:
@@ -74,11 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return show_comparison([read_measurement(path) for path in args.compare], args.output)
 
-    from engine.reporting.evaluation import measurement_of, write_evaluation_report
+    from engine.reporting.evaluation import measurement_of, write_evaluation_canvas, write_evaluation_report
     from utils.run_folder import write_json
 
     found = measured(args)
     status = 3 if any(each.skipped for each in found) else 0
+    if args.canvas:
+        write_evaluation_canvas(args.canvas, found)
+        print(f"written to {args.canvas}")
     if args.compare is not None:
         return show_comparison([measurement_of(each) for each in found], args.output) or status
     for each in found:

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from base.base_dataloader import Loader
-from base.base_dataset import Examples, Item
 from dataloader.label_statistics import location_prior
 from engine.config import RunConfig
+from engine.reporting.collect import WorstImages
 from engine.reporting.figures import curves_picture
 from engine.reporting.write import measure_run, results_of_images, write_run_report
 from trainer import Trainer
 from utils import checkpoint, run_folder
 from utils.checkpoint import Checkpoint
-from utils.errors import DataError, Stopped
+from utils.classes import ClassTable
+from utils.errors import Stopped
 from utils.images import write_label, write_picture
-from utils.metrics import ConfusionMatrix
 from utils.predict import Predictor
 from utils.sync_batchnorm import SynchronizedBatchNorm
 from utils.visualize import comparisons_sheet, png_palette
 
 logger = logging.getLogger("segwright")
 
-CANDIDATES = 100  # validation images, spread over the split, among which a finished run looks for its worst
 EXAMPLES = 8  # predictions that it leaves on disk: the worst
 ROWS = 4  # of them in predictions.png
 CLEAR_GAIN = 0.02  # in mean IoU; less is no proof that a model looks at the images
@@ -85,8 +81,10 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
         (run_dir / "curves.png").write_bytes(curves_picture(trainer.history))
         measured = None
         if val_loader is not None:
-            predictor = write_predictions(trainer, used, state, val_loader)
-            measured = measure_run(predictor, val_loader, loaders[0])
+            predictor = best_predictor(trainer, used, state)
+            worst = WorstImages(config.classes, EXAMPLES)
+            measured = measure_run(predictor, val_loader, loaders[0], worst)
+            write_predictions(run_dir, config.classes, worst)
             results |= results_of_images(measured)
         write_run_report(run_dir, results["protocol"], config.classes, results, measured, run_facts(trainer))
     except OSError as error:
@@ -123,6 +121,13 @@ def figures(config: RunConfig, trainer: Trainer, used: Path, matrix: Tensor | No
         "notes": [*notes(config, trainer), *([early_stop(trainer)] if trainer.stopped_early else [])],
         **({} if matrix is None else {"confusion_matrix": matrix.tolist()}),
     }
+
+
+def best_predictor(trainer: Trainer, used: Path, state: Checkpoint) -> Predictor:
+    """Give what predicts as validation did, with the weights in `used`."""
+    protocol = trainer.protocol
+    checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
+    return Predictor(trainer.model, trainer.classes, state, protocol.precision, protocol.tta)
 
 
 def run_facts(trainer: Trainer) -> dict[str, Any]:
@@ -186,54 +191,17 @@ def verdict(gain: float) -> None:
         logger.warning("The model %s that guess: it has learned little from the images. %s.", what, advice)
 
 
-def write_predictions(trainer: Trainer, used: Path, state: Checkpoint, loader: Loader) -> Predictor:
-    """Predict validation images with the weights in `used`; a colored PNG of each of the worst, and some in a picture.
-
-    Returns:
-        What predicted them.
+def write_predictions(run_dir: Path, classes: ClassTable, worst: WorstImages) -> None:
+    """Write a colored PNG of each of the worst predictions, and some of them beside image and label in one picture.
 
     Raises:
         OSError: They cannot be written.
     """
-    folder = trainer.run_dir / "predictions"
+    folder = run_dir / "predictions"
     folder.mkdir(exist_ok=True)
-    classes, protocol = trainer.classes, trainer.protocol
-    checkpoint.load_weights(trainer.model, checkpoint.judged_weights_of(state, used), used)
-    predictor = Predictor(trainer.model, classes, state, protocol.precision, protocol.tta)
-    worst = worst_predictions(predictor, loader.view)
-    for item, labels, _ in worst:
-        write_label(folder / f"{Path(item.key).name}.png", labels, png_palette(classes))
-    count = min(CANDIDATES, len(loader.view))
-    rows = [(item.key, f"mean IoU {score:.3f}", item.image, [item.label, labels]) for item, labels, score in worst]
-    headings = (f"image: the worst of {count}", "label", "prediction")
-    write_picture(folder.parent / "predictions.png", comparisons_sheet(rows[:ROWS], classes, headings))
-    return predictor
-
-
-def worst_predictions(predictor: Predictor, view: Examples) -> list[tuple[Item, np.ndarray, float]]:
-    """Predict images of a view, and return those with the lowest mean IoU, worst first: image, labels, mean IoU.
-
-    Images that are all void have none.
-    """
-    classes = predictor.classes
-    worst: list[tuple[Item, np.ndarray, float]] = []
-    for item in good_items(view, CANDIDATES):
-        labels = predictor.predict_image(item.image)
-        matrix = ConfusionMatrix(len(classes), classes.names, classes.ignored_classes)
-        matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(item.label)[None])
-        score = matrix.results().get("Mean_IoU", math.nan)
-        if not math.isnan(score):
-            worst = sorted([*worst, (item, labels, score)], key=lambda each: each[2])[:EXAMPLES]
-    return worst
-
-
-def good_items(view: Examples, count: int) -> Iterator[Item]:
-    """Read some images of a view with their labels, spread over it; bad ones are passed over where they may be."""
-    count = min(count, len(view))
-    for number in range(count):
-        index = number * len(view) // count
-        try:
-            yield view[0, index]
-        except DataError:
-            if view.on_bad_sample == "stop":
-                raise
+    rows = []
+    for score, key, image, truth, predicted in worst.found:
+        write_label(folder / f"{Path(key).name}.png", predicted, png_palette(classes))
+        rows.append((key, f"mean IoU {score:.3f}", image, [truth, predicted]))
+    headings = (f"image: the worst of {worst.images}", "label", "prediction")
+    write_picture(run_dir / "predictions.png", comparisons_sheet(rows[:ROWS], classes, headings))

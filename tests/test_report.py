@@ -27,6 +27,7 @@ from engine.reporting.figures import pareto
 from engine.reporting.page import page
 from engine.reporting.recorder import RunRecorder, read_steps, total_seconds
 from tests.conftest import Answer, call
+from tests.tiny import Squares
 from utils.classes import ClassTable
 from utils.epoch_figures import PredictedBatch
 from utils.errors import ConfigError
@@ -166,6 +167,55 @@ def test_calibration_is_that_of_the_metric_and_its_temperature_undoes_a_factor()
     assert own.temperature() == pytest.approx(3.0, rel=0.2)
 
 
+def test_images_whose_labels_a_sure_network_contradicts_are_named_but_not_those_with_fuzzy_edges():
+    table = ClassTable(("a", "b", "c"), ((0, 0, 0), (9, 9, 9), (99, 9, 9)), ((0,), (1,), (2,)))
+    collector = Collector(table, Metrics(3, table.names))
+    truth = torch.zeros(3, 40, 48, dtype=torch.uint8)
+    truth[:, 10:30, 10:30] = 1
+    believed = truth.clone()
+    believed[0, 14:26, 14:26] = 2  # inside: 144 pixels
+    believed[1, 10:30, 28:30] = 0  # two columns at an edge
+    logits = torch.nn.functional.one_hot(believed.long(), 3).movedim(-1, 1) * torch.tensor([9.0, 9.0, 1.0]).view(
+        3, 1, 1, 1
+    )
+    believed[2, 14:26, 14:26] = 2  # unsure
+    logits[2] = torch.nn.functional.one_hot(believed[2].long(), 3).movedim(-1, 0)
+    predicted = collector.metrics.add(logits, truth)
+    photos = torch.zeros(3, 3, 40, 48, dtype=torch.uint8)
+    collector.listen(PredictedBatch(photos, truth, logits, predicted, ("inside", "edge", "unsure")))
+    assert collector.to_json()["suspects"] == [{"pixels": 144, "key": "inside", "truth": 1, "predicted": 2}]
+
+
+def test_the_doctor_s_findings_stand_in_the_report(tmp_path, train_command):
+    from PIL import Image
+
+    for folder, first, count in (("train", 0, 4), ("val", 3, 3)):  # the last one of training is validated on, too
+        for number in range(first, first + count):
+            draw = np.random.default_rng(number)
+            for kind, array in (
+                ("images", draw.integers(0, 255, (32, 32, 3))),
+                ("masks", draw.integers(0, 2, (32, 32))),
+            ):
+                path = tmp_path / "data" / kind / folder / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(path)
+    from tests.tiny import tiny_config
+
+    config = tiny_config(tmp_path / "saved")
+    loader = {"data_dir": str(tmp_path / "data"), "classes": ["a", "b"], "batch_size": 2, "num_workers": 0}
+    config["train_loader"] = {"type": "Folder", "args": {**loader, "split": "train"}}
+    config["val_loader"] = {"type": "Folder", "args": {**loader, "split": "val"}}
+    config["trainer"]["epochs"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    answer = train_command("-c", tmp_path / "config.json")
+    assert answer.status == 0, answer.err
+    (path,) = tmp_path.glob("saved/tiny/*-*/report.html")
+    (found,) = read_report(path)["data"]["findings"]
+    assert found["kind"] == "image in two splits"
+    assert found["files"] == ["3 = 3"]
+    assert "image in two splits" in path.read_text().partition("segwright-report")[0]
+
+
 # -------------------------------------------------------------------------------------------------------- gallery
 
 
@@ -299,6 +349,44 @@ def test_the_index_ranks_runs_of_one_protocol_only(runs, report_command, tmp_pat
     assert "1 other way" in text
 
 
+def test_the_index_shows_the_trials_of_a_sweep_with_their_values_and_the_best_first(runs, report_command, tmp_path):
+    saved = tmp_path / "saved"
+    folder = saved / "tiny-sweep"
+    for number, run in enumerate(run_folders(runs)):
+        content = read_report(run / "report.html")
+        content["name"] = content["config"]["name"] = f"trial-{number:04d}"
+        target = folder / content["name"] / run.name
+        target.mkdir(parents=True)
+        (target / "report.html").write_text(page(content))
+    (folder / "sweep.db").touch()
+    alone = saved / "tiny" / "other"
+    shutil.copytree(run_folders(runs)[0], alone)
+    best = max(
+        (0, 1), key=lambda n: read_report(run_folders(runs)[n] / "report.html")["evaluation"]["metrics"]["Mean_IoU"]
+    )
+    for above, name in ((saved, "tiny-sweep"), (folder, "tiny-sweep")):
+        assert report_command(above).status == 0
+        text = (above / "index.html").read_text()
+        section = text.partition('id="sweeps"')[2].partition("</section>")[0]
+        assert f"<h3>{name}</h3><p>2 trials. Best: <b>trial-000{best}</b>" in section
+        assert f"optimizer.args.lr={0.05 * (1 + best)}" in section
+        assert section.index(f">trial-000{best}</a>") < section.index(f">trial-000{1 - best}</a>")
+    assert report_command(saved / "tiny").status == 0
+    assert 'id="sweeps"' not in (saved / "tiny" / "index.html").read_text()
+
+
+def test_runs_deep_in_a_folder_are_found_once_and_told_apart(runs, report_command, tmp_path):
+    saved = tmp_path / "saved"
+    for seed, run in enumerate(run_folders(runs)):
+        shutil.copytree(run, saved / "tiny" / "2026-01-01_00-00-00" / f"seed-{seed}")
+    (saved / "tiny" / "latest").symlink_to("2026-01-01_00-00-00")
+    answer = report_command(saved)
+    assert answer.out.endswith("2 runs\n")
+    text = (saved / "index.html").read_text()
+    for seed in (0, 1):
+        assert f">tiny 2026-01-01_00-00-00/seed-{seed}</a>" in text
+
+
 def test_a_report_that_cannot_be_read_is_named_and_the_others_are_shown(runs, report_command, tmp_path):
     copied = tmp_path / "saved"
     shutil.copytree(runs, copied, symlinks=True)
@@ -424,6 +512,8 @@ def test_figures_of_other_protocols_splits_or_images_are_not_compared(runs, eval
             ["-m", "a", "b", "--output", "r.json"],
             "--output: holds the figures of one model. Name one, or add --ensemble",
         ),
+        (["-m", "a.pth", "--canvas", "c.png", "-n", "0"], "--canvas: -n 0 images. Give 1 or more."),
+        (["--compare", "a.json", "b.json", "--canvas", "c.png"], "--canvas: files hold no images. Name models."),
         (["-m", "a", "b", "--report", "r.html"], "--report: shows one model. Name one, or add --ensemble."),
     ],
 )
@@ -431,6 +521,36 @@ def test_flags_that_contradict_each_other_are_named(evaluate_command, flags, mes
     answer = evaluate_command(*flags)
     assert answer.status == 2
     assert answer.errors[0].startswith(message)
+
+
+def test_a_canvas_shows_the_same_images_with_truth_and_the_prediction_of_every_model(
+    runs, evaluate_command, tmp_path, monkeypatch
+):
+    from engine.reporting import canvas
+    from utils.images import read_image
+
+    drawn: list[Any] = []
+    sheet = canvas.comparisons_sheet
+    monkeypatch.setattr(canvas, "comparisons_sheet", lambda *a, **k: (drawn.append(a), sheet(*a, **k))[1])
+    models = [folder / "best_model.pth" for folder in run_folders(runs)]
+    for name in ("one.png", "two.png"):
+        answer = evaluate_command("-m", *models, "--canvas", tmp_path / name, "-n", 3, *TINY)
+        assert answer.status == 0, answer.err
+        assert f"written to {tmp_path / name}" in answer.out
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert read_image(tmp_path / "one.png").shape[1] == 4 * 300
+    rows, _, headings = drawn[0]
+    assert headings == ["image", "truth", *map(str, models)]
+    assert [len(maps) for _, _, _, maps in rows] == [3, 3, 3]
+    dataset = Squares(split="val", length=7)
+    items = {sample.key: dataset.read(index) for index, sample in enumerate(dataset.samples)}
+    for key, _, image, (truth, *predicted) in rows:
+        assert np.array_equal(image, items[key].image)
+        assert np.array_equal(truth, items[key].label)
+        assert len(predicted) == 2
+    few = evaluate_command("-m", models[0], "--canvas", tmp_path / "all.png", "-n", 50, "--split", "val", *TINY)
+    assert few.status == 0, few.err
+    assert len(drawn[-1][0]) == 7
 
 
 def test_an_ensemble_averages_logits(runs, evaluate_command, tmp_path):
@@ -446,6 +566,25 @@ def test_an_ensemble_averages_logits(runs, evaluate_command, tmp_path):
     assert read_report(tmp_path / "e.html")["evaluation"]["images"] == both["image_figures"]
 
 
+def test_models_that_saw_images_at_other_sizes_are_not_averaged():
+    from engine.reporting.ensemble import Ensemble
+    from utils.errors import CheckpointError
+
+    table = ClassTable(("a", "b"), ((0, 0, 0), (9, 9, 9)), ((0,), (1,)))
+    one, other = (SimpleNamespace(classes=table, device="cpu", prepare=size) for size in (None, 64))
+    with pytest.raises(CheckpointError, match="another size"):
+        Ensemble([one, other])  # type: ignore[list-item]
+
+
+def test_a_file_with_half_of_the_figures_is_named(evaluate_command, tmp_path):
+    file = tmp_path / "half.json"
+    for images in ([{"key": "a"}], [{"key": "a", "classes": [[7, 1, 1, 1]]}], [3]):
+        file.write_text(json.dumps({"classes": [{"name": "x"}], "protocol": {}, "image_figures": images}))
+        answer = evaluate_command("--compare", file, file)
+        assert answer.status == 2, answer.err
+        assert "holds no figures of single images" in answer.errors[0]
+
+
 def test_logits_of_an_ensemble_are_the_mean_at_one_size():
     from engine.reporting.ensemble import Ensemble
 
@@ -453,7 +592,7 @@ def test_logits_of_an_ensemble_are_the_mean_at_one_size():
 
     def predictor(*shape: int) -> Any:
         values = torch.randn(1, 2, *shape)
-        return SimpleNamespace(classes=table, device="cpu", logits=lambda images: values, values=values)
+        return SimpleNamespace(classes=table, device="cpu", prepare=None, logits=lambda images: values, values=values)
 
     one, two, other = predictor(8, 8), predictor(8, 8), predictor(4, 4)
     images = torch.zeros(1, 3, 16, 16)
@@ -469,6 +608,8 @@ def test_only_what_is_not_the_default_is_called_different(runs):
     found = {each["key"]: (each["old"], each["new"]) for each in config_view.differences_to_defaults(config)}
     assert found["trainer.save_period"] == (10, 2)
     assert found["n_gpu"] == (1, 0)
+    assert found["train_loader.args.crop_size"] == (None, 32)
+    assert found["arch.args.backbone.args.width_mult"] == (1.0, 0.125)
     assert "trainer.keep_last" not in found
     assert not any(old == new for old, new in found.values())
 

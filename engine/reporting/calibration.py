@@ -61,12 +61,13 @@ class Calibration:
 
     def _keep_points(self, logits: Tensor, truth: np.ndarray) -> None:
         """Keep the logits of some labelled pixels, resized as all logits are."""
-        rows, columns = np.nonzero(truth < self.num_classes)
-        if self.kept >= MOST_POINTS or not len(rows):
+        if self.kept >= MOST_POINTS:
             return
-        chosen = self.rng.integers(len(rows), size=POINTS)
-        rows, columns = rows[chosen], columns[chosen]
+        labelled = np.flatnonzero(truth < self.num_classes)
+        if not len(labelled):
+            return
         height, width = truth.shape
+        rows, columns = np.divmod(labelled[self.rng.integers(len(labelled), size=POINTS)], width)
         grid = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], axis=-1)
         places = torch.from_numpy(grid).to(logits.device, logits.dtype)[None, None]
         values = F.grid_sample(logits[None], places, padding_mode="border", align_corners=False)

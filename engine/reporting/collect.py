@@ -13,7 +13,7 @@ from torch import Tensor
 from base.base_dataloader import DevicePrefetcher, Loader
 from base.evaluation import evaluate
 from engine.reporting.calibration import Calibration
-from engine.reporting.errors import KINDS, ErrorCounts, find_errors
+from engine.reporting.errors import BOUNDARY, KINDS, ErrorCounts, find_errors
 from engine.reporting.gallery import Gallery, reduce
 from engine.reporting.statistics import class_iou, interval_of_mean, mean_iou
 from utils.classes import ClassTable
@@ -26,6 +26,9 @@ from utils.visualize import png_palette
 
 CONFUSIONS = 40  # pairs of classes whose images are named
 IMAGES_OF_A_CONFUSION = 6
+SUSPECTS = 8  # images with labels that may be wrong
+SURE = 0.95  # probability from which on a network contradicts a label
+SMALLEST_SUSPECT = 50  # pixels
 SIZE_BINS = 16  # of objects: 1, 2, 4 ... pixels
 
 
@@ -68,21 +71,49 @@ class ImageFigures:
         return image_figures(self.keys, self.counts, self.shown)
 
 
+class WorstImages:
+    """Keep the images with the lowest mean IoU at their own size, worst first; images that are all void have none.
+
+    Args:
+        classes: The classes C.
+        most: How many to keep.
+    """
+
+    def __init__(self, classes: ClassTable, most: int) -> None:
+        self.most = most
+        self.shown = np.array([index not in classes.ignored_classes for index in range(len(classes))])
+        self.images = 0  # that were seen
+        self.found: list[tuple[float, str, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, key: str, counts: np.ndarray, image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """See an image (H, W, channels) with its counts (C, 3), labels (H, W) and prediction (H, W)."""
+        self.images += 1
+        score = float(mean_iou(counts, self.shown))
+        if np.isnan(score) or (len(self.found) == self.most and score >= self.found[-1][0]):
+            return
+        self.found.append((score, key, image.copy(), truth.copy(), predicted.copy()))
+        self.found.sort(key=lambda each: each[0])
+        del self.found[self.most :]
+
+
 class Collector:
     """Figures of single images and of all of them together, and pictures; listens to `evaluate`.
 
     Args:
         classes: The classes C.
         metrics: What counts the pixels of all images meanwhile.
+        worst: What keeps the worst images at their own size, if anything does.
     """
 
-    def __init__(self, classes: ClassTable, metrics: Metrics) -> None:
+    def __init__(self, classes: ClassTable, metrics: Metrics, worst: WorstImages | None = None) -> None:
         self.classes = classes
         self.metrics = metrics
+        self.worst = worst
         self.num_classes = len(classes)
         self.images = ImageFigures(classes)
         self.sizes: list[tuple[int, int]] = []
         self.mistakes: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)  # (pixels, image), most first
+        self.suspects: list[tuple[int, str, int, int]] = []  # (pixels, image, truth, predicted), most first
         self.boundary = BoundaryIoU(len(classes), distance=0.02)
         self.errors = ErrorCounts(len(classes))
         self.calibration = Calibration(len(classes))
@@ -119,8 +150,11 @@ class Collector:
         self._remember_mistakes(key, matrix)
         errors = find_errors(truth, predicted, self.num_classes)
         self.errors.add(errors, truth, predicted)
+        self._suspect(key, (errors.kinds > 0) & (errors.kinds != BOUNDARY) & (sure >= SURE), truth, predicted)
         self.calibration.add(sure, logits, truth, predicted)
         counts, shown = self.images.image_counts[-1], self.images.shown
+        if self.worst is not None:
+            self.worst.add(key, counts, image, truth, predicted)
         iou, mean = class_iou(counts), float(mean_iou(counts, shown))
         if np.isnan(mean):  # nothing but void
             return
@@ -140,6 +174,22 @@ class Collector:
             images.sort(key=lambda image: (-image[0], image[1]))
             del images[IMAGES_OF_A_CONFUSION:]
 
+    def _suspect(self, key: str, contradicted: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Remember an image by the class whose label the network contradicts most, if in many pixels.
+
+        Source: Northcutt et al. 2021, Confident learning, https://arxiv.org/abs/1911.00068; with one threshold for all.
+        """
+        if np.count_nonzero(contradicted) < SMALLEST_SUSPECT:
+            return
+        codes = truth[contradicted].astype(np.int64) * self.num_classes + predicted[contradicted]
+        counts = np.bincount(codes)
+        worst = int(counts.argmax())
+        if counts[worst] < SMALLEST_SUSPECT:
+            return
+        self.suspects.append((int(counts[worst]), key, *divmod(worst, self.num_classes)))
+        self.suspects.sort(key=lambda each: (-each[0], each[1]))
+        del self.suspects[SUSPECTS:]
+
     def to_json(self) -> dict[str, Any]:
         """All figures in plain values; pictures are `pictures`' business."""
         matrix = self.metrics.counts.cpu().numpy()
@@ -151,6 +201,9 @@ class Collector:
             "table": self._table(counts),
             "images": self.images.to_json(),
             "confusions": self._confusions(matrix),
+            "suspects": [
+                dict(zip(("pixels", "key", "truth", "predicted"), each, strict=True)) for each in self.suspects
+            ],
             "errors": self._errors(counts.sum(axis=0)),
             "calibration": self.calibration.to_json(),
             "sizes": count_sizes(self.sizes),
@@ -223,17 +276,17 @@ class Collector:
         }
 
 
-def collect(predictor: Predictor, loader: Loader, extra: Sequence[str] = ()) -> Collector:
+def collect(predictor: Predictor, loader: Loader, worst: WorstImages | None = None) -> Collector:
     """Predict every image of a loader and count.
 
     Args:
         predictor: What predicts.
         loader: Images and labels.
-        extra: Names of figures to report besides, as for `Metrics`.
+        worst: What keeps the worst images at their own size, if anything does.
     """
     classes = predictor.classes
-    metrics = Metrics(len(classes), classes.names, classes.ignored_classes, extra)
-    collector = Collector(classes, metrics)
+    metrics = Metrics(len(classes), classes.names, classes.ignored_classes)
+    collector = Collector(classes, metrics, worst)
     move = DevicePrefetcher(predictor.device)
     evaluate(predictor.logits, loader, metrics, move=move, listeners=[collector.listen], title="report")
     return collector

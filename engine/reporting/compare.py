@@ -49,10 +49,14 @@ def read_measurement(path: Path) -> Measurement:
         results = json.loads(path.read_text(encoding="utf-8"))
         names = [row["name"] for row in results["classes"]]
         ignored = [index for index, row in enumerate(results["classes"]) if row.get("ignored")]
-        return Measurement(str(path), names, ignored, results["protocol"], list(results["image_figures"]))
+        images = list(results["image_figures"])
+        counts_of(images, len(names))
+        found = Measurement(str(path), names, ignored, dict(results["protocol"]), images)
+        labelled(found)
+        return found
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Name a results.json or a report.html.") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         raise DataError(
             f"{path}: holds no figures of single images. Write it by evaluate.py --output, or name a report.html."
         ) from None

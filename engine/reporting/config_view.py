@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config import config_json_schema
+from dataloader.build import loader_json_schema
+from engine.config import RunConfig
 from utils.config import differences, preset_or, read_json, read_with_parents
 from utils.errors import UserError
+from utils.json_schema import object_schema
+from utils.registry import BACKBONES, HEADS, NECKS, TRANSFORMS, WRITERS
 from utils.schema import join
 
 Difference = dict[str, Any]  # {"key", "old", "new"}
@@ -18,8 +21,19 @@ Difference = dict[str, Any]  # {"key", "old", "new"}
 
 def differences_to_defaults(config: Mapping[str, Any]) -> list[Difference]:
     """Keys of a resolved config whose value is not the default; those without a default are left out."""
-    schema = config_json_schema()
-    return list(_differences(schema, config, "", schema["$defs"]))
+    return list(_differences(object_schema(RunConfig), config, "", Definitions()))
+
+
+class Definitions(dict[str, Any]):
+    """What the schema of a config says of kinds of components, made where it is asked for.
+
+    To describe all transforms, say, torchvision would be imported, which takes longer than all the rest of a report.
+    """
+
+    def __missing__(self, kind: str) -> Any:
+        registries = {registry.kind: registry for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)}
+        self[kind] = loader_json_schema() if kind == "loader" else registries[kind].json_schema()
+        return self[kind]
 
 
 def _differences(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from utils.errors import DataError
 from utils.visualize import as_picture, png_palette
 
 CROPS = 8
+MOST_READ = 200  # examples that are read for the doctor
 LONGEST = 240  # pixels of a crop's longer side
 
 
-def describe_training_data(loader: Loader) -> dict[str, Any]:
-    """Class areas of the training set, of up to 200 labels, and the first crops of the first epoch."""
+def describe_training_data(loader: Loader, validation: Loader) -> dict[str, Any]:
+    """Class areas of up to 200 training labels, the first crops of the first epoch, and what the doctor finds."""
     view = loader.view
     pixels, void, labels = class_areas(view)
     return {
@@ -27,7 +29,40 @@ def describe_training_data(loader: Loader) -> dict[str, Any]:
         "training_pixels": pixels.tolist(),
         "training_void": void,
         "crops": training_crops(loader),
+        "findings": doctor_findings(loader, validation),
     }
+
+
+def doctor_findings(training: Loader, validation: Loader) -> list[dict[str, Any]] | None:
+    """What `prepare.py check` has to say of the data, as far as it costs nothing: kind, where, what, fix, some files.
+
+    Read are only sets of at most `MOST_READ` examples; of others, what is remembered of an earlier look.
+
+    Returns:
+        None where that is not all of them, so that nobody takes silence for health.
+    """
+    from dataloader import scan
+    from dataloader.tools.doctor import SHOWN, Examined, diagnose
+
+    cache = scan.default_cache()
+    splits: list[Examined] = []
+    for where, loader in (("train_loader", training), ("val_loader", validation)):
+        for dataset in [view.dataset for view in loader.view.views]:
+            if any(dataset is each.dataset or dataset.samples == each.dataset.samples for each in splits):
+                continue  # a part of it is held out
+            if not scan.has_files(dataset):
+                return []
+            known = scan.remembered(dataset, range(len(dataset)), cache)
+            if known is not None:
+                records = {dataset.samples[index].key: record for index, record in known.items()}
+            elif len(dataset) <= MOST_READ:
+                records = scan.examine(dataset, name=where, cache=cache)
+            else:
+                return None
+            skips = loader.view.on_bad_sample == "skip"
+            splits.append(Examined(where, dataset, records, (), where == "train_loader", skips=skips))
+    splits[0].joined = [each for each in splits[1:] if each.training]
+    return [{**asdict(found), "files": found.files[:SHOWN]} for found in diagnose(splits)]
 
 
 def class_areas(view: Examples) -> tuple[np.ndarray, float, int]:

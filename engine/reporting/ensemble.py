@@ -20,7 +20,7 @@ class Ensemble:
         predictors: One for each model; all have the same classes.
 
     Raises:
-        CheckpointError: The classes differ.
+        CheckpointError: The classes differ, or the way in which images are prepared.
     """
 
     def __init__(self, predictors: Sequence[Predictor]) -> None:
@@ -28,6 +28,9 @@ class Ensemble:
         for number, other in enumerate(predictors[1:], start=2):
             if other.classes.names != first.classes.names:
                 raise CheckpointError(f"--ensemble: model {number} has other classes. Average models of the same ones.")
+            if other.prepare != first.prepare:
+                what = f"--ensemble: model {number} was validated on images of another size"
+                raise CheckpointError(f"{what}. Average models that saw the same, or add --native.")
         self.predictors, self.classes, self.device = list(predictors), first.classes, first.device
 
     def logits(self, images: Tensor) -> Tensor:

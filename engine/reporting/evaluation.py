@@ -15,11 +15,14 @@ from engine.check import check_config
 from engine.config import evaluation_data, evaluation_section, part_to_evaluate, validating_as_begun, with_images
 from engine.exporting.read import check_use
 from engine.reporting import write
+from engine.reporting.canvas import ImagesToDraw, write_canvas
 from engine.reporting.collect import Collector, ImageFigures
 from engine.reporting.compare import Measurement
 from engine.reporting.ensemble import Ensemble
+from utils.classes import ClassTable
 from utils.config import load_config
 from utils.devices import choose_device
+from utils.errors import ConfigError
 from utils.metrics import Metrics
 from utils.plugins import require_modules
 from utils.prediction_flags import tta_from_args
@@ -35,12 +38,16 @@ class Evaluation:
         results: What --output writes.
         collector: What a report shows; None where none was asked for.
         skipped: What was wrong with images that do not count, a line each.
+        classes: The classes of the model.
+        images: What a canvas shows; None where none was asked for.
     """
 
     name: str
     results: dict[str, Any]
     collector: Collector | None
     skipped: Sequence[str]
+    classes: ClassTable
+    images: ImagesToDraw | None = None
 
 
 def measure(
@@ -86,8 +93,11 @@ def measure(
     collector = Collector(classes, metrics) if args.report else None
     images = collector.images if collector else ImageFigures(classes)
     loader = assemble.build_evaluation_loader(config, section, preparation)
-    listener = collector.listen if collector else images.listen
-    evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=[listener])
+    listeners = [collector.listen if collector else images.listen]
+    drawn = ImagesToDraw(args.number) if args.canvas else None
+    if drawn:
+        listeners.append(drawn.listen)
+    evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=listeners)
     rows = metrics.table()
     for index, row in enumerate(rows):
         row["ignored"] = index in classes.ignored_classes
@@ -101,7 +111,7 @@ def measure(
         "confusion_matrix": metrics.counts.tolist(),
         "image_figures": images.to_json(),
     }
-    return Evaluation(" + ".join(map(str, paths)), results, collector, sorted(loader.skipped))
+    return Evaluation(" + ".join(map(str, paths)), results, collector, sorted(loader.skipped), classes, drawn)
 
 
 def measurement_of(evaluation: Evaluation) -> Measurement:
@@ -124,3 +134,16 @@ def write_evaluation_report(path: Path, evaluation: Evaluation, command: Sequenc
     write.write_evaluation_report(
         path, name=name, results=evaluation.results, collector=evaluation.collector, command=command
     )
+
+
+def write_evaluation_canvas(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Draw some images with the predictions of all models.
+
+    Raises:
+        ConfigError: The models have different classes, or saw different images.
+    """
+    models = [(each.name, each.images) for each in evaluations if each.images is not None]
+    first = evaluations[0].classes
+    if any(each.classes.names != first.names for each in evaluations):
+        raise ConfigError("--canvas: the models have different classes. Draw models of the same ones.")
+    write_canvas(path, models, first)

@@ -258,7 +258,7 @@ def _style(axes: Axes) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.tick_params(which="both", colors=MUTED, labelsize=8, length=0)
 
 
 def _finish(figure: Figure, axes: Axes) -> Drawing:

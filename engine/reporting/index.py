@@ -24,6 +24,7 @@ from utils.config import fingerprint
 from utils.errors import DataError
 
 BLOCK = "segwright-index"
+SWEEP = "sweep.db"  # in the folder of a sweep, beside those of its trials
 LAST = 10**9  # what sorts runs without a rank
 MOST_KEYS = 14  # config keys that the table of changed ones shows
 UNTOLD = ("name", "trainer.save_dir", "trainer.log_dir")  # keys whose difference says nothing
@@ -43,10 +44,12 @@ def write_index(folder: Path) -> tuple[Path, int, list[str]]:
     runs: list[dict[str, Any]] = []
     problems: list[str] = []
     for path in sorted(folder.rglob(REPORT)):
-        if path.parent.is_symlink():  # `latest`, whose run is here by its own name
+        place = path.relative_to(folder)
+        if any((folder / above).is_symlink() for above in place.parents):  # `latest`: the run is here by its own name
             continue
         try:
-            runs.append(summary(read_report(path), path.relative_to(folder)))
+            run = summary(read_report(path), place)
+            runs.append({**run, "sweep": sweep_of(folder, place)})
         except DataError as error:
             problems += error.problems
     if not runs:
@@ -54,6 +57,21 @@ def write_index(folder: Path) -> tuple[Path, int, list[str]]:
     target = folder / "index.html"
     write_text(target, index_page(runs, folder.resolve().name))
     return target, len(runs), problems
+
+
+def sweep_of(folder: Path, place: Path) -> str | None:
+    """The folder, relative to the index, of the sweep that a report at `place` is a trial of; None if it is of none."""
+    for above in place.parents:
+        if (folder / above / SWEEP).is_file():
+            return str(above) if above.name else folder.resolve().name
+    return None
+
+
+def run_name(name: str, place: Path) -> str:
+    """What tells a run from others of its name: its folder, and those above it up to that of the name."""
+    parts = place.parent.parts
+    below = len(parts) - parts[::-1].index(name) if name in parts else len(parts) - 1
+    return "/".join(parts[below:])
 
 
 def summary(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -69,7 +87,7 @@ def summary(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     images = sorted(image["key"] for image in evaluation.get("images", []))
     return {
         "name": content["name"],
-        "run": content["run"],
+        "run": run_name(content["name"], path) or content["run"],
         "state": content["state"],
         "href": quote(path.as_posix()),
         "Mean_IoU": metrics.get("Mean_IoU", max(validations, default=None)),
@@ -139,7 +157,7 @@ def index_page(runs: Sequence[Mapping[str, Any]], title: str) -> str:
         '<span class="muted small">Pick two runs to compare them, or more of different seeds to see the noise.</span>'
         f"</div>{table('runs', columns, rows, caption='Runs')}{note}</section>"
         '<section id="picked" aria-live="polite" aria-label="Comparison"></section>'
-        f"{scatters(ordered)}{changed_keys(ordered)}</main>"
+        f"{sweeps(ordered)}{scatters(ordered)}{changed_keys(ordered)}</main>"
     )
     block = json.dumps({"runs": ordered}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return document(f"Runs in {title}", body, block, BLOCK, "index.js")
@@ -196,13 +214,47 @@ def scatters(runs: Sequence[Mapping[str, Any]]) -> str:
     return f'<section><h2>What it costs</h2><div class="charts">{"".join(parts)}</div></section>' if parts else ""
 
 
+def sweeps(runs: Sequence[Mapping[str, Any]]) -> str:
+    """For each sweep its trials, best first, with the values that they tried."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run.get("sweep"):
+            groups.setdefault(run["sweep"], []).append(run)
+    parts = []
+    for name, trials in groups.items():
+        keys = differing_keys(trials)[:MOST_KEYS]
+        best = ", ".join(f"<code>{escape(key)}={escape(shown(trials[0]['config'].get(key)))}</code>" for key in keys)
+        columns = [("trial", "name", ""), ("mean IoU", "iou", "num"), *((key, key, "") for key in keys)]
+        rows = ""
+        for trial in trials:
+            cells = "".join(f"<td><code>{escape(shown(trial['config'].get(key)))}</code></td>" for key in keys)
+            value = number_cell(number(trial["Mean_IoU"]), trial["Mean_IoU"])
+            rows += f'<tr><th scope="row"><a href="{trial["href"]}">{escape(trial["name"])}</a></th>{value}{cells}</tr>'
+        count = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
+        parts.append(
+            f"<h3>{escape(name)}</h3><p>{count}. Best: <b>{escape(trials[0]['name'])}</b>, "
+            f"mean IoU {number(trials[0]['Mean_IoU'])}{': ' + best if best else ''}.</p>"
+            + table("", columns, rows, caption=f"Trials of {name}")
+        )
+    return f'<section id="sweeps"><h2>Sweeps</h2>{"".join(parts)}</section>' if parts else ""
+
+
+def differing_keys(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The config keys that are not the same in all runs."""
+    found = []
+    for key in dict.fromkeys(key for run in runs for key in run["config"] if key not in UNTOLD):
+        first = runs[0]["config"].get(key)
+        if any(run["config"].get(key) != first for run in runs):
+            found.append(key)
+    return found
+
+
 def changed_keys(runs: Sequence[Mapping[str, Any]]) -> str:
     """The config keys that are not the same in all runs, with their values."""
-    keys = dict.fromkeys(key for run in runs for key in run["config"] if key not in UNTOLD)
-    values = {key: [run["config"].get(key) for run in runs] for key in keys}
-    changed = [key for key, found in values.items() if any(value != found[0] for value in found)]
+    changed = differing_keys(runs)
     if not changed:
         return ""
+    values = {key: [run["config"].get(key) for run in runs] for key in changed}
     columns = [("run", "name", ""), ("mean IoU", "iou", "num"), *((key, key, "") for key in changed[:MOST_KEYS])]
     rows = ""
     for index, run in enumerate(runs):

@@ -240,6 +240,16 @@ function showConfusion(number) {
   jumpToGallery();
 }
 
+function setUpSuspects() {
+  for (const button of $$("[data-images]")) {
+    button.addEventListener("click", () => {
+      $("#gallery-class").value = "";
+      showPictures(JSON.parse(button.dataset.images), "A label to look at.");
+      jumpToGallery();
+    });
+  }
+}
+
 function setUpGallery() {
   if (!$("#pictures")) return;
   const opacity = () => document.documentElement.style.setProperty("--opacity", Number($("#opacity").value) / 100);
@@ -334,5 +344,6 @@ setUpCopying();
 setUpCurves();
 setUpConfusions();
 setUpGallery();
+setUpSuspects();
 setUpViewer();
 setUpCrops();

@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from engine.reporting import figures
+from engine.reporting.collect import SURE
 from engine.reporting.content import BLOCK, as_block
 from engine.reporting.curves import charts, curves_section
 from engine.reporting.errors import SMALLEST
@@ -164,6 +165,9 @@ def data_section(content: Mapping[str, Any]) -> str:
             f"<p>Training: {data['training_images']:,} images; {percent(data['training_void'])} void in "
             f"{data['labels_counted']} labels that were counted.</p>"
         )
+    parts.append(findings_list(data))
+    if evaluation:
+        parts.append(suspects_list(evaluation, classes["names"]))
     if data and data["crops"]:
         crops = "".join(
             f'<figure class="picture"><div class="stack"><img src="{crop["image"]}" alt="Training crop '
@@ -183,6 +187,41 @@ def data_section(content: Mapping[str, Any]) -> str:
             drawing = figures.histogram({"objects": sizes_of_objects}, edges, x_label="pixels of an object", log_x=True)
             parts.append(plain_figure("Sizes of objects in the validation labels", drawing, {}))
     return "".join(parts)
+
+
+def findings_list(data: Mapping[str, Any] | None) -> str:
+    """What is wrong with the data, as the doctor says."""
+    if not data or "findings" not in data:
+        return ""
+    findings = data["findings"]
+    command = "<code>python prepare.py check -c CONFIG</code>"
+    if findings is None:
+        return f"<h3>What the doctor found</h3><p>Nobody has looked at all files yet: {command} does.</p>"
+    if not findings:
+        return ""
+    items = "".join(
+        f"<li><b>{escape(each['kind'])}</b> ({escape(each['where'])}): {escape(each['what'])}"
+        f"{': ' + escape(', '.join(each['files'])) if each['files'] else ''}. "
+        f'<span class="muted">Fix: <code>{escape(each["fix"])}</code></span></li>'
+        for each in findings
+    )
+    return f'<h3>What the doctor found</h3><ul class="findings">{items}</ul>'
+
+
+def suspects_list(evaluation: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Images whose labels are perhaps wrong."""
+    if not evaluation.get("suspects"):
+        return ""
+    items = "".join(
+        f'<li><button type="button" class="link" data-images="{escape(json.dumps([each["key"]]))}">'
+        f"{escape(each['key'])}</button>: {each['pixels']:,} pixels labelled <b>{escape(names[each['truth']])}</b> "
+        f"look like <b>{escape(names[each['predicted']])}</b></li>"
+        for each in evaluation["suspects"]
+    )
+    return (
+        f'<h3>Labels to look at</h3><p class="muted small">Where the network contradicts a label, away from contours, '
+        f'with a probability of at least {SURE:.0%}: it is wrong, or the label is.</p><ul class="findings">{items}</ul>'
+    )
 
 
 def area_table(evaluation: Mapping[str, Any], data: Mapping[str, Any] | None, classes: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from base.base_dataloader import Loader
-from engine.reporting.collect import Collector, collect
+from engine.reporting.collect import Collector, WorstImages, collect
 from engine.reporting.content import (
     FROM_EVALUATION,
     evaluation_content,
@@ -46,17 +46,20 @@ def record_run(
     return RunRecorder(run_dir, refresh, resumed_at)
 
 
-def measure_run(predictor: Predictor, loader: Loader, training: Loader | None) -> dict[str, Any]:
+def measure_run(
+    predictor: Predictor, loader: Loader, training: Loader | None, worst: WorstImages | None = None
+) -> dict[str, Any]:
     """What the report of a run says of its model, from a pass over the validation set.
 
     Args:
         predictor: The best model.
         loader: The validation loader, of one process or of several; one pass takes all its images.
         training: The training loader; None to say nothing of the training data.
+        worst: What keeps the worst images at their own size, if anything does.
     """
-    found = measured(collect(predictor, of_one_process(loader)))
+    found = measured(collect(predictor, of_one_process(loader), worst))
     if training is not None:
-        found["data"] = describe_training_data(training)
+        found["data"] = describe_training_data(training, loader)
     return found
 
 
