@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train import train_command
 from utils.errors import ArgumentParser, run
 
 if TYPE_CHECKING:
@@ -62,13 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(summary(run_sweep(sweep), sweep))
     return 0
-
-
-def train_command() -> list[str]:
-    """Give the words that start a training: of the script beside this one, or of the installed package."""
-    if __package__:
-        return [sys.executable, "-m", __package__.partition(".")[0], "train"]
-    return [sys.executable, str(Path(__file__).resolve().with_name("train.py"))]
 
 
 if __name__ == "__main__":
