@@ -58,7 +58,7 @@ class LoaderOptions:
         shuffle: Draw the images of an epoch in random order; null is what the loader is for: true in training.
         num_workers: Processes that read and augment; 0 does it in the main process. Results do not depend on it.
         val_split: Images of the training set to hold out for validation, as a share below 1 or as a number; an object
-            says also which of them have to stay together.
+            {"share", "by", "fold", "seed"} says also, by a regular expression over names, what has to stay together.
         return_id: Kept for configs of pytorch-segmentation: our batches always carry the images' names.
         on_bad_sample: "stop" at the first file that cannot be used. Or "skip": say which one and go on, up to 5 % of
             the images. In training, a copy of another image of the batch takes its place, with a label that is all
