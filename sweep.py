@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train import train_command
 from utils.errors import ArgumentParser, run
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
 
+    from engine.children import train_command
     from engine.sweep import prepare_sweep, run_sweep, summary
     from utils.log import log_to
     from utils.plugins import import_modules
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.space,
         trials=args.trials,
         seed=args.seed,
-        command=train_command(),
+        command=train_command(__package__, __file__),
         sets=args.set,
         options=options,
     )

@@ -224,9 +224,10 @@ def plan_repeats(args: argparse.Namespace) -> Repeats:
 
 def train_repeatedly(args: argparse.Namespace, repeats: Repeats) -> Path:
     """Train each of `repeats` in a process of its own; returns the folder of all."""
+    from engine.children import train_command
     from engine.repeats import run_all
 
-    words = [*train_command(), "--config", str(args.config or "config.json")]
+    words = [*train_command(__package__, __file__), "--config", str(args.config or "config.json")]
     for text in overrides_of(args):
         words += ["--set", text]
     for flag, given in (("--bs", args.bs), ("--device", args.device)):
@@ -235,13 +236,6 @@ def train_repeatedly(args: argparse.Namespace, repeats: Repeats) -> Path:
         words += ["--import", name]
     words += ["--debug"] if args.debug else []
     return run_all(repeats, words, resume=args.resume == "auto")
-
-
-def train_command() -> list[str]:
-    """Give the words that start a training: of this script, or of the installed package."""
-    if __package__:
-        return [sys.executable, "-m", __package__.partition(".")[0], "train"]
-    return [sys.executable, str(Path(__file__).resolve())]
 
 
 def describe(args: argparse.Namespace, config: RunConfig) -> int:

@@ -17,6 +17,18 @@ from utils import run_folder, signals
 POLL = 0.5  # seconds between two looks at a folder
 
 
+def train_command(package: str | None, script: str) -> list[str]:
+    """Give the words that start a training: of train.py beside a script, or of the installed package.
+
+    Args:
+        package: The script's ``__package__``.
+        script: Its ``__file__``.
+    """
+    if package:
+        return [sys.executable, "-m", package.partition(".")[0], "train"]
+    return [sys.executable, str(Path(script).resolve().with_name("train.py"))]
+
+
 def start(words: Sequence[str], log: Path | None = None) -> subprocess.Popen[bytes]:
     """Start a command; what it prints goes to the file `log`, or where this process prints."""
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "preexec_fn": die_with_parent if LIBC else None}

@@ -197,7 +197,7 @@ def train_member(member: Member, command: Sequence[str], *, resume: bool) -> Non
 def finished_run(member: Member) -> Path | None:
     """Find the newest run of this config that has come to its end and left its figures; None if there is none."""
     config = member.config
-    runs = list(run_folder.past_runs(config.trainer.save_dir, config.name))
+    runs: list[tuple[Path, dict[str, Any]]] = list(run_folder.past_runs(config.trainer.save_dir, config.name))
     for folder, resolved in reversed(runs):
         if meaning_of(resolved) == config.meaning and is_finished(folder, config):
             return folder
