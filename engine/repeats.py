@@ -197,8 +197,8 @@ def train_member(member: Member, command: Sequence[str], *, resume: bool) -> Non
 def finished_run(member: Member) -> Path | None:
     """Find the newest run of this config that has come to its end and left its figures; None if there is none."""
     config = member.config
-    runs: list[tuple[Path, dict[str, Any]]] = list(run_folder.past_runs(config.trainer.save_dir, config.name))
-    for folder, resolved in reversed(runs):
+    runs = list(run_folder.past_runs(config.trainer.save_dir, config.name))
+    for folder, resolved in runs[::-1]:
         if meaning_of(resolved) == config.meaning and is_finished(folder, config):
             return folder
     return None
