@@ -66,8 +66,12 @@ def train(
     resume: str | Path | None = None,
     device: str | None = None,
     modules: Sequence[str] = (),
+    seeds: int | Sequence[int] | None = None,
+    folds: int | None = None,
 ) -> Path:
     """Train as a config says, in this process, and return the folder of the run.
+
+    With `seeds` or `folds`, each run has a process of its own, and the folder is that of all, with their summary.json.
 
     Args:
         config: Path of a config, or the name of a preset.
@@ -75,6 +79,8 @@ def train(
         resume: Checkpoint to go on from, or ``"auto"``.
         device: As for `load`.
         modules: Modules with components of your own.
+        seeds: Train once with each of so many seeds, or of these.
+        folds: Cross-validate: train so many times, each with another part of the training set held out.
 
     Raises:
         UserError: Config, data or checkpoint do not fit together.
@@ -85,7 +91,8 @@ def train(
     arguments = ["--config", str(config)]
     for key, value in (overrides or {}).items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]
-    for flag, given in (("--resume", resume), ("--device", device)):
+    listed = seeds if seeds is None or isinstance(seeds, int) else ",".join(map(str, seeds))
+    for flag, given in (("--resume", resume), ("--device", device), ("--seeds", listed), ("--folds", folds)):
         arguments += [flag, str(given)] if given is not None else []
     for name in modules:
         arguments += ["--import", name]

@@ -42,6 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
 
+    from engine.children import train_command
     from engine.sweep import prepare_sweep, run_sweep, summary
     from utils.log import log_to
     from utils.plugins import import_modules
@@ -56,19 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.space,
         trials=args.trials,
         seed=args.seed,
-        command=train_command(),
+        command=train_command(__package__, __file__),
         sets=args.set,
         options=options,
     )
     print(summary(run_sweep(sweep), sweep))
     return 0
-
-
-def train_command() -> list[str]:
-    """Give the words that start a training: of the script beside this one, or of the installed package."""
-    if __package__:
-        return [sys.executable, "-m", __package__.partition(".")[0], "train"]
-    return [sys.executable, str(Path(__file__).resolve().with_name("train.py"))]
 
 
 if __name__ == "__main__":

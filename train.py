@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped fi
     import argparse
 
     from engine.config import RunConfig
+    from engine.repeats import Repeats
     from utils.checkpoint import Checkpoint
 
 KINDS = (
@@ -37,6 +38,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, metavar="N", help="length of the run: trainer.epochs, and no trainer.max_steps")
     add("--lr", type=float, help="learning rate: optimizer.args.lr")
     add("--bs", type=int, help="batch size: train_loader.args.batch_size")
+    add("--seeds", metavar="N|A,B", help="train with each of N seeds, or of these, and say what is noise")
+    add("--folds", type=int, metavar="N", help="cross-validate: train N times, each with another part held out")
     add("--check", action="store_true", help="check config, data and shapes, say what a step needs, and stop")
     add("--check-data", action="store_true", help="the same, and read every image and label of both loaders")
     add(
@@ -50,6 +53,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.file is not None and args.config is not None:
         parser.error(f"{args.file}: there is --config {args.config} too. Name one config")
     args.config = args.file or args.config
+    if args.seeds is not None and args.folds is not None:
+        parser.error("--seeds: there is --folds too. Give one of the two")
+    if repeats_training(args) and names_checkpoint(args):
+        parser.error(f"--resume {args.resume}: is one run, and --seeds and --folds are several. Give --resume auto")
     return args
 
 
@@ -73,8 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     restrict_gpus(args.device)
     if args.list or args.describe is not None:
         return explain(args)
+    only_describes = args.check or args.check_data or args.draw_schedule
+    if repeats_training(args):
+        repeats = plan_repeats(args)
+        if only_describes:
+            return describe(args, repeats.members[0].config)
+        train_repeatedly(args, repeats)
+        return 0
     job = read_job(args)
-    if args.check or args.check_data or args.draw_schedule:
+    if only_describes:
         return describe(args, job.config)
 
     from utils import distributed
@@ -90,12 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> Path:
     """Train in this process as the flags in `args` say, and return the folder of the run; for `segwright.train`.
 
+    With ``--seeds`` or ``--folds``, each run has a process of its own, and the folder is that of all.
+
     Raises:
         UserError: Config, data or checkpoint do not fit together.
         Stopped: The machine or a NaN ended the training.
         Interrupted: A signal did, and all is saved.
     """
     restrict_gpus(args.device)
+    if repeats_training(args):
+        return train_repeatedly(args, plan_repeats(args))
     return train_job(args, read_job(args))
 
 
@@ -119,6 +137,11 @@ def read_job(args: argparse.Namespace) -> Job:
 def names_checkpoint(args: argparse.Namespace) -> bool:
     """Whether a checkpoint to go on from is named; with "auto", one may be found."""
     return args.resume not in (None, "auto")
+
+
+def repeats_training(args: argparse.Namespace) -> bool:
+    """Whether the config is to be trained several times."""
+    return args.seeds is not None or args.folds is not None
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
@@ -166,10 +189,53 @@ def resolve_config(args: argparse.Namespace, raw: dict[str, Any] | None, state: 
     if raw is None:
         assert state is not None
         raw = override(state["config"], overrides_of(args))
-    if args.bs is not None:
-        first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
-        raw = override(raw, [f"{first}.args.batch_size={args.bs}"])
-    return check_config(raw)
+    return check_config(with_batch_size(args, raw))
+
+
+def with_batch_size(args: argparse.Namespace, raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with what ``--bs`` changes."""
+    if args.bs is None:
+        return raw
+    first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
+    return override(raw, [f"{first}.args.batch_size={args.bs}"])
+
+
+def plan_repeats(args: argparse.Namespace) -> Repeats:
+    """Plan the runs that ``--seeds`` or ``--folds`` asks for.
+
+    Raises:
+        UserError: The config cannot be trained so.
+    """
+    raw = load_config(args.config or Path("config.json"), overrides_of(args))
+
+    from engine.repeats import plan_folds, plan_seeds
+    from utils import distributed, plugins
+    from utils.log import log_to
+
+    process = distributed.announced_process()
+    log_to(rank=process.rank)
+    if process.size > 1:
+        what = "torchrun starts the processes of one run, and this is several"
+        raise ConfigError(f"--seeds, --folds: {what}. Set n_gpu instead, or start each run with --set seed=N.")
+    plugins.import_modules(args.modules)
+    raw = with_batch_size(args, raw)
+    return plan_folds(raw, args.folds) if args.seeds is None else plan_seeds(raw, args.seeds)
+
+
+def train_repeatedly(args: argparse.Namespace, repeats: Repeats) -> Path:
+    """Train each of `repeats` in a process of its own; returns the folder of all."""
+    from engine.children import train_command
+    from engine.repeats import run_all
+
+    words = [*train_command(__package__, __file__), "--config", str(args.config or "config.json")]
+    for text in overrides_of(args):
+        words += ["--set", text]
+    for flag, given in (("--bs", args.bs), ("--device", args.device)):
+        words += [flag, str(given)] if given is not None else []
+    for name in args.modules:
+        words += ["--import", name]
+    words += ["--debug"] if args.debug else []
+    return run_all(repeats, words, resume=args.resume == "auto")
 
 
 def describe(args: argparse.Namespace, config: RunConfig) -> int:

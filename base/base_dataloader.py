@@ -28,6 +28,27 @@ MOST_SKIPPED = 0.05  # share of the images that may be skipped; more of them are
 
 
 @dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """Which images of the training set to hold out for validation.
+
+    Args:
+        share: How many, as a share below 1 or as a number.
+        by: What has to stay on one side, such as the frames of one video or the images of one patient: a regular
+            expression, where images in whose names it matches the same text stay together ("^[^_]+" is all before
+            the first "_"; with parentheses, what these match); or the number of a column of `Folder`'s `list_file`.
+            Null: each image may go anywhere.
+        fold: Divide the images into 1 / `share` folds, and hold out this one, counted from 0: over all folds, each
+            image is held out once. `train.py --folds` sets it.
+        seed: Decides which; null is the run's seed.
+    """
+
+    share: Annotated[float, Between(0, 1)] | Annotated[int, AtLeast(0)]
+    by: str | Annotated[int, AtLeast(3)] | None = None
+    fold: Annotated[int, AtLeast(0)] | None = None
+    seed: Annotated[int, Between(0, 2**32 - 1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
     """What a loader's `args` say about batches.
 
@@ -36,7 +57,8 @@ class LoaderOptions:
             pass, and only where all have one size.
         shuffle: Draw the images of an epoch in random order; null is what the loader is for: true in training.
         num_workers: Processes that read and augment; 0 does it in the main process. Results do not depend on it.
-        val_split: Images of the training set to hold out for validation, as a share below 1 or as a number.
+        val_split: Images of the training set to hold out for validation, as a share below 1 or as a number; an object
+            {"share", "by", "fold", "seed"} says also, by a regular expression over names, what has to stay together.
         return_id: Kept for configs of pytorch-segmentation: our batches always carry the images' names.
         on_bad_sample: "stop" at the first file that cannot be used. Or "skip": say which one and go on, up to 5 % of
             the images. In training, a copy of another image of the batch takes its place, with a label that is all
@@ -50,11 +72,18 @@ class LoaderOptions:
     batch_size: Annotated[int, Between(1, 65536)]
     shuffle: bool | None = None
     num_workers: Annotated[int, Between(0, 256)] = 1
-    val_split: Annotated[float, Between(0, 1)] | Annotated[int, AtLeast(0)] | None = None
+    val_split: Annotated[float, Between(0, 1)] | Annotated[int, AtLeast(0)] | HoldOut | None = None
     return_id: bool = False
     on_bad_sample: Literal["stop", "skip"] = "stop"
     cache: Literal["ram", "disk"] | None = None
     drop_last: bool | None = None
+
+    @property
+    def held_out(self) -> HoldOut | None:
+        """`val_split` in full; None where nothing is held out."""
+        given = self.val_split
+        found = given if isinstance(given, HoldOut) else HoldOut(share=given or 0)
+        return found if found.share else None
 
 
 class Batch(NamedTuple):

@@ -105,6 +105,7 @@ class BaseDataset(ABC):
 
     classes: ClassTable = field(init=False, repr=False)
     samples: Sequence[Any] = field(init=False, repr=False)
+    listed: dict[str, Sequence[str]] = field(init=False, repr=False, default_factory=dict)  # entries, by sample's key
 
     def __post_init__(self) -> None:
         name = type(self).__name__

@@ -10,6 +10,7 @@ from typing import Any
 
 from base.base_dataloader import Loader, LoaderOptions
 from base.base_dataset import BaseDataset, DatasetView, Transform
+from dataloader.hold_out import hold_out_problems
 from dataloader.sample_cache import build_cache
 from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
@@ -18,7 +19,6 @@ from utils.classes import IGNORE, ClassTable
 from utils.errors import ConfigError, Problem
 from utils.json_schema import object_schema
 from utils.registry import DATASETS
-from utils.reproducibility import stream
 from utils.schema import Component, check_arguments, did_you_mean, fill_defaults, join, parameters_of, to_json
 
 
@@ -156,24 +156,6 @@ def build_view(
     )
 
 
-def hold_out(length: int, val_split: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to validate on.
-
-    Args:
-        length: Examples there are.
-        val_split: To hold out: a share below 1, or a number.
-        seed: Decides which.
-
-    Raises:
-        ConfigError: Nothing would be left on one of the sides.
-    """
-    count = round(length * val_split) if val_split < 1 else int(val_split)
-    if not 0 < count < length:
-        raise ConfigError(f"train_loader.args.val_split: {val_split:g} of {length} images. Leave some on both sides.")
-    order = stream(seed, "split").permutation(length)
-    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
-
-
 def build_val_loader(
     loader: LoaderConfig,
     dataset: BaseDataset,
@@ -259,7 +241,9 @@ def loader_problems(loader: LoaderConfig, where: str) -> list[str]:
     if loader.split is not None and loader.split not in splits:
         return [f"{where}.split: {loader.type} has no '{loader.split}'. {did_you_mean(loader.split, splits)}"]
     problems = chain_problems(loader.chain, where)
-    if loader.chain.val_crop_size is not None and not loader.batches.val_split:
+    if loader.batches.held_out is not None:
+        problems += hold_out_problems(loader.batches.held_out, f"{where}.val_split")
+    if loader.chain.val_crop_size is not None and loader.batches.held_out is None:
         problems.append(f'{where}.val_crop_size: has no effect without "val_split". Remove it, or hold something out.')
     try:
         loader.classes  # noqa: B018  for its errors
@@ -289,7 +273,7 @@ def check_train_loader(value: Any, *, where: str, problems: list[str]) -> list[L
     first = check_loader(value[0], where=f"{where}[0]", problems=problems)
     if first is None:
         return []
-    if len(value) > 1 and first.batches.val_split:
+    if len(value) > 1 and first.batches.held_out:
         problems.append(f"{where}[0].args.val_split: does not work with several training sets. Give a val_loader.")
     loaders = [first]
     for number, raw in enumerate(value[1:], start=1):

@@ -15,7 +15,8 @@ from base.base_dataset import DatasetView, JoinedDatasetView
 from base.base_model import BaseModel
 from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
-from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view, hold_out
+from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view
+from dataloader.hold_out import hold_out
 from dataloader.label_statistics import class_pixels
 from dataloader.transforms.preparation import (
     ImageAlone,
@@ -69,8 +70,8 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     kept, held_out, val_set, val_section = None, None, dataset, config.val_loader
     if val_section is not None and not cached:
         val_section = val_section.without_cache()
-    if options.val_split:
-        kept, held_out = hold_out(len(dataset), options.val_split, seed)
+    if options.held_out is not None:
+        kept, held_out = hold_out(dataset, options.held_out, seed)
         val_section = section.for_validation()
     views: list[DatasetView] = []
     for where, each in datasets.items():
@@ -105,8 +106,8 @@ def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparatio
         preparation: What to do to the images alone, before they are predicted; labels stay as the section has them.
     """
     dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
-    val_split = section.batches.val_split
-    held_out = hold_out(len(dataset), val_split, config.seed)[1] if val_split else None
+    options = section.batches.held_out
+    held_out = hold_out(dataset, options, config.seed)[1] if options is not None else None
     transform = ImageAlone(preparation) if preparation else None
     return build_val_loader(section, dataset, seed=config.seed, indices=held_out, transform=transform)
 

@@ -109,15 +109,15 @@ def length_problems(config: RunConfig) -> list[str]:
 
 def validation_problems(config: RunConfig) -> list[str]:
     """What is wrong with what is validated on."""
-    val_split, val_loader = config.train.batches.val_split, config.val_loader
+    held_out, val_loader = config.train.batches.held_out, config.val_loader
     problems = []
-    if val_split and val_loader is not None:
+    if held_out is not None and val_loader is not None:
         problems.append("train_loader.args.val_split: there is a val_loader too. Give one of the two.")
-    if config.trainer.val and val_loader is None and not val_split:
+    if config.trainer.val and val_loader is None and held_out is None:
         problems.append("val_loader: missing. Give one, or train_loader.args.val_split, or trainer.val false.")
     if val_loader is not None and val_loader.batches.drop_last:
         problems.append("val_loader.args.drop_last: validation takes every image. Remove it.")
-    if val_loader is not None and val_loader.batches.val_split:
+    if val_loader is not None and val_loader.batches.held_out is not None:
         problems.append("val_loader.args.val_split: validation takes every image. Remove it.")
     return problems
 

@@ -303,7 +303,7 @@ def validating_as_begun(config: RunConfig, resolved: Mapping[str, Any]) -> RunCo
     """
     section, train = resolved["train_loader"], config.train
     early = isinstance(section, Mapping) and "val_crop_size" not in section.get("args", {})
-    if not early or not train.batches.val_split or train.chain.crop_size is None:
+    if not early or train.batches.held_out is None or train.chain.crop_size is None:
         return config
     chain = replace(train.chain, val_crop_size=train.chain.crop_size)
     return replace(config, train_loader=[replace(train, chain=chain)])
@@ -363,13 +363,14 @@ def evaluation_data(section: LoaderConfig, preparation: Prepare | None = None) -
     else:
         size = chain.crop or preparation_of(chain).size
         labels = None if chain.crop_size or size == "native" else "resized"
+    held_out = section.batches.held_out
     return EvaluationData(
         preprocessing=preprocessing_of(chain),
         size=size,
         labels=labels,
         dataset=section.type,
         split=section.split,
-        held_out=section.batches.val_split or None,
+        held_out=None if held_out is None else held_out.share,
     )
 
 

@@ -34,7 +34,8 @@ def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]
         found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
         found.crop = chain.crop if plain else None
         found.batch_size = section.batches.batch_size if len(sections) == 2 else None
-        if share := section.batches.val_split:
+        if (held_out := section.batches.held_out) is not None:
+            share = held_out.share
             found.held_out = round(share * len(found.records)) if share < 1 else int(share)
         if where != "val_loader" and len(sections) > 2:
             found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice

@@ -7,21 +7,19 @@ bit; so a sweep that was killed ends with the trials and values of one that was 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from base.monitor import Monitor
+from engine import children
 from engine.check import check_config
 from engine.config import result_keys
 from utils import run_folder
@@ -308,7 +306,7 @@ def run_trial(study: Study, trial: Trial, sweep: Sweep) -> None:
 
     values = [setting(key, trial.params[key]) for key in sweep.space]
     name = f"trial-{trial.number:04d}"
-    wait_until_free(sweep.folder / name)
+    children.wait_until_free(sweep.folder / name)
     process = start(sweep, name, values)
     reported = 0
     pruned = False
@@ -347,32 +345,7 @@ def start(sweep: Sweep, name: str, values: Sequence[str]) -> subprocess.Popen[by
     fixed = [f"name={name}", f"trainer.save_dir={json.dumps(str(sweep.folder))}"]
     for text in (*values, *fixed):
         words += ["--set", text]
-    log = sweep.folder / f"{name}.log"
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=die_with_parent if LIBC else None
-        )
-
-
-def _libc() -> Any:
-    with suppress(OSError, AttributeError):
-        return ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
-    return None
-
-
-LIBC = _libc()
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process with the one that started it: a sweep killed by -9 leaves no run behind."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def wait_until_free(folder: Path) -> None:
-    """Wait while a run that outlived the last sweep still trains in `folder`."""
-    while any(run_folder.is_locked(path) for path in run_folder.folders_of_runs(folder)):
-        time.sleep(POLL)
+    return children.start(words, sweep.folder / f"{name}.log")
 
 
 def validations(folder: Path, monitor: Monitor) -> list[tuple[int, float]]:

@@ -75,7 +75,8 @@ class Folder(BaseDataset):
         missing_masks: Refuse images that have no mask, or skip them and say how many they are.
         nested: Take the images in folders below these, too; a mask lies in the folder that is called like its image's.
         list_file: Text file below data_dir with an image and a mask in each line, separated by a tab or spaces, both
-            relative to data_dir; "{split}" in its name stands for the split.
+            relative to data_dir; "{split}" in its name stands for the split. Behind tabs, further entries may follow,
+            such as the name of a video, which `val_split` can go by.
         channels: Channels of the images, if they are not 3 of RGB: from `.npy` files (height, width, channels), TIFF
             files of several bands or gray images, with values of 8 or 16 bits or float32 as they are. It must be
             said to the network too, as `arch.args.in_channels`, and "normalization" needs a number for each.
@@ -208,15 +209,16 @@ class Folder(BaseDataset):
         for number, line in read_list(path):
             entries = line.split("\t") if "\t" in line else line.split()
             where = f"{path}, line {number}"
-            if len(entries) != 2:
+            if len(entries) != 2 and ("\t" not in line or len(entries) < 2):
                 what = f"{len(entries)} entries, expected an image and a mask"
                 raise DataError(Problem(Fault.OTHER, where, what, "Use a tab between them"))
-            image, mask = (below(root, entry.strip(), where) for entry in entries)
+            image, mask = (below(root, entry.strip(), where) for entry in entries[:2])
             key = image.relative_to(root).with_suffix("").as_posix()
             if key in samples:
                 what = f"{image} is listed twice"
                 raise DataError(Problem(Fault.LISTED_TWICE, where, what, "Remove one of the lines"))
             samples[key] = Sample(key, image, mask)
+            self.listed[key] = [entry.strip() for entry in entries]
         return all_present(list(samples.values()), path, self.problems)
 
     def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:

@@ -40,6 +40,9 @@ def repeated(splits: Sequence[Examined]) -> Iterator[Finding]:
             groups[kind, where].append(" = ".join(each.key for each in occurrences))
     for (kind, where), files in groups.items():
         meaning, fix = REPEATED[kind]
+        if kind == "duplicate" and any(examined.held_out for examined in splits if examined.split == where):
+            meaning += ", or one is validated on that another trained"
+            fix += ', or let "val_split" keep them together: {"share": 0.2, "by": "^[^_]+"}'
         yield Finding(kind, where, f"{len(files)} images; {meaning}", fix, tuple(files))
 
 

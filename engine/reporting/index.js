@@ -221,19 +221,25 @@ async function compareTwo(first, second, target) {
   setUpSorting(scroll);
 }
 
+// The 97.5 % point of Student's t, as engine/spread.py has it.
+function quantile(degrees) {
+  const few = [12.706, 4.303, 3.182, 2.776, 2.571];
+  return few[degrees - 1] ?? 1.959964 + 2.3723 / degrees + 2.8225 / degrees ** 2 + 2.5558 / degrees ** 3;
+}
+
 async function showNoise(chosen, target) {
   const values = chosen.map((index) => runs[index].Mean_IoU).filter((value) => value !== null);
   const mean = values.reduce((x, y) => x + y, 0) / values.length;
   const deviation = Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (values.length - 1));
   const stamps = new Set(chosen.map((index) => runs[index].stamp));
   const keys = new Set(chosen.flatMap((index) => Object.keys(runs[index].config)));
-  const changed = [...keys].filter((key) => new Set(chosen.map((index) => JSON.stringify(runs[index].config[key]))).size > 1 && !["seed", "name"].includes(key));
+  const changed = [...keys].filter((key) => new Set(chosen.map((index) => JSON.stringify(runs[index].config[key]))).size > 1 && !["seed", "name", "trainer.save_dir"].includes(key));
   const list = element("ul", {}, ...chosen.map((index) => element("li", {}, `${label(index)}: ${format(runs[index].Mean_IoU)}, seed ${runs[index].seed ?? "–"}`)));
   const parts = [element("h2", {}, `${chosen.length} runs`)];
   if (stamps.size > 1) parts.push(element("p", { className: "warn" }, "They were measured in different ways; a mean of them would mean nothing."));
   else {
     parts.push(element("p", {}, element("b", {}, `${mean.toFixed(3)} ± ${deviation.toFixed(3)}`), " mean IoU (mean and standard deviation)."),
-      element("p", {}, `Noise floor: two single runs have to differ by more than ${(1.96 * Math.SQRT2 * deviation).toFixed(3)} before it says anything.`));
+      element("p", {}, `Noise floor: two single runs have to differ by more than ${(quantile(values.length - 1) * Math.SQRT2 * deviation).toFixed(3)} before it says anything.`));
     if (changed.length) parts.push(element("p", { className: "warn" }, `They differ in more than the seed: ${changed.slice(0, 6).join(", ")}. So this spread is not noise alone.`));
   }
   target.replaceChildren(...parts, list);
