@@ -443,10 +443,8 @@ def test_a_finished_run_says_whether_it_beats_guessing_by_place(
     with caplog.at_level(logging.INFO, "segwright"):
         report_validation({"metrics": metrics, "epoch": 3, "location_prior": {"Mean_IoU": 0.3}}, ["sky"])
     assert caplog.messages[-1].startswith(said)
-    assert (
-        "Guessing each place's most frequent class, without looking at the image, scores Mean_IoU 0.3000."
-        in (caplog.messages[-2])
-    )
+    guess = "Guessing each place's most frequent class, without looking at the image, scores Mean_IoU 0.3000."
+    assert any(guess in message for message in caplog.messages)
 
 
 def test_results_hold_the_confusion_matrix_and_say_which_images_they_are_of(
