@@ -214,7 +214,7 @@ def init(args: argparse.Namespace) -> int:
     from engine.check import check_config
     from engine.preflight import source_of_weights
     from utils.checkpoint import write_text
-    from utils.config import parse_json
+    from utils.config import SCHEMA, parse_json
     from utils.plugins import import_modules
 
     import_modules(args.modules)
@@ -224,8 +224,9 @@ def init(args: argparse.Namespace) -> int:
     gpus = torch.cuda.device_count()
     source = source_of_weights(BACKBONE)
     options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
-    proposal = propose(args.images, args.masks, **options)
-    check_config(parse_json(proposal.text))
+    schema = relative_path(SCHEMA, output.parent)
+    proposal = propose(args.images, args.masks, **options, schema=schema)
+    check_config({key: value for key, value in parse_json(proposal.text).items() if key != "$schema"})
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -235,6 +236,13 @@ def init(args: argparse.Namespace) -> int:
     print(f"pretrained weights: {source or NOWHERE}")
     print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
     return 0
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Write `path` as seen from `folder`; whole where they share no more than the root, or lie on two drives."""
+    path, folder = path.resolve(), folder.resolve()
+    shared = os.path.commonpath([path, folder]) if path.drive == folder.drive else path.anchor
+    return path.as_posix() if Path(shared) == Path(path.anchor) else Path(os.path.relpath(path, folder)).as_posix()
 
 
 def names_in(args: argparse.Namespace) -> list[str] | None:
@@ -264,6 +272,8 @@ def convert(args: argparse.Namespace) -> int:
     if len(broken) < len(work.masks):
         print(one_line(f"{len(work.names)} classes: {', '.join(work.names)}"))
         print(f'"classes": {json.dumps(str(args.output / CLASS_FILE))}')
+        line = f"`python prepare.py init --images FOLDER --masks {shlex.quote(str(args.output))}` makes a config"
+        print(one_line(line))
     return 3 if broken else 0
 
 

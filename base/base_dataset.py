@@ -229,7 +229,7 @@ class BaseDataset(ABC):
             row, column = np.argwhere(raw == value)[0] + at
             known, void = ranges(frozenset().union(*self.classes.raw_ids)), ranges(self.classes.void_ids)
             what = f"label value {value} at row {row}, column {column} is neither a class ({known}) nor void ({void})"
-            fix = 'Say what it means with "label_map" in the loader\'s args'
+            fix = f'Say what it means with "label_map" in the loader\'s args: {{"{value}": null}} makes it void'
             raise DataError(Problem(Fault.OTHER, path, what, fix))
         return ids
 

@@ -1,10 +1,12 @@
-"""Draw the pictures of predictions in the README: ``python -m docs.pictures CHECKPOINT``.
+"""Draw the pictures of predictions in the documents: ``python -m docs.pictures saved/street/latest``.
 
-The checkpoint is one of `make train`; the scenes are generated ones that it has not seen, larger than its training's.
+The run is one of `make train`, which leaves street.png as its predictions.png. The scenes of inference.png are
+generated ones that it has not seen, larger than its training's.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,7 +63,9 @@ def looks(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str]) -> int:
-    predictor = load(argv[0])
+    run_dir = Path(argv[0])
+    shutil.copy(run_dir / "predictions.png", IMAGES / "street.png")
+    predictor = load(run_dir)
     scenes = Synthetic(split="val", length=16, size=(240, 336), seed=1)
     first, second = (scenes.read(index).image for index in SCENES)
     picture = [row(kinds(predictor, first)), row(looks(predictor, second)), legend(predictor.classes)]

@@ -46,6 +46,8 @@ from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 
 logger = logging.getLogger("segwright")
 
+LACKS_PRETRAINED = "lacks_pretrained"  # in an environment: a run began from random numbers for want of weights
+
 
 def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
     """Build the training loader and, unless the trainer does not validate, the validation loader.
@@ -142,7 +144,8 @@ def build_trainer(
         run_dir: Folder of the run; exists.
         device: Where to compute.
         loaders: From `build_loaders`.
-        environment: What checkpoints record about where they were made.
+        environment: What checkpoints record about where they were made; LACKS_PRETRAINED in it says that the run
+            which is resumed began from random numbers, since weights could not be downloaded.
         load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
             replaces them.
         gpus: How many of them this process uses, by threads.
@@ -155,6 +158,10 @@ def build_trainer(
     trainer = config.trainer
     torch.manual_seed(int(stream(config.seed, "init").integers(2**63)))
     model = build_network(config, load_weights=load_weights)
+    if LACKS_PRETRAINED in environment:
+        model.lacks_pretrained = True
+    elif model.lacks_pretrained:
+        environment = {**environment, LACKS_PRETRAINED: True}
     check_parts(config, model)
     check_last_batch(config, model, len(train_loader.view))
     if config.use_synch_bn and device.type == "cuda":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,24 @@ def test_two_valued_jpeg_masks(quality: int, tmp_path: Path, convert: Callable[.
     assert "2 classes: background, foreground" in answer.out
     for number in range(4):
         assert (read(tmp_path, str(number)) == shapes(number, 2)).mean() > 0.999
+
+
+def test_jpeg_masks_lead_to_convert_and_from_there_to_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_command: Callable[..., Answer]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        save(Path("mydata", "images", f"{number}.png"), np.repeat(99 * shapes(number, 2)[..., None], 3, axis=2))
+        save(Path("mydata", "masks", f"{number}.jpg"), shapes(number, 2) * 255)
+    answer = prepare_command("init", "--images", "mydata/images", "--masks", "mydata/masks")
+    assert answer.status == 2
+    (words,) = re.findall(r"`python prepare\.py (.*)` makes them", answer.err)
+    answer = prepare_command(*shlex.split(words.replace("NEW_FOLDER", "mydata/png")))
+    assert answer.status == 0, answer.err
+    (words,) = re.findall(r"`python prepare\.py (.*)` makes a config", answer.out)
+    answer = prepare_command(*shlex.split(words.replace("FOLDER", "mydata/images")))
+    assert answer.status == 0, answer.err
+    assert "2 classes, background, foreground" in answer.out  # as the conversion called them
 
 
 def test_colored_jpeg_masks_by_their_frequent_colors_or_by_a_file(

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 import evaluate
 import inference
@@ -56,8 +57,8 @@ NOT_RUN = {
     "python train.py -c migrated.json --check": "needs Pascal VOC; tests/test_migrate.py checks the config",
 }
 
-# What pages say that has landed if its script knows it: lines with one of these are run from then on.
-LANDING = ("export.py", "report.py", "--seeds", "--folds", "--compare")
+# Flags of train.py that pages name already: lines with one of them are run as soon as it knows them.
+LANDING = ("--seeds", "--folds")
 
 TINY = {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}, "channels": 16, "pretrained": False}
 SMALL = [
@@ -82,8 +83,11 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [Block(*each) for each in found]
+    return blocks_in(page.read_text(encoding="utf-8"))
+
+
+def blocks_in(text: str) -> list[Block]:
+    return [Block(*each) for each in re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
 
 
 def commands(block: Block) -> Iterator[str]:
@@ -112,6 +116,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(root / "mydata", "index", 12)
     shutil.copytree(root / "mydata" / "images", root / "photos")
     shutil.copy(root / "photos" / "0000.jpg", root / "photo.jpg")
+    (root / "mydata" / "jpeg_masks").mkdir()
+    for path in (root / "mydata" / "masks").iterdir():
+        mask = Image.open(path).point(lambda value: 255 * (value > 0))
+        mask.save(root / "mydata" / "jpeg_masks" / f"{path.stem}.jpg")
     for name in ("config.json", "config.schema.json"):
         shutil.copy(ROOT / name, root / name)
     shutil.copy(ROOT / "configs" / "voc_pspnet.json", root / "old.json")
@@ -142,30 +150,9 @@ def folder(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def run_script(script: str, words: list[str]) -> Answer:
     """Run a command of a page, smaller than it says if it trains."""
-    if script == "train.py":
-        if not any(flag in words for flag in TALKS) and ("-c" in words or "--config" in words):
-            words = [*words, *SMALL]
-        answer = call(train, *words)
-        link_newest(Path("saved"))
-        return answer
-    if script == "inference.py" and "--mode" not in words:
-        words = [*words, "--mode", "single"]
-    answer = call(module_of(script), *words)
-    if "folder" in answer.err and answer.status == 2:  # until --model takes the folder of a run
-        answer = call(
-            module_of(script), *(f"{word}/best_model.pth" if word.endswith("latest") else word for word in words)
-        )
-    return answer
-
-
-def link_newest(saved: Path) -> None:
-    """Let `saved/NAME/latest` lead to the newest run, where training has not done so."""
-    for runs in saved.glob("*"):
-        dated = sorted(path for path in runs.iterdir() if path.is_dir() and path.name[:1].isdigit())
-        link = runs / "latest"
-        if dated and (not link.exists() or link.resolve() != dated[-1].resolve()):
-            link.unlink(missing_ok=True)
-            link.symlink_to(dated[-1].name)
+    if script == "train.py" and not any(flag in words for flag in TALKS) and ("-c" in words or "--config" in words):
+        words = [*words, *SMALL]
+    return call(module_of(script), *words)
 
 
 def module_of(script: str) -> ModuleType:
@@ -225,15 +212,9 @@ def follow(line: str) -> None:
 
 
 def has_landed(line: str) -> bool:
-    """Whether the script of a line is there, and knows its flags."""
-    words = shlex.split(line)
-    landing = set(LANDING) & set(words)
-    if not landing:
-        return True
-    if not (ROOT / words[1]).exists():
-        return False
-    known = {flag for action in parser_of(module_of(words[1]))._actions for flag in action.option_strings}
-    return all(word in known for word in landing if word.startswith("--"))
+    """Whether train.py knows the flags of a line."""
+    known = {flag for action in parser_of(train)._actions for flag in action.option_strings}
+    return all(flag in known for flag in LANDING if flag in line.split())
 
 
 def test_every_reason_not_to_run_a_line_is_needed() -> None:
@@ -251,10 +232,100 @@ def test_every_command_names_flags_that_exist() -> None:
         lines += [f"python {text}" for text in inline]
         for line in lines:
             match = re.search(r"\bpython ((?:train|evaluate|inference|prepare|export|report|sweep)\.py)\b(.*)", line)
-            if match and has_landed(f"python {match[1]}{match[2]}"):
+            if match and has_landed(line):
                 parser_of(module_of(match[1])).parse_args(shlex.split(match[2]))
                 found += 1
     assert found > 60
+
+
+# ----------------------------------------------------------------------------------------------- as a shell script
+
+# Stands for `python` on the PATH of a script, whose own lines stay as they are: $SHORTER is added where one trains.
+PYTHON = """\
+#!/bin/sh
+case "$*" in
+*--check*) ;;
+train.py*) set -- "$@" $SHORTER ;;
+esac
+exec "{}" "$@"
+"""
+
+
+def shell_script(text: str) -> str:
+    """Put the bash blocks of a page, or of a part of one, together; the environment is there already."""
+    lines = "".join(block.text for block in blocks_in(text) if block.language == "bash").splitlines()
+    return "".join(f"{line}\n" for line in lines if reason_not_to_run(line) != NOT_RUN["pip install"])
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a clone of the repository would hold once the working tree is committed, with images to train on."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("the repository is no clone itself")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    target = tmp_path / "clone"
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    write_folder(target / "mydata", "index", 12)
+    for path in (target / "mydata").rglob("*.*"):  # small, so that a run of full length takes minutes
+        Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
+    shutil.copytree(target / "mydata" / "images", target / "photos")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(PYTHON.format(sys.executable))
+    python.chmod(0o755)
+    return target
+
+
+def run_shell(folder: Path, script: str, shorter: str) -> str:
+    """Run a script as a newcomer would who has no network any more; returns what it printed."""
+    own = {"SEGWRIGHT_CACHE": str(folder.parent / "cache"), "TORCH_HOME": str(folder.parent / "torch")}
+    own |= {"https_proxy": "http://127.0.0.1:9", "SHORTER": shorter, "PYTHONPATH": ""}
+    own |= {"PATH": f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    options = {"cwd": folder, "env": {**os.environ, **own}, "capture_output": True, "text": True}
+    answer = subprocess.run(["sh", "-ex"], input=script, **options)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+def check_walk(clone: Path, images: Path, ending: str = "") -> None:
+    """Predictions are as large as their images, evaluation repeats training's figure, the repository is as it was."""
+    for path in images.iterdir():
+        assert Image.open(clone / "predictions" / f"{path.stem}{ending}.png").size == Image.open(path).size
+    run_shell(clone, "python evaluate.py -m saved/mydata/latest --output again.json", "")
+    trained = json.loads((clone / "saved" / "mydata" / "latest" / "results.json").read_text())
+    again = json.loads((clone / "again.json").read_text())
+    assert again["metrics"] == {key: trained["metrics"][f"val/{key}"] for key in again["metrics"]}
+    assert (again["protocol"], again["protocol"]["mode"]) == (trained["protocol"], "single")
+    assert (clone / "config.json").read_text() == (ROOT / "config.json").read_text()
+    assert (clone / "mydata.json").exists()
+
+
+@pytest.mark.parametrize(
+    "shorter", ["--epochs 2", pytest.param("", marks=pytest.mark.slow)], ids=["two epochs", "literally"]
+)
+def test_the_readmes_own_data_section_works_as_a_shell_script_in_a_clean_clone(clone: Path, shorter: str) -> None:
+    _, _, section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Your own data\n")
+    script = shell_script(section.partition("\n## ")[0])
+    assert [line.split()[1] for line in script.splitlines()] == ["prepare.py", "train.py", "train.py", "inference.py"]
+    said = run_shell(clone, script, shorter)
+    assert "whole images at their own size; mode single, scale 1, fp32" in said
+    check_walk(clone, clone / "photos")
+
+
+@pytest.mark.slow
+def test_the_tutorial_works_as_a_shell_script_in_a_clean_clone(clone: Path) -> None:
+    shutil.rmtree(clone / "mydata")  # the tutorial draws its own
+    for block in blocks(DOCS / "tutorial.md"):
+        if block.file:
+            (clone / block.file).write_text(block.text)
+    script = shell_script((DOCS / "tutorial.md").read_text(encoding="utf-8"))
+    run_shell(clone, script, "--epochs 2")
+    check_walk(clone, clone / "mydata" / "images", "_color")
+    assert (clone / "saved" / "index.html").exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- links
@@ -279,8 +350,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         place, _, anchor = target.partition("#")
         there = (page.parent / place).resolve() if place else page
-        if there in OTHERS and not there.exists():
-            continue  # the page comes with export.py
         assert there.exists(), f"{target}: there is no such file"
         if anchor:
             assert anchor in anchors(there), f"{target}: {there.name} has no such heading"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ import train
 from base.base_trainer import TrainerConfig
 from engine.assemble import wrap_network
 from engine.check import check_config
+from engine.results import NOT_FETCHED, report_validation
+from models import weights
 from models.build import build_model
 from tests.conftest import ROOT, Answer
 from tests.tiny import tiny_config
@@ -137,7 +140,8 @@ def test_descriptions_of_torchs_own_have_no_formulas_in_tex(train_command: Comma
 
 
 def test_lists_point_at_the_schema(train_command: Command) -> None:
-    assert f'"$schema": "{ROOT / "config.schema.json"}"' in train_command("--list", "losses").out
+    for question in (("--list", "losses"), ("--describe", "trainer")):
+        assert f'"$schema": "{ROOT / "config.schema.json"}"' in train_command(*question).out
 
 
 def test_what_others_call_a_component_is_suggested(config_file: Any, train_command: Command) -> None:
@@ -423,6 +427,26 @@ def test_a_run_that_stops_early_says_so_everywhere(config_file: Any, train_comma
     assert results["steps"] < results["planned_steps"] == 45
 
 
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (0.2, "The model beats that guess by 0.2000."),
+        (0.01, "The model is only 0.0100 better than that guess: it has learned little from the images. Train longer"),
+        (-0.1, "The model is no better than that guess: it has learned little from the images. Train longer"),
+    ],
+)
+def test_a_finished_run_says_whether_it_beats_guessing_by_place(
+    gain: float, said: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("segwright"), "propagate", True)
+    metrics = {"val/Mean_IoU": 0.3 + gain, "val/Pixel_Accuracy": 0.5, "val/Class_IoU/sky": 0.3}
+    with caplog.at_level(logging.INFO, "segwright"):
+        report_validation({"metrics": metrics, "epoch": 3, "location_prior": {"Mean_IoU": 0.3}}, ["sky"])
+    assert caplog.messages[-1].startswith(said)
+    guess = "Guessing each place's most frequent class, without looking at the image, scores Mean_IoU 0.3000."
+    assert any(guess in message for message in caplog.messages)
+
+
 def test_results_hold_the_confusion_matrix_and_say_which_images_they_are_of(
     config_file: Any, train_command: Command, evaluate_command: Command, tmp_path: Path
 ) -> None:
@@ -439,6 +463,25 @@ def test_results_hold_the_confusion_matrix_and_say_which_images_they_are_of(
     assert other.status == 0, other.err
     assert json.loads((tmp_path / "other.json").read_text())["protocol"]["images"] != again["protocol"]["images"]
     assert hash_of_names(["a", "b"]) != hash_of_names(["b", "a"]) != hash_of_names(["ba"])
+
+
+def test_weights_that_could_not_be_downloaded_are_remembered_on_resume(
+    config_file: Any, train_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise weights.DownloadFailed("no route to host")
+
+    monkeypatch.setattr(weights, "_public_state", refuse)
+    file = config_file({**ONE_EPOCH, "arch.args.pretrained": True})
+    for steps in (1, 2):
+        answer = train_command(file, *TINY, "-s", f"trainer.max_steps={steps}", "--resume", "auto")
+        assert answer.status == 0, answer.err
+        (run,) = (tmp_path / "saved" / "tiny").glob("2*")
+        results = json.loads((run / "results.json").read_text())
+        assert (results["steps"], results["notes"]) == (steps, [NOT_FETCHED])
+        assert f"{NOT_FETCHED}\n" in answer.out
+    made = torch.load(run / "last.pth", weights_only=True)["environment"]
+    assert made["lacks_pretrained"]  # for who goes on from here
 
 
 @pytest.mark.parametrize("damage", ["", "PK"])

@@ -122,6 +122,7 @@ def predict(command, run_dir, images, output, *more):
 @pytest.mark.parametrize(
     "flags",
     [
+        [],
         ["--mode", "single"],
         ["--mode", "single", "--flip"],
         ["--mode", "sliding", "--window", "32", "32", "--batch-size", "3"],
@@ -129,7 +130,7 @@ def predict(command, run_dir, images, output, *more):
         ["--mode", "multiscale", "--scales", "0.75", "1", "1.5"],
         ["--mode", "multiscale", "--fast"],
     ],
-    ids=" ".join,
+    ids=lambda flags: " ".join(flags) or "by default",
 )
 def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inference_command, tmp_path, flags):
     run_dir, data = file_run
@@ -153,7 +154,7 @@ def test_inference_is_evaluation_pixel_for_pixel(file_run, evaluate_command, inf
     assert results["metrics"]["Mean_IoU"] == pytest.approx((np.diag(counts)[union > 0] / union[union > 0]).mean())
     assert results["images"] == len(SIZES)
     assert results["protocol"]["size"] == "native"
-    assert results["protocol"]["mode"] == flags[1]
+    assert results["protocol"]["mode"] == (flags[1] if flags else "single")
     assert results["protocol"]["flip"] is ("--flip" in flags)
     assert [row["name"] for row in results["classes"]] == ["ground", "square", "dot"]
 

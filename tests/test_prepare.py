@@ -1061,6 +1061,42 @@ def test_init_takes_names_and_refuses_what_are_no_masks(tmp_path: Path, prepare_
     assert "no mask is named like an image" in prepare_command(*arguments, "--force").err
 
 
+@pytest.mark.parametrize(("form", "void"), [("index", [255, 2]), ("color", [255, [90, 0, 90]])])
+def test_what_init_is_told_to_call_void_is_no_class(
+    form: str, void: list[Any], tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    colors = np.array([[0, 0, 0], [30, 200, 30], [90, 0, 90]], np.uint8)
+    for number in range(6):
+        image, label = scene(number)
+        save(tmp_path / "a" / f"{number}.png", image)
+        save(tmp_path / "b" / f"{number}.png", label if form == "index" else colors[label])
+    arguments = ("init", "--images", tmp_path / "a", "--masks", tmp_path / "b", "-o", tmp_path / "c.json")
+    answer = prepare_command(*arguments, "--names", "ground,leaf,void")
+    assert answer.status == 0, answer.err
+    options = load_config(tmp_path / "c.json")["train_loader"]["args"]
+    assert [row["name"] for row in options["classes"]] == ["ground", "leaf"]
+    assert options["void"] == void
+    answer = prepare_command("check", "-c", tmp_path / "c.json")
+    assert (answer.status, "(void)" in answer.out) == (0, True), answer.out
+    (tmp_path / "c.json").unlink()
+    for number in range(6):
+        save(tmp_path / "b" / f"{number}.png", np.minimum(scene(number)[1], 1))
+    assert "--names: one class is left." in prepare_command(*arguments, "--names", "ground,void").err
+
+
+def test_editors_find_the_schema_of_a_config_that_init_wrote(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = photos(tmp_path / "mydata", "images", "masks")
+    path = tmp_path / "deep" / "c.json"
+    answer = prepare_command("init", "--images", root / "images", "--masks", root / "masks", "-o", path)
+    assert answer.status == 0, answer.err
+    named = parse_json(path.read_text())["$schema"]
+    assert (path.parent / named).resolve() == ROOT / "config.schema.json"
+    assert prepare.relative_path(ROOT / "config.schema.json", ROOT) == "config.schema.json"
+    assert prepare.relative_path(ROOT / "config.schema.json", ROOT / "mine") == "../config.schema.json"
+
+
 def test_a_submission_holds_raw_ids(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     label = np.resize(np.arange(19, dtype=np.uint8), (1024, 2048))
     for city in ("berlin", "bonn"):

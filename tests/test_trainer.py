@@ -781,6 +781,10 @@ def test_more_gpus_than_there_are_is_no_reason_to_stop(tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "n_gpu: 3 asked for, none available: using the CPU." in printed
     assert "use_synch_bn: no effect" in printed
+    launch(tmp_path, n_gpu=1)  # the default, so that nobody asked
+    printed = capsys.readouterr().out
+    assert "no GPU is available: using the CPU." in printed
+    assert "n_gpu" not in printed
 
 
 def test_without_the_tensorboard_package_training_goes_on(

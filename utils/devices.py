@@ -76,8 +76,10 @@ def choose_device(device: str | None, n_gpu: int = -1, local_rank: int = 0) -> t
             return torch.device("cuda", (index + local_rank) % available)
         if device is not None:
             raise UserError(f"--device {device}: no such GPU is available. Use --device cpu.")
-        if n_gpu > 0:
+        if n_gpu > 1:
             logger.warning("n_gpu: %d asked for, none available: using the CPU.", n_gpu)
+        elif n_gpu == 1:  # the default: nobody asked
+            logger.info("no GPU is available: using the CPU.")
         return torch.device("cpu")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available here. Use --device cpu.")

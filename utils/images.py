@@ -7,6 +7,7 @@ lossy labels, a turned camera) raises a `DataError` that names it. Nothing is gu
 from __future__ import annotations
 
 import io
+import shlex
 import stat
 import struct
 import threading
@@ -400,7 +401,8 @@ def _open_label(path: Path, data: bytes) -> Image.Image:
     if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and b"VP8L" not in data[:64]) or "jpeg" in packing:
         kind = f"{image.format} file" + (" compressed as JPEG" if "jpeg" in packing else "")
         what = f"is a {kind}, which changes label values at every edge"
-        fix = "Use PNG files for labels; `python prepare.py convert` makes them"
+        folder = shlex.quote(str(path.parent))
+        fix = f"Use PNG files for labels; `python prepare.py convert --masks {folder} -o NEW_FOLDER` makes them"
         raise DataError(Problem(Fault.LOSSY_LABEL, path, what, fix))
     try:
         if image.format == "PNG":

@@ -16,9 +16,10 @@ import numpy as np
 from base.base_dataloader import MOST_SKIPPED
 from dataloader import scan
 from dataloader.datasets.files import image_files
-from dataloader.datasets.folder import Folder
+from dataloader.datasets.folder import Folder, read_classes
 from dataloader.datasets.naming import guess_names
 from dataloader.tools import doctor
+from dataloader.tools.convert import CLASS_FILE
 from dataloader.tools.recipe import HELD_OUT, RARE, Recipe, choose_recipe
 from utils.classes import IGNORE, default_colors
 from utils.errors import ConfigError, DataError, Fault, one_line
@@ -27,6 +28,7 @@ from utils.images import read_label_colors, read_label_values
 MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
 KEPT = 0.8  # share of the pixels that classes must have where other values are taken for soft edges
 SPLITS = ("train", "val")
+VOID = "void"  # among the names: what has no class
 
 
 @dataclass
@@ -50,6 +52,7 @@ def propose(
     num_workers: int = 0,
     gpus: int = 0,
     pretrained: bool = False,
+    schema: str = "config.schema.json",
 ) -> Proposal:
     """Read all masks and images and write a config.
 
@@ -60,6 +63,7 @@ def propose(
         num_workers: Processes that read.
         gpus: How many this machine has; without one, network and crops are small.
         pretrained: Whether public weights can be had.
+        schema: Path of the JSON Schema, as the config names it for editors.
 
     Raises:
         DataError: Nothing can be made of the folders.
@@ -97,7 +101,7 @@ def propose(
     if any(must_skip(each, root, HELD_OUT if splits == ("all",) else 1.0) for each in examined):
         options["on_bad_sample"] = "skip"
     recipe = choose_recipe(examined[0], held_out=splits == ("all",), gpus=gpus, pretrained=pretrained)
-    proposal.text = write(layout, options, recipe, proposal)
+    proposal.text = write(layout, options, recipe, proposal, schema)
     return proposal
 
 
@@ -254,9 +258,17 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
         proposal.guesses.append("255 is void")
     if len(values) < 2:
         raise DataError(f"{files[0].parent}: all masks show one class. Segmentation needs two, such as background.")
+    names = names or names_of_conversion(files[0].parent, values)
     if names is not None and len(names) != len(values):
         raise ConfigError(f"--names: {len(names)} names, but masks hold {len(values)} values. Name {values}.")
-    given = names or [name_of(value, values) for value in values]
+    given = list(names or [name_of(value, values) for value in values])
+    if VOID in given:
+        value = values.pop(given.index(VOID))
+        given.remove(VOID)
+        options["void"] = [IGNORE, list(value) if codes.in_colors else value]
+        proposal.guesses.append(f"the color {value} is void" if codes.in_colors else f"{value} is void")
+    if len(values) < 2:
+        raise ConfigError("--names: one class is left. Name two at least, such as background and object.")
     colors = values if codes.in_colors else default_colors(given)
     options["classes"] = [
         {"name": name, **({} if codes.in_colors else {"value": value}), "color": list(color)}
@@ -303,6 +315,15 @@ def tally(codes: np.ndarray) -> dict[int, int]:
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
+def names_of_conversion(folder: Path, values: Sequence[Any]) -> list[str] | None:
+    """Return what `prepare.py convert` called the classes of the masks in `folder`; None if it did not make them."""
+    file = folder / CLASS_FILE
+    if not file.is_file():
+        return None
+    known = {row.value: row.name for row in read_classes(file)}
+    return [known[value] for value in values] if set(values) <= known.keys() else None
+
+
 def name_of(value: Any, values: Sequence[Any]) -> str:
     """Make up a name for a class that has none."""
     if value in (0, (0, 0, 0)):
@@ -322,7 +343,7 @@ def typed_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in typed.items() if name not in ("data_dir", "split")}
 
 
-def write(layout: Layout, options: dict[str, Any], recipe: Recipe, proposal: Proposal) -> str:
+def write(layout: Layout, options: dict[str, Any], recipe: Recipe, proposal: Proposal, schema: str) -> str:
     """Write the config's text; what it assumes goes to the proposal."""
     splits, held_out = layout.splits, len(layout.splits) == 1
     proposal.guesses += recipe.reasons
@@ -348,6 +369,7 @@ def write(layout: Layout, options: dict[str, Any], recipe: Recipe, proposal: Pro
     return f"""// Made by `prepare.py init`. What it found and guessed:
 {said}
 {{
+  "$schema": {json.dumps(schema, ensure_ascii=False)},
   "name": {json.dumps(run_name(layout.root))},
 
   // "pretrained": true starts from ImageNet: better with few images. Weights are downloaded unless torch has them;

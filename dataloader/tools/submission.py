@@ -15,8 +15,8 @@ from utils.errors import DataError, Stopped
 from utils.files import atomic_write
 from utils.images import read_label
 
-IMAGES = "leftImg8bit/test/*/*_leftImg8bit.png"  # a folder alone would not do: images lie in those of the cities
-MAKE_THEM = f"python inference.py -m CKPT -i 'data/cityscapes/{IMAGES}' --mode single --save index"
+IMAGES = "leftImg8bit/test"
+MAKE_THEM = f"python inference.py -m CKPT -i data/cityscapes/{IMAGES} --recursive --save index"
 SIZE = (1024, 2048)
 EXPECTED = 1525  # images of the test split
 CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")  # where they were taken
