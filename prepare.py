@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from utils.config import load_config
+from utils.config import SCHEMA, load_config
 from utils.errors import ArgumentParser, UserError, one_line, run
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def check_output(path: Path, force: bool) -> None:
     Raises:
         UserError: There is one.
     """
-    if path.resolve() == Path(__file__).resolve().parent / "config.json":
+    if path.resolve() == SCHEMA.with_name("config.json"):
         raise UserError(f"--output {path}: is the default config, which others extend. Name another file.")
     if path.exists() and not force:
         raise UserError(f"--output {path}: is there already. Name another file with --output, or add --force.")
