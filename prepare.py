@@ -108,8 +108,7 @@ def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
 
     def command(name: str, text: str, example: tuple[str, str], usage: str, page: str = "own-data") -> CommandParser:
         pages = [f"howto/{page}.md" if page != "coming-from" else "coming-from.md"]
-        options = {"usage": usage, "examples": [example], "pages": pages}
-        return commands.add_parser(name, help=text, description=text, **options)
+        return commands.add_parser(name, help=text, description=text, usage=usage, examples=[example], pages=pages)
 
     text = "fetch and unpack a dataset; called again, it goes on where it broke off"
     made = command("download", text, ("CamVid", "into data/CamVid"), "NAME", "public-datasets")
