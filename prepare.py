@@ -55,12 +55,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, (text, what) in LOOKED_AT.items():
         add_reader(commands, name, text, what)
     add_others(commands)
-    for name, command in commands.choices.items():
-        reads = name in ("check", "stats", "pack", "init")
-        shown = {} if reads else {"help": argparse.SUPPRESS}  # understood by all, since scripts give it to all
-        add_shared(command, "--workers", default=min(8, os.cpu_count() or 1), **shown)
-        add_shared(command, "--import", **shown)
-        command.share("--debug")
+    for command in commands.choices.values():
+        add_shared(command, "--workers", default=min(8, os.cpu_count() or 1))
+        command.share("--import", "--debug")
     return parser.parse_args(argv)
 
 

@@ -67,7 +67,7 @@ def test_a_flag_has_the_same_short_form_value_and_words_in_all_commands() -> Non
             short, shared = SHARED[name]
             for command, action in commands.items():
                 assert action.option_strings == ([short] if short else []) + [name], command
-                assert action.help == argparse.SUPPRESS or str(action.help).startswith(shared["help"]), command
+                assert str(action.help).startswith(shared["help"]), command
         elif len(commands) > 1:  # said once, in a function that several commands call
             assert len({str(action.help).partition(" (default")[0] for action in commands.values()}) == 1, name
 
