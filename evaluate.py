@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.devices import restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, UserError, run
+from utils.errors import ConfigError, UserError, run
+from utils.flags import CommandParser, add_shared, program
 from utils.prediction_flags import add_flags, add_model_flags
 
 if TYPE_CHECKING:
@@ -25,18 +26,31 @@ CANVAS = 8  # images on a canvas
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="evaluate.py", description=__doc__)
-    add = parser.add_argument
-    add_model_flags(parser, several=True)
-    add("--split", help="part of the dataset (default: the one validated on in training)")
-    add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
+    parser = CommandParser(
+        program("evaluate"),
+        usage="-m CKPT",
+        description="Measure checkpoints on a split of their dataset: one after another, averaged, or compared.",
+        examples=[
+            ("-m saved/mydata/latest", "measure a run's best model as validation did"),
+            ("-m best_model.pth --split test -o results.json", "another split, and the figures as JSON"),
+            ("-m a.pth b.pth --compare", "say what two models differ in, with intervals"),
+            ("-m best_model.pth -mo multiscale --flip", "with test-time augmentation"),
+        ],
+        pages=["explanation/mean-iou.md", "howto/several-seeds.md"],
+    )
+    group = add_model_flags(parser, several=True)
+    group.add_argument("--ensemble", action="store_true", help="average the logits of several models")
+    group = parser.add_argument_group("data")
+    add_shared(group, "--split", " (default: the one validated on in training)")
+    add_shared(group, "--data-dir", ", if not where it was in training")
     add_flags(parser, ["single", "multiscale", "sliding", "center_crop"], default=None)
+    group = parser.add_argument_group("result")
+    add = group.add_argument
     add("--metrics", nargs="+", metavar="NAME", help="figures to report besides (default: those of training)")
-    add("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
+    add_shared(group, "--output", " the figures as JSON")
     add("--report", type=Path, metavar="FILE", help="where to write a page that shows them, with pictures")
     add("--canvas", type=Path, metavar="FILE", help="PNG to draw: images, truth, the prediction of each model")
     add("-n", "--number", type=int, default=CANVAS, metavar="N", help=f"images on the canvas (default: {CANVAS})")
-    add("--ensemble", action="store_true", help="average the logits of several models")
     compare = "say what the models differ in, with intervals; or FILEs that --output wrote, or reports"
     add("--compare", type=Path, nargs="*", metavar="FILE", help=compare)
     args = parser.parse_args(argv)
@@ -74,16 +88,13 @@ def contradictions(args: argparse.Namespace) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     restrict_gpus(args.device)
-    for flag, path in (("--output", args.output), ("--report", args.report), ("--canvas", args.canvas)):
-        if path:
-            check_output(flag, path)
+    check_outputs(args)
     if args.compare:
         from engine.reporting.compare import read_measurement
 
         return show_comparison([read_measurement(path) for path in args.compare], args.output)
 
-    from engine.reporting.evaluation import measurement_of, write_evaluation_canvas, write_evaluation_report
-    from utils.run_folder import write_json
+    from engine.reporting.evaluation import measurement_of, write_evaluation_canvas
 
     found = measured(args)
     status = 3 if any(each.skipped for each in found) else 0
@@ -94,22 +105,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         return show_comparison([measurement_of(each) for each in found], args.output) or status
     for each in found:
         print(table(each.results))
-    if args.output:
-        write_json(args.output, found[0].results)
-        print(f"written to {args.output}")
-    if args.report:
-        write_evaluation_report(args.report, found[0], sys.argv if argv is None else ["evaluate.py", *argv])
-        print(f"written to {args.report}")
+    for path in written(args, found[0], sys.argv if argv is None else ["evaluate.py", *argv]):
+        print(f"written to {path}")
     return status
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what `args`, from `parse`, ask for, and return what ``--output`` writes.
+def evaluate(args: argparse.Namespace, command: Sequence[str] = ("evaluate.py",)) -> dict[str, Any]:
+    """Measure the one model, or the ensemble, that `args`, from `parse`, ask for.
+
+    Args:
+        args: Flags.
+        command: What the report shows as the command line.
+
+    Returns:
+        What ``--output`` writes.
 
     Raises:
         UserError: Checkpoint and data do not fit together.
     """
-    return measured(args)[0].results
+    if len(args.model or []) > 1 and not args.ensemble:
+        raise UserError("model: several. Give one, or ensemble=True.")
+    restrict_gpus(args.device)
+    check_outputs(args)
+    (found,) = measured(args)
+    written(args, found, command)
+    return found.results
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Make the folders of what is to be written.
+
+    Raises:
+        ConfigError: Something cannot be written.
+    """
+    for flag, path in (("--output", args.output), ("--report", args.report), ("--canvas", args.canvas)):
+        if path:
+            check_output(flag, path)
+
+
+def written(args: argparse.Namespace, found: Evaluation, command: Sequence[str]) -> list[Path]:
+    """Write the figures and the report that are asked for; returns their paths."""
+    from engine.reporting.evaluation import write_evaluation_report
+    from utils.run_folder import write_json
+
+    if args.output:
+        write_json(args.output, found.results)
+    if args.report:
+        write_evaluation_report(args.report, found, command)
+    return [path for path in (args.output, args.report) if path]
 
 
 def measured(args: argparse.Namespace) -> list[Evaluation]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.exporting.formats import FORMATS, OUTPUTS
-from utils.errors import ArgumentParser, ConfigError, UserError, one_line, run
+from utils.errors import ConfigError, UserError, one_line, run
+from utils.flags import CommandParser, add_shared, program
 
 if TYPE_CHECKING:  # torch takes two seconds to import; --help need not wait for it
     import argparse
@@ -21,36 +22,64 @@ if TYPE_CHECKING:  # torch takes two seconds to import; --help need not wait for
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="export.py", description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, such as best_model.pth")
-    add("-o", "--output", type=Path, metavar="FILE", help="file to write (default: beside the checkpoint)")
+    parser = CommandParser(
+        program("export"),
+        usage="-m CKPT",
+        description="Make a checkpoint a file for other programs, and prove that it predicts the same.",
+        examples=[
+            ("-m best_model.pth -o model.onnx", "ONNX, for images of any size"),
+            ("-m best_model.pth -o model.pt2 --size 512 1024", "torch.export, for one size"),
+            ("-m best_model.pth -o small.onnx --int8 --calibrate photos", "8-bit numbers"),
+        ],
+        pages=["howto/deployment.md", "deploy.md"],
+    )
+    group = parser.add_argument_group("model")
+    add_shared(group, "--model", required=True)
+    group = parser.add_argument_group("file to write")
+    add_shared(group, "--output", " (default: beside the checkpoint)")
+    add = group.add_argument
     add("-f", "--format", choices=FORMATS, help="default: as --output ends, or onnx")
-    add("--outputs", default="labels", help=f"what the graph gives, of {','.join(OUTPUTS)} (default: labels)")
+    shown = f"what the graph gives, of {', '.join(OUTPUTS)} (default: labels)"
+    add("--outputs", default="labels", metavar="NAME,...", help=shown)
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="take images of this size only (default: any)")
     add("--int8", action="store_true", help="compute with 8-bit numbers; onnx only")
+    group = parser.add_argument_group("images to compare on")
+    add = group.add_argument
     add("--calibrate", type=Path, metavar="DIR", help="images that show which numbers occur, for --int8")
-    add("--data-dir", type=Path, metavar="DIR", help="where the dataset is, if not where it was in training")
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--debug", action="store_true", help="show tracebacks of user errors too")
+    add_shared(group, "--data-dir", ", if not where it was in training")
+    parser.share("--import", "--debug")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    job, made = export(parse(argv))
+    return report(job, made)
+
+
+def export(args: argparse.Namespace) -> tuple[Export, Exported]:
+    """Write the file that `args`, from `parse`, ask for, and compare it with the checkpoint.
+
+    Raises:
+        UserError: Flags, checkpoint and images do not fit together.
+    """
     kind = choose_format(args.format, args.output)
     outputs = choose_outputs(args.outputs)
     check_flags(args, kind)
-    output = args.output or args.model.with_suffix(FORMATS[kind])
-    check_output(output)
 
-    from engine.exporting.command import Export, export
     from utils import plugins
     from utils.log import log_to
+    from utils.run_folder import find_model
 
     log_to()
+    model = find_model(args.model)
+    output = args.output or model.with_suffix(FORMATS[kind])
+    check_output(output)
+
+    from engine.exporting.command import Export
+    from engine.exporting.command import export as export_model
+
     job = Export(
-        args.model,
+        model,
         output,
         kind,
         outputs=outputs,
@@ -60,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_dir=args.data_dir,
         modules=plugins.import_modules(args.modules),
     )
-    return report(job, export(job))
+    return job, export_model(job)
 
 
 def choose_format(wanted: str | None, output: Path | None) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, UserError, one_line, run
+from utils.errors import ConfigError, UserError, one_line, run
+from utils.flags import CommandParser, add_shared, program
 from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
 
 if TYPE_CHECKING:
@@ -27,20 +28,41 @@ KINDS = ("color", "index", "overlay", "probability", "probabilities")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="inference.py", description=__doc__.partition("\n")[0])
-    add = parser.add_argument
+    parser = CommandParser(
+        program("inference"),
+        usage="-m CKPT -i PATH",
+        description="Predict images with a trained model. Neither its config nor its dataset is needed.",
+        examples=[
+            ("-m saved/mydata/latest -i photos", "color maps of a folder's images, into outputs/"),
+            ("-m best.pth -i photo.jpg -o maps --save index,overlay", "labels, and the image under them"),
+            ('-m best.pth -i "city/*.tif" -mo sliding --flip', "large images, in windows"),
+        ],
+        pages=["howto/deployment.md", "howto/large-images.md"],
+    )
     add_model_flags(parser)
-    add("-i", "--images", required=True, nargs="+", metavar="FILE|DIR|GLOB", help="images to predict, or films")
-    add("-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default: outputs)")
-    add("-e", "--extension", default="any", help="endings of images in a folder: jpg,png, or any (default)")
-    add("--recursive", action="store_true", help="images of nested folders too; outputs keep those folders")
+    group = parser.add_argument_group("images")
+    add_shared(group, "--images", " to predict, or films", required=True, nargs="+", metavar="FILE|DIR|GLOB")
+    add = group.add_argument
+    add("-e", "--extension", default="any", metavar="EXT,...", help="endings in a folder: jpg,png, or any (default)")
+    add_shared(group, "--recursive", "; outputs keep those folders")
     add_flags(parser, ["single", "multiscale", "sliding"], default="single")
-    add("--save", default="color", help=f"what to write, of {','.join(KINDS)} (default: color)")
+    group = parser.add_argument_group("result")
+    add_shared(group, "--output", " (default: outputs)", default=Path("outputs"), metavar="DIR")
+    shown = f"what to write, of {', '.join(KINDS)} (default: color)"
+    group.add_argument("--save", default="color", metavar="KIND,...", help=shown)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    return 3 if predict(parse(argv)) else 0
+
+
+def predict(args: argparse.Namespace) -> list[str]:
+    """Predict and write what `args`, from `parse`, ask for; returns a line for each image that could not be predicted.
+
+    Raises:
+        UserError: Flags, checkpoint and images do not fit together.
+    """
     restrict_gpus(args.device)
     wanted = [kind.strip() for kind in args.save.split(",")]
     if unknown := [kind for kind in wanted if kind not in KINDS]:
@@ -90,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in broken:
         print(f"not predicted: {one_line(line)}", file=sys.stderr)
     print(f"{done} of {len(jobs)} images predicted, in {args.output} ({done / seconds:.3g} images/s)")
-    return 3 if broken else 0
+    return broken
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -11,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from utils.config import load_config
-from utils.errors import ArgumentParser, UserError, one_line, run
+from utils.config import SCHEMA, load_config
+from utils.errors import UserError, one_line, run
+from utils.flags import CommandParser, add_shared, keep_name, program
 
 if TYPE_CHECKING:
-    import argparse
-
     from base.base_dataset import BaseDataset
     from dataloader.tools.doctor import Examined, Finding
 
@@ -26,77 +26,132 @@ DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStu
 T = TypeVar("T")
 
 
+LOOKED_AT = {
+    "check": (
+        "read every file and say what is wrong, and which line of a config fixes it (status 3 if anything is)",
+        "images and labels of a config",
+    ),
+    "stats": ("mean and std of the images, shares of the classes, class weights", "figures to put into a config"),
+    "pack": (
+        "put splits into a few large tar files; their folder can then stand as data_dir in a config",
+        "the splits of a config",
+    ),
+}
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="prepare.py", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {
-        "check": "read every file and say what is wrong, and which line of a config fixes it (status 3 if anything is)",
-        "stats": "mean and std of the images, shares of the classes, class weights",
-        "pack": "put splits into a few large tar files; their folder can then stand as data_dir in a config",
-    }.items():
-        command = commands.add_parser(name, help=text, description=text)
-        add = command.add_argument
-        add("-c", "--config", type=Path, metavar="FILE", help="config whose loaders to look at")
-        add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-        add("--dataset", metavar="NAME", help="instead of a config: type of the dataset")
-        add("--data-dir", type=Path, metavar="DIR", help="with --dataset: its folder")
-        add("--split", action="append", metavar="NAME", help="with --dataset: part of it (default: all there are)")
-        add("--args", default="{}", metavar="JSON", help="with --dataset: its other arguments")
-        if name == "pack":
-            add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for packed splits")
-            add("--force", action="store_true", help="replace packed splits that are there")
-            add("--size", type=int, default=256, metavar="MIB", help="size of an archive (default: 256 MiB)")
-            continue
-        add("--labels-only", action="store_true", help="do not read images")
-        add("--no-cache", action="store_true", help="read files again that have not changed since the last time")
-    text = "fetch and unpack a dataset; called again, it goes on where it broke off"
-    command = commands.add_parser("download", help=text, description=text)
-    command.add_argument("name", metavar="NAME", help=DOWNLOADS)
-    command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)")
-    text = "write a config for a folder of images and one of masks"
-    add = commands.add_parser("init", help=text, description=text).add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
-    add("--masks", type=Path, required=True, metavar="DIR", help="folder of masks, named like the images")
-    add("--names", metavar="A,B,...", help="names of the classes, by ascending value")
-    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: named like the data's folder)")
-    add("--force", action="store_true", help="replace the file if there is one")
-    text = "turn a config of yassouali/pytorch-segmentation into ours, and say what changed"
-    command = commands.add_parser("migrate", help=text, description=text)
-    command.add_argument("old", type=Path, metavar="OLD.json", help="config of pytorch-segmentation")
-    add = command.add_argument
-    add("-o", "--output", type=Path, metavar="FILE", help="config to write (default: OLD-migrated.json)")
-    add("--force", action="store_true", help="replace the file if there is one")
-    text = "make masks with label values of JPEG masks, of colors, of LabelMe's polygons or of COCO's annotations"
-    add = commands.add_parser("convert", help=text, description=text).add_argument
-    add(
-        "--masks",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="folder of masks or LabelMe files, or a COCO file",
+    parser = CommandParser(
+        program("prepare"),
+        usage="COMMAND",
+        description="Look after datasets: make a config for your own, check them, fetch public ones.",
+        examples=[
+            ("init --images mydata/images --masks mydata/masks", "write a config for your own data"),
+            ("check -c mydata.json", "see what is wrong with it"),
+            ("download CamVid", "fetch a public dataset into data/"),
+        ],
+        pages=["howto/own-data.md", "howto/public-datasets.md"],
     )
-    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for PNG masks, with a classes.json")
-    add("--names", metavar="A,B,...", help="names of the classes, darkest color first; of polygons, which ones to draw")
-    add(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="JSON or CSV file with the color of each class (for pictures)",
-    )
-    add("--nested", action="store_true", help="take the files in folders below, too")
-    add("--force", action="store_true", help="replace masks that are there")
-    text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
-    add = commands.add_parser("submission", help=text, description=text).add_argument
-    add("--predictions", type=Path, required=True, metavar="DIR", help="what `inference.py --save index` wrote")
-    add("-o", "--output", type=Path, default=Path("submission.zip"), metavar="FILE", help="zip to write")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for name, (text, what) in LOOKED_AT.items():
+        add_reader(commands, name, text, what)
+    add_others(commands)
     for command in commands.choices.values():
-        add = command.add_argument
-        add("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes that read")
-        add(
-            "--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components"
-        )
-        add("--debug", action="store_true", help="show tracebacks of user errors too")
+        add_shared(command, "--workers", default=min(8, os.cpu_count() or 1))
+        command.share("--import", "--debug")
     return parser.parse_args(argv)
+
+
+def add_reader(commands: argparse._SubParsersAction[CommandParser], name: str, text: str, what: str) -> None:
+    """Add a command that reads the splits of a config or of a dataset.
+
+    Args:
+        commands: Where to.
+        name: Of the command.
+        text: What it does.
+        what: What its first example does.
+    """
+    output = " -o tars" if name == "pack" else ""
+    examples = [
+        (f"-c mydata.json{output}", what),
+        (f"--dataset CamVid --data-dir data/CamVid{output}", "of a dataset, without a config"),
+    ]
+    pages = ["howto/own-data.md", "howto/public-datasets.md"]
+    usage = "(-c FILE | --dataset NAME)" + (" -o DIR" if name == "pack" else "")
+    command = commands.add_parser(name, help=text, description=text, usage=usage, examples=examples, pages=pages)
+    group = command.add_argument_group("data, of a config")
+    add_shared(group, "--config", " whose loaders to look at")
+    add_shared(group, "--set")
+    group = command.add_argument_group("data, without a config")
+    group.add_argument("--dataset", metavar="NAME", help="type of the dataset")
+    add_shared(group, "--data-dir", ", with --dataset")
+    add_shared(group, "--split", ", with --dataset (default: all there are)", action="append")
+    group.add_argument("--args", default="{}", metavar="JSON", help="its other arguments, with --dataset")
+    if name == "pack":
+        group = command.add_argument_group("result")
+        add_shared(group, "--output", " packed splits", required=True, metavar="DIR")
+        add_shared(group, "--force")
+        shown = "size of an archive (default: 256 MiB)"
+        size = group.add_argument("--archive-size", type=int, default=256, metavar="MIB", help=shown)
+        keep_name(group, "--size", size)
+        return
+    group = command.add_argument_group("what to read")
+    add = group.add_argument
+    add("--labels-only", action="store_true", help="do not read images")
+    add("--no-cache", action="store_true", help="read files again that have not changed since the last time")
+
+
+def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
+    """Add the commands that read no dataset."""
+
+    def command(name: str, text: str, example: tuple[str, str], usage: str, page: str = "own-data") -> CommandParser:
+        pages = [f"howto/{page}.md" if page != "coming-from" else "coming-from.md"]
+        return commands.add_parser(name, help=text, description=text, usage=usage, examples=[example], pages=pages)
+
+    text = "fetch and unpack a dataset; called again, it goes on where it broke off"
+    made = command("download", text, ("CamVid", "into data/CamVid"), "NAME", "public-datasets")
+    group = made.add_argument_group("data")
+    group.add_argument("name", metavar="NAME", help=DOWNLOADS)
+    add_shared(group, "--data-dir", ": where to (default: data)", default=Path("data"))
+
+    example = ("--images mydata/images --masks mydata/masks", "writes mydata.json")
+    text = "write a config for a folder of images and one of masks"
+    made = command("init", text, example, "--images DIR --masks DIR")
+    group = made.add_argument_group("data")
+    add_shared(group, "--images", ": their folder", type=Path, required=True)
+    add_shared(group, "--masks", ": their folder; named like the images", required=True)
+    add_shared(group, "--names", ", by ascending value")
+    group = made.add_argument_group("result")
+    add_shared(group, "--output", " the config (default: named like the data's folder)")
+    add_shared(group, "--force")
+
+    text = "turn a config of yassouali/pytorch-segmentation into ours, and say what changed"
+    made = command("migrate", text, ("old.json -o new.json", "a config of another program"), "OLD.json", "coming-from")
+    group = made.add_argument_group("configs")
+    group.add_argument("old", type=Path, metavar="OLD.json", help="config of pytorch-segmentation")
+    add_shared(group, "--output", " the config (default: OLD-migrated.json)")
+    add_shared(group, "--force")
+
+    text = "make masks with label values of JPEG masks, of colors, of LabelMe's polygons or of COCO's annotations"
+    example = ("--masks colored -o masks --classes classes.csv", "colors to label values")
+    made = command("convert", text, example, "--masks PATH -o DIR")
+    group = made.add_argument_group("masks")
+    shown = ": their folder, one of LabelMe files, or a COCO file"
+    add_shared(group, "--masks", shown, required=True, metavar="PATH")
+    add_shared(group, "--names", ", darkest color first; of polygons, which ones to draw")
+    shown = "JSON or CSV file with the color of each class (for pictures)"
+    group.add_argument("--classes", type=Path, metavar="FILE", help=shown)
+    add_shared(group, "--recursive", formerly="--nested")
+    group = made.add_argument_group("result")
+    add_shared(group, "--output", " PNG masks, with a classes.json", required=True, metavar="DIR")
+    add_shared(group, "--force")
+
+    text = "put predictions for Cityscapes' test images into the zip that the benchmark takes"
+    example = ("--predictions outputs -o submission.zip", "what `inference.py --save index` wrote")
+    made = command("submission", text, example, "--predictions DIR", "public-datasets")
+    group = made.add_argument_group("files")
+    shown = "what `inference.py --save index` wrote"
+    group.add_argument("--predictions", type=Path, required=True, metavar="DIR", help=shown)
+    add_shared(group, "--output", " the zip (default: submission.zip)", default=Path("submission.zip"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,12 +247,12 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
     from dataloader.tools.packed import check_target
     from dataloader.tools.packed import pack as pack_split
 
-    if args.size < 1:
-        raise UserError(f"--size {args.size}: no size of a file. Give a number of MiB, such as 256.")
+    if args.archive_size < 1:
+        raise UserError(f"--archive-size {args.archive_size}: no size of a file. Give a number of MiB, such as 256.")
     for dataset in datasets:
         check_target(dataset, args.output / dataset.split, args.force)
     for dataset in datasets:
-        print(one_line(pack_split(dataset, args.output, force=args.force, size=args.size)))
+        print(one_line(pack_split(dataset, args.output, force=args.force, size=args.archive_size)))
     print(f'"data_dir": {json.dumps(str(args.output))}')
     return 0
 
@@ -264,7 +319,7 @@ def convert(args: argparse.Namespace) -> int:
     from utils.log import log_to
 
     log_to()
-    options = {"names": names_in(args), "classes": args.classes, "nested": args.nested, "force": args.force}
+    options = {"names": names_in(args), "classes": args.classes, "nested": args.recursive, "force": args.force}
     work, broken = convert_masks(args.masks, args.output, **options)
     for line in (*work.remarks, *(f"not converted: {line}" for line in broken)):
         print(one_line(line))
@@ -283,7 +338,7 @@ def check_output(path: Path, force: bool) -> None:
     Raises:
         UserError: There is one.
     """
-    if path.resolve() == Path(__file__).resolve().parent / "config.json":
+    if path.resolve() == SCHEMA.with_name("config.json"):
         raise UserError(f"--output {path}: is the default config, which others extend. Name another file.")
     if path.exists() and not force:
         raise UserError(f"--output {path}: is there already. Name another file with --output, or add --force.")

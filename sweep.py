@@ -7,41 +7,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import ArgumentParser, run
+from utils.errors import run
+from utils.flags import CommandParser, add_shared, program
 
 if TYPE_CHECKING:
     import argparse
 
-EXAMPLE = """\
-a space names dotted keys of the config:
-  {"optimizer.args.lr": {"low": 1e-4, "high": 0.1, "log": true},
-   "arch.args.backbone": ["resnet18", "resnet50"]}
+    from optuna import Study
 
-a sweep that was stopped or killed goes on when the same command is given again.
-"""
+TEXT = (
+    "Search the best settings of a config. A space is a JSON file that names dotted keys, each with a list of values "
+    'or a range: {"optimizer.args.lr": {"low": 1e-4, "high": 0.1, "log": true}}. A sweep that was stopped or killed '
+    "goes on when the same command is given again."
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = ArgumentParser(
-        prog="sweep.py", description=__doc__, epilog=EXAMPLE, formatter_class=RawDescriptionHelpFormatter
+    parser = CommandParser(
+        program("sweep"),
+        usage="--space FILE",
+        description=TEXT,
+        examples=[
+            ("-c my.json --space space.json --trials 20", "twenty runs, and the best settings"),
+            ("-c my.json --space space.json -s trainer.epochs=5", "short ones"),
+        ],
+        pages=["howto/sweeps.md"],
     )
-    add = parser.add_argument
-    add("-c", "--config", type=Path, default=Path("config.json"), metavar="FILE", help="config (default: config.json)")
+    group = parser.add_argument_group("what to search")
+    add_shared(group, "--config", " (default: config.json)", default=Path("config.json"))
+    add = group.add_argument
     add("--space", type=Path, required=True, metavar="FILE", help="JSON file: what to search, by dotted key")
+    add_shared(group, "--set", ", in all trials")
+    group = parser.add_argument_group("how to search")
+    add = group.add_argument
     add("--trials", type=int, default=20, metavar="N", help="how many runs in all (default: 20)")
     add("--seed", type=int, default=0, metavar="N", help="decides what is tried (default: 0)")
-    add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key in all trials")
-    add("-d", "--device", help="GPUs such as 0 or 0,1, or cpu, cuda, mps")
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--debug", action="store_true", help="show tracebacks of user errors too")
+    add_shared(group, "--device", "; several GPUs as 0,1")
+    parser.share("--import", "--debug")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    sweep(parse(argv))
+    return 0
 
+
+def sweep(args: argparse.Namespace) -> Study:
+    """Search as `args`, from `parse`, say, and print what was best; returns optuna's study.
+
+    Raises:
+        UserError: Config and space do not fit together.
+    """
     from engine.children import train_command
     from engine.sweep import prepare_sweep, run_sweep, summary
     from utils.log import log_to
@@ -52,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = ["--device", args.device] if args.device else []
     for name in args.modules:
         options += ["--import", name]
-    sweep = prepare_sweep(
+    job = prepare_sweep(
         args.config,
         args.space,
         trials=args.trials,
@@ -61,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sets=args.set,
         options=options,
     )
-    print(summary(run_sweep(sweep), sweep))
-    return 0
+    study = run_sweep(job)
+    print(summary(study, job))
+    return study
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.config import SCHEMA, describe_preset, list_presets, load_config, override
+from utils.config import SCHEMA, describe_preset, load_config, override, presets
 from utils.devices import choose_device, gpus_to_use, restrict_gpus
-from utils.errors import ArgumentParser, ConfigError, UserError, run
+from utils.errors import ConfigError, UserError, run
+from utils.flags import CommandParser, add_shared, program
+from utils.terminal import name_table
 
 if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped file name need not wait for it
     import argparse
@@ -28,27 +30,44 @@ KINDS = (
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="train.py", description=__doc__)
-    add = parser.add_argument
+    parser = CommandParser(
+        program("train"),
+        usage="[FILE]",
+        description="Train a segmentation model from one JSON file.",
+        examples=[
+            ("my.json", "train a config"),
+            ("my.json -s optimizer.args.lr=0.02 --epochs 5", "change keys of it"),
+            ("my.json --check", "see whether all fits before training"),
+            ("my.json --resume auto", "go on with the newest run of it"),
+            ("--describe trainer.ema", "ask what a key or a component means"),
+        ],
+        pages=["tutorial.md", "config.md", "howto/many-gpus.md"],
+    )
+    group = parser.add_argument_group("what to train")
+    add = group.add_argument
     add("file", nargs="?", type=Path, metavar="FILE", help="config or preset to train (default: config.json)")
-    add("-c", "--config", type=Path, metavar="FILE", help="the same, as a flag")
-    add("-r", "--resume", metavar="CKPT|auto", help="go on from a checkpoint, or from the newest run of this config")
-    add("-d", "--device", help="GPUs such as 0 or 0,1, or cpu, cuda, mps")
-    add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    add_shared(group, "--config", ", as a flag")
+    add_shared(group, "--set")
     add("--epochs", type=int, metavar="N", help="length of the run: trainer.epochs, and no trainer.max_steps")
-    add("--lr", type=float, help="learning rate: optimizer.args.lr")
-    add("--bs", type=int, help="batch size: train_loader.args.batch_size")
     add("--seeds", metavar="N|A,B", help="train with each of N seeds, or of these, and say what is noise")
     add("--folds", type=int, metavar="N", help="cross-validate: train N times, each with another part held out")
+    add("--lr", type=float, metavar="X", help="learning rate: optimizer.args.lr")
+    add_shared(group, "--batch-size", ", in a step: train_loader.args.batch_size", formerly="--bs")
+    group = parser.add_argument_group("how to train it")
+    add = group.add_argument
+    add("-r", "--resume", metavar="CKPT|auto", help="go on from a checkpoint, or from the newest run of this config")
+    add_shared(group, "--device", "; several GPUs as 0,1")
+    group = parser.add_argument_group("instead of training")
+    add = group.add_argument
     add("--check", action="store_true", help="check config, data and shapes, say what a step needs, and stop")
     add("--check-data", action="store_true", help="the same, and read every image and label of both loaders")
-    add(
-        "--draw-schedule", type=Path, metavar="FILE", help="draw the learning rates of the whole run as a PNG, and stop"
-    )
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--list", nargs="?", const="all", choices=["all", *KINDS, "presets"], help="what a config may name")
-    add("--describe", metavar="NAME", help="arguments of one of them, or what a key such as trainer.ema means")
-    add("--debug", action="store_true", help="show tracebacks of user errors too")
+    add("--draw-schedule", type=Path, metavar="FILE", help="draw the learning rates of the whole run as a PNG")
+    kinds = ["all", *KINDS, "presets"]
+    shown = f"say what a config may name; of a KIND: {', '.join(kinds[1:])}"
+    add("--list", nargs="?", const="all", choices=kinds, metavar="KIND", help=shown)
+    shown = "arguments of what a config names, or what a key such as trainer.ema means; a part of a name will do"
+    add("--describe", metavar="NAME", help=shown)
+    parser.share("--import", "--debug")
     args = parser.parse_args(argv)
     if args.file is not None and args.config is not None:
         parser.error(f"{args.file}: there is --config {args.config} too. Name one config")
@@ -193,11 +212,11 @@ def resolve_config(args: argparse.Namespace, raw: dict[str, Any] | None, state: 
 
 
 def with_batch_size(args: argparse.Namespace, raw: dict[str, Any]) -> dict[str, Any]:
-    """The config with what ``--bs`` changes."""
-    if args.bs is None:
+    """The config with what ``--batch-size`` changes."""
+    if args.batch_size is None:
         return raw
     first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
-    return override(raw, [f"{first}.args.batch_size={args.bs}"])
+    return override(raw, [f"{first}.args.batch_size={args.batch_size}"])
 
 
 def plan_repeats(args: argparse.Namespace) -> Repeats:
@@ -230,7 +249,7 @@ def train_repeatedly(args: argparse.Namespace, repeats: Repeats) -> Path:
     words = [*train_command(__package__, __file__), "--config", str(args.config or "config.json")]
     for text in overrides_of(args):
         words += ["--set", text]
-    for flag, given in (("--bs", args.bs), ("--device", args.device)):
+    for flag, given in (("--batch-size", args.batch_size), ("--device", args.device)):
         words += [flag, str(given)] if given is not None else []
     for name in args.modules:
         words += ["--import", name]
@@ -294,12 +313,13 @@ def train_job(args: argparse.Namespace, job: Job) -> Path:
 def explain(args: argparse.Namespace) -> int:
     """Answer ``--list`` and ``--describe``."""
     if args.list == "presets":
-        print(list_presets())
+        print(preset_table())
         return 0
     if args.describe is not None and (preset := describe_preset(args.describe)):
         print(preset)
         return 0
 
+    import engine.config  # noqa: F401  registers all that comes along
     from utils import plugins
     from utils.describe import list_names
 
@@ -307,27 +327,42 @@ def explain(args: argparse.Namespace) -> int:
     if args.list:
         print(list_names(KINDS if args.list == "all" else [args.list]))
         if args.list == "all":
-            print(f"\n{list_presets()}")
+            print(f"\n{preset_table()}")
     if args.describe is not None:
         print(describe_name(args.describe))
-    print(f'\nEditors complete names and keys with "$schema": "{SCHEMA}" in a config.')
+    print(f'\nEditors complete names and keys with this in a config:\n  "$schema": "{SCHEMA}"')
     return 0
 
 
+def preset_table() -> str:
+    """The names of the presets, and what they are."""
+    return "\n".join(["presets:", *name_table(presets())])
+
+
 def describe_name(name: str) -> str:
-    """Describe a component, or else a section or key of a config.
+    """Describe a component, or else a section or key of a config; of a part of several names, list them.
 
     Raises:
         UserError: There is no such name.
     """
     from engine.config import SHARED_OPTIONS
-    from engine.keys import describe_key
+    from engine.keys import describe_key, find_keys
     from utils.describe import describe as describe_component
+    from utils.describe import find_names, tables
 
     found = describe_component(name, SHARED_OPTIONS) or (describe_key(name) if name else None)
-    if found is None:
+    if found is not None:
+        return found
+    hits = find_names(name) if name else {}
+    named = {preset: text for preset, text in presets().items() if name.lower() in preset}
+    others = {"presets": named, "keys of a config": find_keys(name)} if name else {}
+    hits |= {kind: rows for kind, rows in others.items() if rows}
+    if not hits:
         raise UserError(f"--describe {name}: no such name. `train.py --list` shows what there is.")
-    return found
+    names = [each for rows in hits.values() for each in rows]
+    if len(names) == 1:
+        return describe_preset(names[0]) or describe_name(names[0])
+    return f"names with '{name}' in them; `--describe NAME` tells more of one:\n\n{tables(hits)}"
 
 
 if __name__ == "__main__":

@@ -204,11 +204,17 @@ def value_of(action: argparse.Action) -> str:
     return " ".join(shown) if isinstance(shown, tuple) else shown
 
 
+FUNCTIONS = (
+    *(segwright.load, segwright.train, segwright.evaluate, segwright.predict, segwright.export),
+    *(segwright.report, segwright.sweep),
+)
+
+
 def python_page() -> str:
     """The functions for notebooks and scripts; in Markdown."""
     lines = ["# Python", "", WRITTEN, ""]
     lines += ["`import segwright` where it is installed, or with the repository on the path.", ""]
-    for function in (segwright.load, segwright.train, segwright.evaluate):
+    for function in FUNCTIONS:
         lines += described(f"segwright.{function.__name__}", function)
     lines += ["## Predictor", "", first_part(Predictor), ""]
     for name, method in inspect.getmembers(Predictor, inspect.isfunction):

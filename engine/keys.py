@@ -18,7 +18,7 @@ from utils.losses.criterion import LossTerm
 from utils.lr_scheduler import SchedulerConfig
 from utils.optimizers import OptimizerConfig, PartOptions
 from utils.registry import DATASETS, LOSSES, MODELS, OPTIMIZERS, SCHEDULERS, Registry
-from utils.schema import parameters_of
+from utils.schema import describe_arguments, parameters_of
 
 # Who says which keys a section has; the first that has a key is where a hint leads to.
 SECTIONS: dict[str, tuple[type, ...]] = {
@@ -66,6 +66,18 @@ def key_places(keys: Sequence[str]) -> dict[str, str]:
     top = parameters_of(RunConfig)
     places = {key: place_of(key) for key in keys if key not in top}
     return {key: place for key, place in places.items() if place is not None}
+
+
+def find_keys(part: str) -> dict[str, str]:
+    """Find the keys of a config that have `part` in their own name; by their dotted paths, with what they mean."""
+    found = {}
+    for section, owners in SECTIONS.items():
+        for owner in owners:
+            texts = describe_arguments(owner)
+            for key in parameters_of(owner):
+                if part.lower() in key.lower() and not section.startswith("val_loader"):  # as in train_loader
+                    found[f"{section}.{key}" if section else key] = texts.get(key, "")
+    return found
 
 
 def describe_key(path: str) -> str | None:

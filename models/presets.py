@@ -48,9 +48,9 @@ def deeplab(  # noqa: PLR0913  all but the first are named
 ) -> EncoderDecoder:
     """DeepLabV3+: ASPP and a decoder that sharpens its result with the level-2 map.
 
-    `DeepLab_Xception` is what its authors trained: an Xception with separable convolutions behind it (section 4.3), and
-    `aspp_depth` is the width of the decoder too. What their program calls `fine_tune_batch_norm: false` is
-    `freeze_bn: true` here.
+    `DeepLab_Xception`: DeepLabV3+ as its authors trained it, on an Xception and with separable convolutions. In it
+    (section 4.3), `aspp_depth` is the width of the decoder too. What their program calls `fine_tune_batch_norm: false`
+    is `freeze_bn: true` here.
 
     Source: Chen et al. 2018, https://arxiv.org/abs/1802.02611.
 
@@ -197,7 +197,7 @@ def pspnet(
 ) -> EncoderDecoder:
     """Pyramid scene parsing network: pyramid pooling, and an auxiliary head on level 4.
 
-    `PSPDenseNet` has a DenseNet as its backbone (Huang et al. 2016, https://arxiv.org/abs/1608.06993).
+    `PSPDenseNet`: PSPNet on a DenseNet. Its source is Huang et al. 2016, https://arxiv.org/abs/1608.06993.
 
     Source: Zhao et al. 2016, https://arxiv.org/abs/1612.01105.
 

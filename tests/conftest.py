@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -22,12 +23,24 @@ import inference
 import prepare
 import train
 from tests.tiny import tiny_config
+from utils import version
 from utils.errors import run
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]  # the folder of tests/, from which its modules can be imported
+HOME = Path(version.__file__).parents[1]  # of the program: the repository, or its package where a wheel is installed
+PREFIX = version.__name__.removesuffix("utils.version")  # of the names of its modules
+
+
+def program(command: ModuleType) -> list[str]:
+    """Give the words that start a command in a process of its own: its script, or that of the installed package."""
+    if not command.__package__:
+        return [sys.executable, str(command.__file__)]
+    words = {"inference": "predict"}
+    name = command.__name__.rpartition(".")[2]
+    return [sys.executable, "-m", command.__package__.partition(".")[0], words.get(name, name)]
 
 
 class Answer(NamedTuple):

@@ -5,17 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
 import torch
 
+import evaluate
 import train
+from tests.conftest import PREFIX, ROOT, program
 from tests.tiny import tiny_config
 from utils.registry import KINDS
 
-ROOT = Path(__file__).parents[1]
 TINY = ("--import", "tests.tiny")
 
 
@@ -248,7 +248,7 @@ def test_bad_json_is_answered_in_one_line(train_command, tmp_path, content, what
         (["--set", "epochs=3"], "epochs: unknown key. Did you mean 'trainer.epochs'?"),
         (["--set", "batch_size=3"], "batch_size: unknown key. Did you mean 'train_loader.args.batch_size'?"),
         (["--set", "lr=3"], "lr: unknown key. Did you mean 'optimizer.args.lr'?"),
-        (["--bs", "1.5"], "command line: argument --bs: invalid int value: '1.5'."),
+        (["--batch-size", "1.5"], "command line: argument --batch-size: invalid int value: '1.5'."),
         (["--lr", "fast"], "command line: argument --lr: invalid float value: 'fast'."),
         (["--lr", "nan"], 'optimizer.args.lr: expected a number, got "nan".'),
         (["--lr", "-1"], "optimizer.args.lr: -1.0, which SGD refuses: Invalid learning rate: -1.0."),
@@ -466,17 +466,17 @@ def test_the_documented_example_passes_check_of_the_config(config_file, train_co
     assert str(tmp_path / "nowhere") in line
 
 
-def run_script(script, *arguments, cwd=ROOT, **environment):
-    command = [sys.executable, ROOT / script, *map(str, arguments)]
+def run_script(command, *arguments, cwd=ROOT, **environment):
+    line = [*program(command), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
 IMPORTS_OF = """
 import sys
 sys.path.insert(0, {root!r})
 from importlib import import_module
-from utils.errors import run
+run = import_module({prefix!r} + "utils.errors").run
 for script, *argv in {calls!r}:
     try:
         status = run(import_module(script).main, argv)
@@ -494,7 +494,9 @@ def test_help_and_plain_mistakes_are_answered_without_importing_torch(tmp_path):
     calls = [(script, flag) for script in scripts for flag in ("--help", "--nope")]
     calls += [("train", "-c", "none.json"), ("train", "-c", str(bad)), ("train", "--set", "x", "-c", str(bad))]
     calls += [("inference", "-m", "x", "-i", "x", "--save", "nothing")]
-    code = IMPORTS_OF.format(root=str(ROOT), calls=calls)
+    home = train.__name__.removesuffix("train")  # in the wheel they have a package of their own
+    calls = [(f"{home}{script}", *words) for script, *words in calls]
+    code = IMPORTS_OF.format(root=str(ROOT), prefix=PREFIX, calls=calls)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answers == [f"ANSWER {call[0]} {0 if '--help' in call else 2} []" for call in calls]
@@ -514,7 +516,7 @@ def test_help_lists_every_flag_with_a_text(capsys):
         "--device",
         "--set",
         "--lr",
-        "--bs",
+        "--batch-size",
         "--check",
         "--import",
         "--list",
@@ -526,13 +528,11 @@ def test_help_lists_every_flag_with_a_text(capsys):
 def test_scripts_work_from_any_folder_and_import_modules_from_there(config_file, tmp_path):
     config_file()
     shutil.copy(ROOT / "tests" / "tiny.py", tmp_path / "own_dataset.py")
-    answer = run_script(
-        "train.py", "--import", "own_dataset", "--set", "trainer.epochs=1", cwd=tmp_path, PYTHONPATH="."
-    )
+    answer = run_script(train, "--import", "own_dataset", "--set", "trainer.epochs=1", cwd=tmp_path, PYTHONPATH=".")
     assert answer.returncode == 0, answer.stderr
     (best,) = (tmp_path / "saved" / "tiny").glob("2*/best_model.pth")
     answer = run_script(
-        "evaluate.py", "-m", best.relative_to(tmp_path), cwd=tmp_path, SEGWRIGHT_IMPORT="own_dataset", PYTHONPATH="."
+        evaluate, "-m", best.relative_to(tmp_path), cwd=tmp_path, SEGWRIGHT_IMPORT="own_dataset", PYTHONPATH="."
     )
     assert answer.returncode == 0, answer.stderr
     assert "Squares val, 3 images" in answer.stdout

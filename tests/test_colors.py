@@ -7,7 +7,7 @@ import pytest
 
 from dataloader.datasets.folder import Folder
 from dataloader.datasets.synthetic import Synthetic
-from tests.conftest import ROOT
+from tests.conftest import HOME
 from utils.classes import ClassTable, default_colors, distinct_colors
 from utils.visualize import overlay
 
@@ -77,5 +77,5 @@ def test_an_overlay_shows_the_image_where_there_is_only_background() -> None:
 
 def test_colors_that_are_standards_stay() -> None:
     for name, first in {"voc": "background,0,0,0,0", "cityscapes": "road,128,64,128"}.items():
-        text = (ROOT / "dataloader" / "datasets" / "classes" / f"{name}.csv").read_text()
+        text = (HOME / "dataloader" / "datasets" / "classes" / f"{name}.csv").read_text()
         assert text.splitlines()[1].startswith(first)

@@ -24,6 +24,7 @@ from dataloader.datasets.synthetic import Synthetic
 from dataloader.datasets.voc import VOC
 from dataloader.label_statistics import check_samples, location_prior
 from dataloader.transforms.chain import ChainOptions, build_chain
+from tests.conftest import PREFIX, ROOT
 from utils.classes import IGNORE
 from utils.errors import ConfigError, DataError
 from utils.metrics import ConfusionMatrix
@@ -550,7 +551,7 @@ def test_the_look_before_training_passes_over_what_is_skipped(tmp_path):
 
 
 def test_reading_datasets_takes_none_of_the_tools_around_them():
-    check = "import sys, dataloader; print([name for name in sys.modules if name.startswith('dataloader.tools')])"
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=root)
+    name = f"{PREFIX}dataloader"
+    check = f"import sys, {name}; print([found for found in sys.modules if found.startswith('{name}.tools')])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

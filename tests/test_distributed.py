@@ -19,11 +19,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import train
 from engine.check import check_config
 from engine.dry_run import dry_run, has_unused
+from tests.conftest import ROOT, program
 from tests.ranks import CASES, steps_of
 from tests.test_metrics import every_figure, scene
-from tests.test_resume import CONTEXT, MODULES, ROOT, assert_same_end, only_run, write_config
+from tests.test_resume import CONTEXT, MODULES, assert_same_end, only_run, write_config
 from tests.tiny import tiny_config
 from utils import distributed, heartbeat
 from utils.errors import DataError, Interrupted, PeerFailed, Stopped, UserError
@@ -130,7 +132,7 @@ def test_sigterm_to_torchrun_saves_and_a_killed_rank_makes_it_start_again(tmp_pa
         *torchrun,
         "--max-restarts",
         "1",
-        str(ROOT / "train.py"),
+        *program(train)[1:],
         "-c",
         str(config),
         "--import",

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from engine.check import check_config
-from tests.conftest import ROOT, Answer
+from tests.conftest import HOME, ROOT, Answer
 from utils.config import PRESETS, differences, load_config, parse_json
 
 SHARED = ROOT.parent / "shared"
@@ -65,11 +65,11 @@ def test_our_copy_of_the_documented_example_says_what_the_original_says() -> Non
     (document,) = (SHARED / "seeds").glob("003_*.txt")
     original = re.search(r"```javascript\n(.*?)```", document.read_text(), re.DOTALL)
     assert original is not None
-    assert parse_json(original.group(1)) == load_config(ROOT / "configs" / "voc_pspnet.json")
+    assert parse_json(original.group(1)) == load_config(HOME / "configs" / "voc_pspnet.json")
 
 
 def test_the_documented_example_passes_the_check(voc: Path, train_command: Callable[..., Answer]) -> None:
-    answer = train_command("-c", ROOT / "configs" / "voc_pspnet.json", "--check", *at(voc))
+    answer = train_command("-c", HOME / "configs" / "voc_pspnet.json", "--check", *at(voc))
     assert answer.status == 0, answer.err
     assert "34 images, 1 batches" in answer.out
     memory = re.search(r"memory +([\d.]+) GiB", answer.out)
@@ -78,9 +78,9 @@ def test_the_documented_example_passes_the_check(voc: Path, train_command: Calla
 
 
 def test_every_key_of_the_documented_example_has_its_effect() -> None:
-    config = check_config(load_config(ROOT / "configs" / "voc_pspnet.json"))
+    config = check_config(load_config(HOME / "configs" / "voc_pspnet.json"))
     resolved = config.to_json()
-    given = load_config(ROOT / "configs" / "voc_pspnet.json")
+    given = load_config(HOME / "configs" / "voc_pspnet.json")
     given["loss"] = [{"type": "CrossEntropyLoss2d"}]
     given["trainer"] |= {"save_dir": "saved", "log_dir": "saved/runs"}
     for loader in ("train_loader", "val_loader"):
@@ -110,7 +110,7 @@ def test_the_documented_example_trains_validates_and_saves(
         *("-s", "train_loader.args.num_workers=0", "-s", "val_loader.args.num_workers=0", "-s", "trainer.max_steps=3"),
         *("-s", f"trainer.save_dir={tmp_path}", "-s", f"trainer.log_dir={tmp_path / 'runs'}"),
     ]
-    answer = train_command("-c", ROOT / "configs" / "voc_pspnet.json", *at(voc), *SMALL, *smaller)
+    answer = train_command("-c", HOME / "configs" / "voc_pspnet.json", *at(voc), *SMALL, *smaller)
     assert answer.status == 0, answer.err
     (run_dir,) = (tmp_path / "PSPNet").glob("2*")
     (record,) = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -144,7 +144,7 @@ def own_config(root: Path, **options: Any) -> dict[str, Any]:
     """What the README's example says, made small."""
     args = {"data_dir": str(root), "split": "all", "val_split": 0.2, "batch_size": 4, "augment": True, "crop_size": 64}
     return {
-        "extends": str(ROOT / "config.json"),
+        "extends": str(HOME / "config.json"),
         "name": "own",
         "arch": {"args": {"channels": 16, "backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}}},
         "train_loader": {"type": "Folder", "args": {**args, "num_workers": 0, **options}},
@@ -212,7 +212,7 @@ def test_own_data_is_validated_on_crops_where_the_config_asks_for_them(
     answer, run_dir = own_run(tmp_path, train_command, val_crop_size=[96, 128])
     assert "the middle of each image, 96x128; mode center_crop, scale 1, fp32" in answer.out
     assert json.loads((run_dir / "results.json").read_text())["protocol"]["size"] == [96, 128]
-    answer = train_command("-c", ROOT / "config.json", "-s", "train_loader.args.val_crop_size=96", "--check")
+    answer = train_command("-c", HOME / "config.json", "-s", "train_loader.args.val_crop_size=96", "--check")
     assert answer.errors == [
         'train_loader.args.val_crop_size: has no effect without "val_split". Remove it, or hold something out.'
     ]
@@ -263,7 +263,7 @@ def test_one_class_alone_is_refused(tmp_path: Path, train_command: Callable[...,
     assert "one class" in answer.errors[0]
 
 
-RECIPES = sorted([*(ROOT / "configs").glob("*.json"), *PRESETS.glob("*/*.json")])
+RECIPES = sorted([*(HOME / "configs").glob("*.json"), *PRESETS.glob("*/*.json")])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

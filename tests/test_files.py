@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import HOME
 from utils.files import atomic_write, remove_unfinished, unfinished_path, writer_of
 
 
@@ -38,8 +38,8 @@ def test_only_the_shared_writer_and_checkpoints_rename_what_they_wrote() -> None
     allowed |= {"engine/films.py", "engine/exporting/command.py"}
     found = set()
     for folder in ("base", "dataloader", "engine", "models", "utils", "."):
-        for path in (ROOT / folder).glob("*.py" if folder == "." else "**/*.py"):
+        for path in (HOME / folder).glob("*.py" if folder == "." else "**/*.py"):
             calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             if "os.replace" in map(ast.unparse, calls):
-                found.add(path.relative_to(ROOT).as_posix())
+                found.add(path.relative_to(HOME).as_posix())
     assert found <= allowed

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from engine.check import check_config
 from engine.results import NOT_FETCHED, report_validation
 from models import weights
 from models.build import build_model
-from tests.conftest import ROOT, Answer
+from tests.conftest import HOME, PREFIX, ROOT, Answer, program
 from tests.tiny import tiny_config
 from utils.errors import UserError
 from utils.protocol import hash_of_names
@@ -141,7 +141,7 @@ def test_descriptions_of_torchs_own_have_no_formulas_in_tex(train_command: Comma
 
 def test_lists_point_at_the_schema(train_command: Command) -> None:
     for question in (("--list", "losses"), ("--describe", "trainer")):
-        assert f'"$schema": "{ROOT / "config.schema.json"}"' in train_command(*question).out
+        assert f'"$schema": "{HOME / "config.schema.json"}"' in train_command(*question).out
 
 
 def test_what_others_call_a_component_is_suggested(config_file: Any, train_command: Command) -> None:
@@ -170,11 +170,11 @@ def test_segwright_trains_in_this_process_and_returns_the_folder_of_the_run(conf
 
 # ------------------------------------------------------------------------------------------- own components
 
-OWN = """\
+OWN = f"""\
 import torch
-from utils.losses.cross_entropy import FocalLoss
-from utils.registry import HEADS, LOSSES
-from models.heads.fcn import FCNHead
+from {PREFIX}utils.losses.cross_entropy import FocalLoss
+from {PREFIX}utils.registry import HEADS, LOSSES
+from {PREFIX}models.heads.fcn import FCNHead
 LOSSES.register("OwnLoss", gamma=1.5)(FocalLoss)
 """
 
@@ -192,21 +192,21 @@ def test_a_module_is_found_in_the_current_folder_and_only_asked_for_where_it_is_
     config["arch"]["args"]["head"]["type"] = "OwnHead"
     (tmp_path / "my.json").write_text(json.dumps(config))
 
-    def run(command: str, *words: Any) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, ROOT / f"{command}.py", *words, "-d", "cpu"]
+    def run(command: ModuleType, *words: Any) -> subprocess.CompletedProcess[str]:
+        line = [*program(command), *words, "-d", "cpu"]
         return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
-    done = run("train", "my.json", "--import", "own_losses", "--import", "own_head")
+    done = run(train, "my.json", "--import", "own_losses", "--import", "own_head")
     assert done.returncode == 0, done.stderr
     model = tmp_path / "saved" / "tiny" / "latest"
-    done = run("evaluate", "-m", model, "--import", "own_head")
+    done = run(evaluate, "-m", model, "--import", "own_head")
     assert done.returncode == 0, done.stderr
-    done = run("evaluate", "-m", model)
+    done = run(evaluate, "-m", model)
     assert done.stderr.endswith(": was made with components of your own. Add --import own_head.\n")
     Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "a.png")
-    done = run("inference", "-m", model, "-i", "a.png", "--import", "own_head")
+    done = run(inference, "-m", model, "-i", "a.png", "--import", "own_head")
     assert done.returncode == 0, done.stderr
-    done = run("train", "--resume", model / "last.pth", "--import", "own_head")
+    done = run(train, "--resume", model / "last.pth", "--import", "own_head")
     assert done.stderr.endswith(": was made with components of your own. Add --import own_losses.\n")
 
 

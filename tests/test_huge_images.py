@@ -292,8 +292,7 @@ import numpy as np
 import torch
 torch.set_num_threads(2)
 from tests.test_huge_images import predictor_of, GRAY
-from engine.huge_images import predict_in_bands
-from utils.rasters import open_raster
+from tests.test_huge_images import predict_in_bands, open_raster
 folder, names = Path(sys.argv[1]), sys.argv[2:]
 for name in names:
     raster = open_raster(folder / name, 3)

@@ -249,7 +249,7 @@ def filtered(values, kind):
 @pytest.mark.parametrize("kind", range(6))
 def test_every_filter_of_png_is_undone(tmp_path, monkeypatch, kind, decoder):
     if decoder == "without it":
-        monkeypatch.setattr("utils.images.decode_image_png_u8", None)
+        monkeypatch.setattr(f"{images.__name__}.decode_image_png_u8", None)
     else:
         pytest.importorskip("kornia_rs")
     rng = np.random.default_rng(kind)
@@ -269,7 +269,7 @@ def test_every_filter_of_png_is_undone(tmp_path, monkeypatch, kind, decoder):
 @pytest.mark.parametrize("color_type", [0, 2])
 def test_no_flipped_bit_of_a_png_goes_unseen(tmp_path, monkeypatch, color_type, decoder):
     if decoder == "without it":
-        monkeypatch.setattr("utils.images.decode_image_png_u8", None)
+        monkeypatch.setattr(f"{images.__name__}.decode_image_png_u8", None)
     values = np.random.default_rng(0).integers(0, 256, (9, 11, color_type + 1), np.uint8)
     whole, path = png(11, 9, 8, color_type, filtered(values, 5)), tmp_path / "a.png"
     read = read_image if color_type else read_label_values

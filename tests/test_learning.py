@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ROOT, Answer
+from tests.conftest import HOME, ROOT, Answer
 from tests.test_models import SMALL, build, narrow
 from utils.losses.criterion import build_criterion
 from utils.losses.strips import predicted_labels
@@ -117,7 +117,7 @@ def test_two_epochs_on_camvid_teach_a_small_network_something(
     if network == "timm":
         pytest.importorskip("timm")
     config = {
-        "extends": str(ROOT / "configs" / "camvid.json"),
+        "extends": str(HOME / "configs" / "camvid.json"),
         "arch": ON_CAMVID[network],
         "train_loader": {"args": {"data_dir": str(CAMVID), "base_size": 240, "crop_size": [96, 128]}},
         "val_loader": {"args": {"data_dir": str(CAMVID), "val": True, "crop_size": 128, "batch_size": 8}},

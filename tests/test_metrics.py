@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import evaluate
 import train
 from base.base_trainer import TrainerConfig
-from tests.conftest import call
+from tests.conftest import PREFIX, call
 from tests.tiny import tiny_config
 from utils.classes import IGNORE
 from utils.json_schema import json_schema
@@ -314,13 +314,13 @@ def test_a_config_and_evaluate_name_further_figures(tmp_path):
     assert "trainer.metrics: has no effect with trainer.val false. Remove it, or validate." in errors
 
 
-THEIRS = '''
+THEIRS = f'''
 """Metrics of a third party."""
 
 import torch
 
-from utils.metrics.base import MatrixMetric, PixelMetric
-from utils.registry import METRICS
+from {PREFIX}utils.metrics.base import MatrixMetric, PixelMetric
+from {PREFIX}utils.registry import METRICS
 
 
 @METRICS.register("Worst_IoU")

@@ -12,10 +12,10 @@ import pytest
 
 from engine.check import check_config
 from engine.migrate import BACKBONES, migrate
-from tests.conftest import ROOT, Answer
+from tests.conftest import HOME, Answer
 from utils.config import load_config
 
-OLD = load_config(ROOT / "configs" / "voc_pspnet.json")  # the example of their documents, key by key
+OLD = load_config(HOME / "configs" / "voc_pspnet.json")  # the example of their documents, key by key
 
 
 def old(**changes: Any) -> dict[str, Any]:

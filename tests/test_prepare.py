@@ -28,7 +28,7 @@ from dataloader.tools import doctor
 from engine import results
 from engine.check import check_config
 from models import weights
-from tests.conftest import ROOT, Answer, call
+from tests.conftest import HOME, Answer, call
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
 from utils.errors import DataError, Fault, Problem, run
@@ -498,7 +498,7 @@ def test_a_mend_names_only_what_the_dataset_has(tmp_path: Path, prepare_command:
 
 def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:
     root = clean(tmp_path / "data")
-    config = load_config(ROOT / "config.json")
+    config = load_config(HOME / "config.json")
     args = {"data_dir": str(root), "classes": NAMES}
     config["train_loader"] = {
         "type": "Folder",
@@ -527,7 +527,7 @@ def test_a_config_is_checked_with_its_crop_and_batch(tmp_path: Path, prepare_com
 def test_a_scale_that_training_never_saw_is_found_and_fixed(
     tmp_path: Path, prepare_command: Callable[..., Answer], training: dict[str, Any], validation: dict[str, Any]
 ) -> None:
-    config = load_config(ROOT / "config.json")
+    config = load_config(HOME / "config.json")
     args = {"data_dir": str(clean(tmp_path / "data")), "classes": NAMES}
     train = {**args, "split": "train", "batch_size": 4, "augment": True, "crop_size": 24, **training}
     config["train_loader"] = {"type": "Folder", "args": train}
@@ -546,7 +546,7 @@ def test_a_scale_that_training_never_saw_is_found_and_fixed(
     assert prepare_command("check", "-c", path).status == 0
 
 
-@pytest.mark.parametrize("path", sorted([ROOT / "config.json", *(ROOT / "configs").glob("**/*.json")]), ids=str)
+@pytest.mark.parametrize("path", sorted([HOME / "config.json", *(HOME / "configs").glob("**/*.json")]), ids=str)
 def test_no_config_of_ours_validates_at_a_scale_that_training_never_sees(path: Path) -> None:
     raw = load_config(path)
     if "arch" not in raw or "trainer" not in raw:
@@ -772,7 +772,7 @@ def test_unknown_values_that_may_be_void_cost_no_label(
         (["check", "--dataset", "Folder", "--data-dir", ".", "--args", "[1]"], "--args: no JSON"),
         (["check", "--dataset", "Folder", "--data-dir", ".", "--args", '{"klasses": []}'], "unknown key"),
         (["check", "--dataset", "Synthetic", "--data-dir", "."], "Synthetic: is generated"),
-        (["check", "-c", str(ROOT / "config.json")], "Synthetic: is generated and has no files"),
+        (["check", "-c", str(HOME / "config.json")], "Synthetic: is generated and has no files"),
         (["check", "-c", "nothing.json"], "no such file"),
         (["init", "--images", "nowhere", "--masks", "."], "--images nowhere: is no folder"),
         (["init", "--images", ".", "--masks", "."], "is the folder of the images"),
@@ -898,7 +898,7 @@ def test_init_names_its_config_like_the_folder_and_spares_the_one_of_the_reposit
     assert "n_gpu" not in config
     assert config["trainer"]["val_per_epochs"] <= config["trainer"]["epochs"] / 10
     assert "is there already" in prepare_command(*arguments).err
-    for output in (ROOT / "config.json", os.path.relpath(ROOT / "config.json")):
+    for output in (HOME / "config.json", os.path.relpath(HOME / "config.json")):
         answer = prepare_command(*arguments, "-o", output, "--force")
         assert (answer.status, "is the default config" in answer.err) == (2, True)
 
@@ -1092,9 +1092,9 @@ def test_editors_find_the_schema_of_a_config_that_init_wrote(
     answer = prepare_command("init", "--images", root / "images", "--masks", root / "masks", "-o", path)
     assert answer.status == 0, answer.err
     named = parse_json(path.read_text())["$schema"]
-    assert (path.parent / named).resolve() == ROOT / "config.schema.json"
-    assert prepare.relative_path(ROOT / "config.schema.json", ROOT) == "config.schema.json"
-    assert prepare.relative_path(ROOT / "config.schema.json", ROOT / "mine") == "../config.schema.json"
+    assert (path.parent / named).resolve() == HOME / "config.schema.json"
+    assert prepare.relative_path(HOME / "config.schema.json", HOME) == "config.schema.json"
+    assert prepare.relative_path(HOME / "config.schema.json", HOME / "mine") == "../config.schema.json"
 
 
 def test_a_submission_holds_raw_ids(tmp_path: Path, prepare_command: Callable[..., Answer]) -> None:

@@ -260,7 +260,7 @@ def test_what_has_been_checked_is_not_checked_again(shapes, monkeypatch):
     problems: list[str] = []
     checked = shapes.check({"type": "square", "args": {"size": 3}}, where="shape", problems=problems)
     assert problems == []
-    monkeypatch.setattr("utils.registry.check_arguments", None)
+    monkeypatch.setattr(f"{import_submodules.__module__}.check_arguments", None)
     assert shapes.build(checked, where="shape").size == 3.0
     assert shapes.check(checked, where="shape", problems=problems) is checked
     changed = Component(checked.type, {**checked.args, "size": "large"})

@@ -426,7 +426,7 @@ def test_the_course_of_a_run_is_kept_over_a_resume(tmp_path):
 
 def test_reports_are_refreshed_after_validations_now_and_then_and_cost_no_run(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("engine.reporting.recorder.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr(f"{RunRecorder.__module__}.time.monotonic", lambda: clock.now)
     written = []
 
     def refresh() -> None:

@@ -22,21 +22,23 @@ import pytest
 import torch
 
 import train
+import trainer
+from engine import session
 from engine.check import check_config
 from engine.config import RunConfig
 from engine.resume import Resume
+from tests.conftest import ROOT, program
 from tests.tiny import tiny_config
 from utils.errors import UserError, run
 from utils.run_folder import Lock, is_locked
 
-ROOT = Path(__file__).parents[1]
 RENAMES = 25  # of files, in a run of the config below
 
 
 # Children are forked by a server that has imported torch and computed nothing: a fresh interpreter would import it for
 # seconds each time, and a fork of this process would inherit autograd threads that other tests may have started.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train", "engine.session", "tests.tiny", "trainer", "tests.ranks"])
+CONTEXT.set_forkserver_preload(["tests.ranks", session.__name__, "tests.tiny", trainer.__name__])
 
 
 def in_child(*flags: str, **environment: str) -> int:
@@ -194,13 +196,15 @@ def test_an_error_in_the_data_ends_a_run_that_has_workers(tmp_path: Path, own: b
     text = json.loads(config.read_text())
     text["train_loader"]["args"] = {"batch_size": 4, "num_workers": 2, "transforms": ["UnequalInWorkers"]}
     config.write_text(json.dumps(text))
-    command = [str(ROOT / "train.py"), "-c", str(config), *MODULES, "--import", "tests.unequal"]
+    command = [*program(train), "-c", str(config), *MODULES, "--import", "tests.unequal"]
     if own:
-        process = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert process.returncode == 2
         assert "images of different sizes in one batch" in process.stderr
         return
-    child_of_ours = CONTEXT.Process(target=child, args=(command[1:], {}, [tmp_path / "out", tmp_path / "err"]))
+    child_of_ours = CONTEXT.Process(
+        target=child, args=(command[len(program(train)) :], {}, [tmp_path / "out", tmp_path / "err"])
+    )
     child_of_ours.start()
     child_of_ours.join(120)
     if child_of_ours.exitcode is None:
@@ -390,7 +394,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path: Path, monkey
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, num_workers: int) -> None:
     (tmp_path / "alone").mkdir()
     (tmp_path / "killed").mkdir()
-    command = [sys.executable, str(ROOT / "train.py"), "--import", "tests.tiny", "--resume", "auto", "-c"]
+    command = [*program(train), "--import", "tests.tiny", "--resume", "auto", "-c"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"epochs": 12, "save_steps": 3}
     alone = write_config(tmp_path / "alone", num_workers, **options)

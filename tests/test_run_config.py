@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import Counter
@@ -12,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+import dataloader.build as dataloader_build
+import models.build as models_build
+from engine import check
 from engine.assemble import build_loaders, build_network, build_trainer, validation_protocol
 from engine.check import check_config
 from engine.config import RunConfig, evaluation_data, evaluation_section, meaning_of, result_keys
 from engine.dry_run import dry_run
 from engine.preflight import check_weights
+from tests.conftest import HOME
 from tests.tiny import tiny_config
+from utils import registry, schema
 from utils.errors import ConfigError
 from utils.losses.cross_entropy import CrossEntropyLoss2d
 from utils.protocol import EvaluationProtocol
@@ -123,7 +127,7 @@ def test_a_plateau_of_the_monitors_mode_is_right() -> None:
 # ------------------------------------------------------------------------------------------- parsed, not reread
 
 # Modules that hold `check_arguments` by name.
-ENTRANCES = ("utils.schema", "utils.registry", "dataloader.build", "models.build", "engine.check")
+ENTRANCES = (schema, registry, dataloader_build, models_build, check)
 
 
 def test_a_walk_from_the_config_to_a_trainer_reads_every_section_once(
@@ -137,7 +141,7 @@ def test_a_walk_from_the_config_to_a_trainer_reads_every_section_once(
         return check_arguments(target, given, where=where, **rest)
 
     for module in ENTRANCES:
-        monkeypatch.setattr(importlib.import_module(module), "check_arguments", counting)
+        monkeypatch.setattr(module, "check_arguments", counting)
     raw = tiny_config(tmp_path, loss=["DiceLoss", {"type": "FocalLoss"}], lr_scheduler="StepLR")
     del raw["arch"]["args"]["output_stride"]  # else the model adds it to its backbone's arguments, which is checked
     raw["lr_scheduler"] = {"type": "StepLR", "args": {"step_size": 3}}
@@ -162,7 +166,7 @@ def test_a_walk_from_the_config_to_a_trainer_reads_every_section_once(
 
 
 def test_nobody_above_the_data_and_the_models_reads_flat_arguments() -> None:
-    root = Path(__file__).parents[1]
+    root = HOME
     found = []
     for path in [*root.glob("*.py"), *root.glob("engine/*.py"), *root.glob("base/*.py")]:
         text = path.read_text(encoding="utf-8")

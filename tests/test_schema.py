@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.check import check_config
-from engine.config import config_json_schema, full_json_schema
+from engine.config import RunConfig, config_json_schema, full_json_schema
+from tests.conftest import HOME, ROOT
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json, read_json
 from utils.errors import ConfigError
@@ -36,8 +37,6 @@ from utils.schema import (
     spell,
     to_json,
 )
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -359,8 +358,10 @@ def test_the_schema_for_editors_is_not_stale():
     pins = (ROOT / "requirements.txt").read_text()
     if f"torch=={torch.__version__.partition('+')[0]}" not in pins:
         pytest.skip("torch's own names differ from version to version, and this one is not the pinned one")
-    done = subprocess.run([sys.executable, "-m", "engine.config"], cwd=ROOT, capture_output=True, text=True, check=True)
-    stored = (ROOT / "config.schema.json").read_text(encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", RunConfig.__module__], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    stored = (HOME / "config.schema.json").read_text(encoding="utf-8")
     assert json.loads(stored) == json.loads(done.stdout), "run `python -m engine.config > config.schema.json`"
 
 

@@ -18,13 +18,13 @@ from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.cocostuff import COCO, UNUSED_IDS
 from dataloader.datasets.deepscene import DeepScene
 from engine.check import check_config
-from tests.conftest import ROOT
+from tests.conftest import HOME
 from utils.classes import IGNORE
 from utils.config import load_config
 from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.registry import DATASETS
 
-FACTS = ROOT.parent / "shared" / "facts"
+FACTS = HOME.parent / "shared" / "facts"
 SIZE = (13, 17)
 TABLES = {
     "CityScapes": {},
@@ -280,7 +280,7 @@ def test_matlab_files_without_scipy_say_what_to_install(tmp_path: Path, monkeypa
 
 def test_a_split_of_the_other_partition_is_refused(tmp_path: Path) -> None:
     assert "CocoStuff164k has no 'test'. Use one of train2017" in problem(lambda: COCO(data_dir=tmp_path, split="test"))
-    config = load_config(ROOT / "configs" / "cocostuff_deeplab.json", ['train_loader.args.split="all"'])
+    config = load_config(HOME / "configs" / "cocostuff_deeplab.json", ['train_loader.args.split="all"'])
     assert "train_loader.args.split: CocoStuff164k has no 'all'" in problem(lambda: check_config(config))
 
 
@@ -327,7 +327,7 @@ def test_means_are_those_that_were_published(name: str, data: type) -> None:
     assert (list(data.mean), list(data.std)) == (published["mean"], published["std"])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((HOME / "configs").glob("*.json")), ids=lambda path: path.name)
 def test_every_recipe_but_the_documented_example_says_whether_it_starts_from_imagenet(path: Path) -> None:
     if path.name != "voc_pspnet.json":  # which stands as its authors wrote it
         assert "pretrained" in load_config(path)["arch"]["args"]

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Answer, call
+from tests.conftest import PREFIX, ROOT, Answer, call, program
 
 optuna = pytest.importorskip("optuna", reason="optuna is an extra; requirements-extra.txt has it")
 
 import sweep  # noqa: E402
+import train  # noqa: E402
 from engine.sweep import prepare_sweep, run_sweep  # noqa: E402
 
 SPACE = {"optimizer.args.lr": {"low": 1e-4, "high": 1.0, "log": True}, "trainer.accumulate": [1, 2]}
@@ -68,7 +69,7 @@ def searched(files: tuple[Path, Path], command: list[str], trials: int = 12) -> 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.sweep.POLL", 0.01)
+    monkeypatch.setattr(f"{run_sweep.__module__}.POLL", 0.01)
     monkeypatch.syspath_prepend(str(ROOT))
 
 
@@ -131,7 +132,7 @@ def test_another_space_is_another_sweep(files: tuple[Path, Path], tmp_path: Path
 def killed_three_times(files: tuple[Path, Path], folder: Path, command: list[str], pauses: list[float]) -> None:
     """Kill a sweep with -9 after each of `pauses`, starting it again in between."""
     code = (
-        "import sys; from pathlib import Path; import tests.tiny; from engine.sweep import prepare_sweep, run_sweep\n"
+        f"from pathlib import Path; import tests.tiny; from {PREFIX}engine.sweep import prepare_sweep, run_sweep\n"
         f"run_sweep(prepare_sweep(Path({str(files[0])!r}), Path({str(files[1])!r}), trials=12, seed=3, "
         f"command={command!r}, options=['--import', 'tests.tiny', '--device', 'cpu']))"
     )
@@ -158,7 +159,7 @@ def test_a_sweep_that_was_killed_ends_like_one_that_was_not(files: tuple[Path, P
 def test_a_sweep_of_real_runs_that_was_killed_ends_like_one_that_was_not(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(ROOT / "train.py")]
+    command = program(train)
     options = ["--import", "tests.tiny", "--device", "cpu"]
     folder = tmp_path / "saved" / "tiny-sweep"
     killed_three_times(files, folder, command, [1.0, 4.0, 3.0])

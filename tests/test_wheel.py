@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ pytest.importorskip("hatchling", reason="hatchling builds the wheel; requirement
 
 from hatch_build import build_package, new_homes, rewrite_imports
 
+IMPORTERS = {"import_module", "import_submodules"}  # their texts are not rewritten
 HOMES = {"utils": "segwright", "models": "segwright", "train": "segwright.commands"}
 
 
@@ -72,6 +74,9 @@ def test_the_package_imports_nothing_from_outside_itself_by_our_names(tmp_path: 
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.partition(".")[0] for name in names} & homes.keys(), path
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
+                given = [each.value for each in node.args if isinstance(each, ast.Constant)]
+                assert not {str(name).partition(".")[0] for name in given} & homes.keys(), f"{path}: by a text"
     for data in ("config.json", "config.schema.json", "configs/camvid.json", "dataloader/datasets/classes/voc.csv"):
         assert (tmp_path / "segwright" / data).read_bytes() == (ROOT / data).read_bytes()
 
@@ -158,3 +163,68 @@ def test_the_installed_wheel_works_beside_folders_that_have_our_names(site: Path
     assert repository.returncode == 0, repository.stderr
     same = [json.loads((hostile / name).read_text()) for name in ("r.json", "repository.json")]
     assert same[0]["confusion_matrix"] == same[1]["confusion_matrix"]
+
+
+# ------------------------------------------------------------------------------------------------- the whole suite
+
+# What is not run against the wheel, and why.
+ABOUT_THE_REPOSITORY = {
+    "test_data_benchmark.py": "benchmarks/ is not installed",
+    "test_documents.py": "README and docs/ are not installed, and name the scripts of the repository",
+    "test_flags.py": "compares with docs/, which is not installed",
+    "test_floors.py": "reads which file of the repository imports which",
+    "test_strangers.py": "runs the examples of CONTRIBUTING.md, which are about the repository",
+    "test_wheel.py": "builds the wheel",
+}
+DESELECTED = {
+    "test_export.py::test_the_runner_of_the_documentation_predicts_the_same": "reads docs/deploy.md",
+    "test_export.py::test_the_commands_in_the_documentation_are_accepted": "reads docs/deploy.md",
+    "test_export.py::test_the_table_in_the_documentation_shows_the_figures_there_are": "reads docs/deploy.md",
+    "test_zoo.py::test_the_catalogue_is_that_of_the_code": "reads docs/catalogue.md",
+    "test_zoo.py::test_the_catalogue_counts_parameters_as_the_models_have_them": "reads docs/catalogue.md",
+}
+AT_HAND = ("pyproject.toml", "requirements.txt")  # pytest's options, and the versions at which figures hold
+
+
+def installed(folder: Path) -> Path:
+    """Make an environment with the wheel, and the tests beside it, in `folder`; gives the environment's Python.
+
+    What else is needed, it finds where this Python does. The tests' imports lead to the wheel.
+    """
+    environment, wheels = folder / "environment", folder / "wheels"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, ROOT], check=True)
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", *wheels.glob("segwright-*.whl")], check=True)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
+    around = [path for path in sys.path if path.endswith("-packages")]
+    (Path(site) / "around.pth").write_text("\n".join(around))
+    homes = new_homes(ROOT)
+    for path in sorted((ROOT / "tests").rglob("*")):
+        if path.is_dir() or "__pycache__" in path.parts or path.name in ABOUT_THE_REPOSITORY:
+            continue
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".py":
+            copy.write_text(rewrite_imports(path.read_text(encoding="utf-8"), homes), encoding="utf-8")
+        else:
+            shutil.copyfile(path, copy)
+    for name in AT_HAND:
+        shutil.copyfile(ROOT / name, folder / name)
+    return python
+
+
+@pytest.mark.slow
+def test_the_suite_passes_against_the_installed_wheel(tmp_path: Path) -> None:
+    python = installed(tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    where = [python, "-c", "import segwright; print(segwright.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert found.startswith(str(tmp_path / "environment"))
+    several = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+    left_out = [f"--deselect=tests/{name}" for name in DESELECTED]
+    suite = [python, "-m", "pytest", *several, *left_out, "tests"]
+    done = subprocess.run(suite, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]

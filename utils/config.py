@@ -106,14 +106,13 @@ def preset_or(path: Path, otherwise: Path | None = None) -> Path:
     return found if not path.exists() and found.exists() else otherwise or path
 
 
-def list_presets() -> str:
+def presets() -> dict[str, str]:
     """Names of all presets, with what the first line of their file says."""
     lines = {
         path.relative_to(PRESETS).with_suffix("").as_posix(): path.read_text(encoding="utf-8").partition("\n")[0]
         for path in sorted(PRESETS.glob("*/*.json"))
     }
-    width = max(map(len, lines), default=0)
-    return "\n".join(["presets:", *(f"  {name:<{width}}  {line.removeprefix('// ')}" for name, line in lines.items())])
+    return {name: line.removeprefix("// ") for name, line in lines.items()}
 
 
 def describe_preset(name: str) -> str | None:

@@ -11,27 +11,44 @@ from typing import Any
 
 from utils.registry import KINDS, Registry
 from utils.schema import EMPTY, alias_of, describe_arguments, is_plain, parameters_of, show, spell
+from utils.terminal import name_table, wrapped, wrapped_line
 
 
 def list_names(kinds: Sequence[str]) -> str:
     """Names of each kind with the first line of what they are."""
-    lines = []
-    for kind in kinds:
-        registry = KINDS[kind]
-        names = sorted(registry)
-        width = max(map(len, names), default=0)
-        lines += [f"{kind}:", *(f"  {name:<{width}}  {summary(registry, name)}" for name in names), ""]
-    return "\n".join(lines).rstrip()
+    return tables({kind: {name: summary(KINDS[kind], name) for name in sorted(KINDS[kind])} for kind in kinds})
+
+
+def tables(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """Write a table for each kind: names, and what they are."""
+    return "\n\n".join("\n".join([f"{kind}:", *name_table(texts)]) for kind, texts in rows.items())
+
+
+def find_names(part: str) -> dict[str, dict[str, str]]:
+    """Find the names that have `part` in them, in whatever case: by kind, with the first line of what they are."""
+    found = {}
+    for kind, registry in KINDS.items():
+        names = [name for name in sorted(registry) if part.lower() in name.lower()]
+        if names:
+            found[kind] = {name: summary(registry, name) for name in names}
+    return found
 
 
 def summary(registry: Registry, name: str) -> str:
-    """First sentence of the docstring of `name`."""
+    """First sentence of the docstring of `name`.
+
+    Of several names of one class or function, some have a paragraph of their own, which begins with the name.
+    """
     target = registry[name]
     target = target.func if isinstance(target, functools.partial) else target
     doc = plain_text(inspect.getdoc(target) or "")
+    for paragraph in doc.split("\n\n"):
+        if paragraph.startswith(f"`{name}`: "):
+            text = " ".join(paragraph.removeprefix(f"`{name}`: ").split())
+            return f"{text[:1].upper()}{text[1:].partition('. ')[0].rstrip('.')}."
     if target.__module__.startswith("torch."):
         return f"{target.__module__.rpartition('.')[0]}.{name}" if not doc else doc.split("\n")[0]
-    return doc.split("\n\n")[0].replace("\n", " ")
+    return " ".join(doc.split("\n\n")[0].split())
 
 
 def describe(name: str, shared: Mapping[str, Sequence[type]] = MappingProxyType({})) -> str | None:
@@ -48,13 +65,13 @@ def describe(name: str, shared: Mapping[str, Sequence[type]] = MappingProxyType(
         target = registry[known]
         documented = target.func if isinstance(target, functools.partial) else target
         text = plain_text((inspect.getdoc(documented) or "").partition("\nArgs:")[0])
-        lines = [f"{known} ({registry.kind}; {kind})", "", text, "", "arguments:"]
+        lines = [f"{known} ({registry.kind}; {kind})", "", wrapped(text), "", "arguments:"]
         if known != name:
             lines.insert(0, f"{name} is called {known} here.")
         lines += argument_lines(target, registry.reserved(known)) or ["  none"]
         for options in shared.get(kind, ()):
             summary = (inspect.getdoc(options) or options.__name__).partition("\n")[0]
-            lines += ["", f"and, as for all {kind}: {summary}", *argument_lines(options)]
+            lines += ["", wrapped(f"and, as for all {kind}: {summary}"), *argument_lines(options)]
         return "\n".join(lines)
     return None
 
@@ -77,14 +94,14 @@ def argument_lines(target: Callable[..., Any], reserved: Collection[str] = (), *
             default = ", required"
         else:
             default = f" = {show(parameter.default)}" if is_plain(parameter.default) else ""
-        lines.append(f"  {key}{hint}{default}")
+        lines.append(wrapped_line(f"  {key}{hint}{default}", deeper=8))
         if texts.get(key):
-            lines.append(f"      {plain_text(texts[key])}")
+            lines.append(wrapped_line(f"      {plain_text(texts[key])}"))
     return lines
 
 
 ROLE = re.compile(r":[\w:]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`")  # of reStructuredText, such as :math:`x` or :class:`Adam`
-LINK = re.compile(r"`([^`<]+?)\s*(?:<[^`]*>)?`_+")
+LINK = re.compile(r"`(?=\S)([^`<]+?)\s*(?:<[^`]*>)?`_+")
 
 
 def plain_text(doc: str) -> str:

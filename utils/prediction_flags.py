@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+from utils.flags import CommandParser, add_shared
 
 if TYPE_CHECKING:  # it needs torch, which --help need not wait for
     from utils.tta import TestTimeAugmentation
@@ -21,41 +21,43 @@ WINDOW = 512  # where training used no crop
 STRIDE = 32  # windows are multiples of the coarsest stride there is, so that their logits lie on one grid
 
 
-def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Give `parser` the flags that say which model predicts, and where.
+def add_model_flags(parser: CommandParser, *, several: bool = False) -> argparse._ArgumentGroup:
+    """Give `parser` the flags that say which model predicts, and where; returns their group.
 
     Args:
         parser: A command's.
         several: Take any number of models, also none.
     """
-    add = parser.add_argument
+    group = parser.add_argument_group("model")
     if several:
-        add("-m", "--model", type=Path, nargs="+", metavar="CKPT", help="checkpoints, run folders or quoted patterns")
+        add_shared(group, "--model", "; several are measured one after another", nargs="+")
     else:
-        add("-m", "--model", type=Path, required=True, metavar="CKPT", help="checkpoint, run folder or quoted pattern")
-    add("-c", "--config", type=Path, metavar="FILE", help="config of the model, if the file holds bare weights")
-    add("-d", "--device", help="GPU such as 0, or cpu, cuda, mps")
-    add("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="arithmetic (default: fp32)")
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help="module with own components")
-    add("--debug", action="store_true", help="show tracebacks of user errors too")
+        add_shared(group, "--model", required=True)
+    add_shared(group, "--config", " of the model, if the file holds bare weights")
+    add_shared(group, "--device")
+    precisions = ["fp32", "bf16", "fp16", "auto"]
+    group.add_argument("--precision", choices=precisions, default="fp32", help="arithmetic (default: fp32)")
+    parser.share("--import", "--debug")
+    return group
 
 
 def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: str | None) -> None:
     """Give `parser` the flags that `tta_from_args` reads; without a default mode, it is what validation did."""
-    add = parser.add_argument
+    group = parser.add_argument_group("how to predict")
+    add = group.add_argument
     shown = default or "what validation in training did"
     add("-mo", "--mode", choices=modes, default=default, help=f"how to predict an image (default: {shown})")
     add("--native", action="store_true", help="predict images at their own size, also where validation resized them")
     shown = " ".join(f"{scale:g}" for scale in SCALES)
-    add("--scales", type=float, nargs="+", metavar="S", help=f"multiscale: factors of the size (default: {shown})")
+    add("--scales", type=float, nargs="+", metavar="X", help=f"multiscale: factors of the size (default: {shown})")
     add("--flip", action="store_true", help="average with the mirrored image too")
     add("--window", type=int, nargs=2, metavar=("H", "W"), help="sliding: size of a window (default: training's crop)")
-    add("--overlap", type=float, help="sliding: share that windows have in common (default: 1/3)")
+    add("--overlap", type=float, metavar="X", help="sliding: share that windows have in common (default: 1/3)")
     blends = ["uniform", "linear", "gaussian"]
     blend = "sliding: weights where windows overlap (default: uniform; linear for images in bands)"
     add("--blend", choices=blends, help=blend)
     add("--fast", action="store_true", help="multiscale: average at the resolution of the network's head")
-    add("--batch-size", type=int, default=1, help="images of one size, or windows, per forward pass (default: 1)")
+    add_shared(group, "--batch-size", ", of one size, or windows (default: 1)", default=1)
 
 
 def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTimeAugmentation:

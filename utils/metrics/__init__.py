@@ -11,4 +11,4 @@ from utils.registry import import_submodules
 
 __all__ = ["ConfusionMatrix", "MetricName", "Metrics"]
 
-import_submodules("utils.metrics")
+import_submodules(__name__)
