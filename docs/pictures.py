@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from dataloader.datasets.synthetic import Synthetic
@@ -20,7 +19,7 @@ from inference import load
 from utils.images import write_picture
 from utils.predict import Predictor
 from utils.prediction_flags import SCALES
-from utils.visualize import colorize, legend, overlay, side_by_side
+from utils.visualize import colorize, legend, overlay, side_by_side, strip_of_text
 
 IMAGES = Path(__file__).parent / "images"
 SCENES = (2, 7)  # with near and far things
@@ -34,10 +33,8 @@ LOOKS = {
 
 def row(parts: dict[str, np.ndarray], width: int = 1200) -> np.ndarray:
     """Pictures (H, W, 3) uint8 side by side, each under its name; (h, width, 3) uint8."""
-    titles = np.full((26, width, 3), 255, np.uint8)
-    for i, name in enumerate(parts):
-        place = (i * (width // len(parts)) + 2, 18)
-        cv2.putText(titles, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+    columns = [number * (width // len(parts)) for number in range(len(parts))]
+    titles = strip_of_text(dict(zip(columns, parts, strict=True)), width)
     return np.concatenate([titles, side_by_side(list(parts.values()), width)])
 
 
