@@ -14,9 +14,11 @@ import evaluate
 import train
 from tests.conftest import PREFIX, ROOT, program
 from tests.tiny import tiny_config
+from utils import flags
 from utils.registry import KINDS
 
 TINY = ("--import", "tests.tiny")
+TRAIN = flags.program("train")  # as help and errors call it
 
 
 # ------------------------------------------------------------------------------------------- wrong configs
@@ -242,7 +244,7 @@ def test_bad_json_is_answered_in_one_line(train_command, tmp_path, content, what
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--nope"], "command line: unrecognized arguments: --nope. `train.py --help` lists what there is."),
+        (["--nope"], f"command line: unrecognized arguments: --nope. `{TRAIN} --help` lists what there is."),
         (["extra"], "command line: extra: there is --config "),
         (["--epochs", "0"], "trainer.epochs: expected int of at least 1"),
         (["--set", "epochs=3"], "epochs: unknown key. Did you mean 'trainer.epochs'?"),
