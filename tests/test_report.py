@@ -427,7 +427,7 @@ def test_a_report_tells_sizes_of_training_images_and_of_their_objects(runs):
     assert data["training_objects"] == expected.tolist()
     assert data["labels_with_objects"] == 11
     text = (folder / "report.html").read_text()
-    assert "48×40 (11)" in text
+    assert "11 of them that were looked at: all 48×40;" in text
     assert "Training: in 11 labels" in text
 
 

@@ -84,9 +84,7 @@ def line_chart(lines: Sequence[Line], *, marks: Marks | None = None, size: tuple
     for step in marks.resumed:
         axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     top = axes.get_xaxis_transform()  # x is a step, y a share of the height
-    axes.plot(
-        marks.stopped, [1] * len(marks.stopped), "x", transform=top, clip_on=False, color=SERIES_COLORS[1], markersize=5
-    )
+    axes.plot(marks.stopped, [1] * len(marks.stopped), "x", transform=top, clip_on=False, color=INK, markersize=5)
     axes.margins(x=0.01, y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

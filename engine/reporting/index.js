@@ -292,14 +292,14 @@ function sparse(ticks) {  /* both ends, and between them what has room; shares g
   return found;
 }
 
-function drawAxis(svg, x, name, full, ticks) {
+function drawAxis(svg, x, name, full, ticks, last) {
   const { top, bottom, letters } = PARALLEL;
   svg.append(make("line", { x1: x, x2: x, y1: top, y2: bottom, class: "axis" }));
   const title = make("text", { x, y: 20, class: "axis-title" }, cut(name, letters));
   title.append(make("title", {}, full));
   svg.append(title);
   for (const [share, text] of sparse(ticks)) {
-    svg.append(make("text", { x: x - 6, y: bottom - share * (bottom - top) + 4, class: "tick" }, text));
+    svg.append(make("text", { x: last ? x + 6 : x - 6, y: bottom - share * (bottom - top) + 4, class: last ? "last" : "" }, text));
   }
 }
 
@@ -334,7 +334,7 @@ function drawParallel() {
     lines.append(group);
   });
   svg.append(lines);
-  columns.forEach((column, place) => drawAxis(svg, at(place), column.name, column.full, axes[place].ticks));
+  columns.forEach((column, place) => drawAxis(svg, at(place), column.name, column.full, axes[place].ticks, place === columns.length - 1));
   holder.replaceChildren(svg);
 }
 

@@ -186,7 +186,9 @@ def data_section(content: Mapping[str, Any]) -> str:
 
 
 def size_words(sizes: Sequence[Mapping[str, int]]) -> str:
-    """Widths and heights of images, most frequent first or, of many, their range and median."""
+    """Widths and heights of images, most frequent first; of many, their range and median."""
+    if len(sizes) == 1:
+        return f"all {sizes[0]['width']}×{sizes[0]['height']}"
     if len(sizes) <= MOST_SIZES:
         return join_words([f"{each['width']}×{each['height']} ({each['images']})" for each in sizes]) if sizes else ""
     parts = []
