@@ -1080,6 +1080,7 @@ def test_nothing_serious_hinders_people_with_impairments(runs, open_page, axe, s
     for path in (run_folders(runs)[0] / "report.html", runs / "index.html"):
         opened = open_page(path, scheme=scheme)
         opened.evaluate(axe)
+        assert opened.locator("#parallel svg").count() == (path.name == "index.html")
         found = opened.evaluate("axe.run().then((result) => result.violations)")
         serious = [
             (each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in ("serious", "critical")
