@@ -1,7 +1,8 @@
-"""Draw the pictures of predictions in the documents: ``python -m docs.pictures saved/street/latest``.
+"""Draw the pictures in the documents: ``python -m docs.pictures saved/street/latest``.
 
 The run is one of `make train`, which leaves street.png as its predictions.png. The scenes of inference.png are
-generated ones that it has not seen, larger than its training's.
+generated ones that it has not seen, larger than its training's. report.png shows its report, and compare.png the page
+of all runs beside it with the best two compared; both take playwright, and a Chromium of its own or the system's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from dataloader.datasets.synthetic import Synthetic
+from engine.reporting.index import write_index
+from engine.reporting.write import REPORT
 from inference import load
 from utils.images import write_picture
 from utils.predict import Predictor
@@ -22,6 +25,7 @@ from utils.prediction_flags import SCALES
 from utils.visualize import colorize, legend, overlay, side_by_side, strip_of_text
 
 IMAGES = Path(__file__).parent / "images"
+SCREEN = {"width": 1440, "height": 1380}  # pixels of a page
 SCENES = (2, 7)  # with near and far things
 LOOKS = {
     "single": {"mode": "single"},
@@ -59,6 +63,25 @@ def looks(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
+def photograph_pages(run_dir: Path) -> None:
+    """Take report.png of a run's report, and compare.png of the page of its folder."""
+    from playwright.sync_api import sync_playwright
+
+    index, _, _ = write_index(run_dir.resolve().parent)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        opened = browser.new_page(viewport=SCREEN, color_scheme="light")
+        opened.goto((run_dir / REPORT).resolve().as_uri())
+        opened.screenshot(path=IMAGES / "report.png")
+        opened.goto(index.as_uri())
+        for number in (0, 1):
+            opened.check(f"[data-pick='{number}']")
+        opened.wait_for_selector("#comparison")
+        opened.mouse.move(0, 0)
+        opened.screenshot(path=IMAGES / "compare.png")
+        browser.close()
+
+
 def main(argv: Sequence[str]) -> int:
     run_dir = Path(argv[0])
     shutil.copy(run_dir / "predictions.png", IMAGES / "street.png")
@@ -67,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
     first, second = (scenes.read(index).image for index in SCENES)
     picture = [row(kinds(predictor, first)), row(looks(predictor, second)), legend(predictor.classes)]
     write_picture(IMAGES / "inference.png", np.concatenate(picture))
+    photograph_pages(run_dir)
     return 0
 
 
