@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from utils.classes import count_values
 
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017, https://arxiv.org/abs/1706.04599
 SURENESS_BINS = 20
@@ -50,13 +51,12 @@ class Calibration:
         # A bin holds its upper bound but not its lower one.
         codes = np.clip(np.ceil(sure * BINS), 1, BINS).astype(np.uint8) - 1
         codes[~labelled] = BINS
-        pixels = np.bincount(codes.ravel(), minlength=BINS + 1)
-        self.pixels += pixels[:BINS]
-        self.right += np.bincount(codes[right & labelled], minlength=BINS + 1)[:BINS]
+        self.pixels += count_values(codes)[:BINS]
+        self.right += count_values(np.where(right, codes, np.uint8(BINS)))[:BINS]
         self.probability += np.bincount(codes.ravel(), sure.ravel(), BINS + 1)[:BINS]
+        codes = np.minimum(sure * SURENESS_BINS, SURENESS_BINS - 1).astype(np.uint8)
         for kind, mask in enumerate((labelled & ~right, labelled & right)):
-            counts = cv2.calcHist([sure], [0], mask.view(np.uint8), [SURENESS_BINS], [0, 1 + 1e-6])
-            self.sureness[kind] += counts.ravel().astype(np.int64)
+            self.sureness[kind] += count_values(np.where(mask, codes, np.uint8(255)))[:SURENESS_BINS]
         self._keep_points(logits, truth)
 
     def _keep_points(self, logits: Tensor, truth: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from engine.reporting.errors import KINDS
+from utils.classes import count_values
 from utils.visualize import as_picture
 
 LONGEST = 320  # pixels of a picture's longer side
@@ -235,8 +236,10 @@ def jpeg(picture: np.ndarray, quality: int = QUALITY) -> str:
 
 def palette_png(labels: np.ndarray, palette: np.ndarray) -> str:
     """Data URL of labels (h, w) uint8 shown in the colors of `palette` (up to 256, 3) uint8; few colors, few bits."""
-    used, codes = np.unique(labels, return_inverse=True)
-    image = Image.fromarray(codes.reshape(labels.shape).astype(np.uint8))
+    used = np.flatnonzero(count_values(labels))
+    codes = np.zeros(256, np.uint8)
+    codes[used] = np.arange(len(used))
+    image = Image.fromarray(codes[labels])
     image.putpalette(np.ascontiguousarray(palette[used]).tobytes())
     bits = next(bits for bits in (1, 2, 4, 8) if len(used) <= 2**bits)
     file = io.BytesIO()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.classes import IGNORE
+from utils.classes import IGNORE, count_values
 from utils.metrics.base import PixelMetric, on_cpu
 from utils.registry import METRICS
 
@@ -42,6 +42,10 @@ class BoundaryIoU(PixelMetric):
         truth = _band(labels.masked_fill(void, IGNORE), reach)
         predicted = _band(predictions.masked_fill(void, IGNORE), reach)
         both = truth.masked_fill(truth != predicted, IGNORE)
+        if on_cpu(labels):  # eight times as fast
+            counts = [count_values(band.numpy()) for band in (both, truth, predicted)]
+            self.on(labels.device).add_(torch.from_numpy(np.stack(counts)))
+            return
         codes = torch.stack([both, truth, predicted]).flatten(1).long()
         one = torch.ones((), dtype=torch.int64, device=codes.device)
         self.on(codes.device).scatter_add_(1, codes, one.expand_as(codes))
