@@ -91,7 +91,24 @@ def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: 
     for backbone, (source, state) in zip(backbones, found, strict=True):
         reports.append(load_backbone(backbone, state, source=source, where=where))
         logger.info("%s", reports[-1])
+        if source.startswith("timm's "):
+            _compare_normalization(model, source.removeprefix("timm's "))
     return reports
+
+
+def _compare_normalization(model: BaseModel, name: str) -> None:
+    """Warn where timm's weights `name` are used to other numbers than the images are normalized by."""
+    published = import_timm(f"timm/{name}", where="pretrained").get_pretrained_cfg(name)
+    for own, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
+        if own.numel() == len(theirs) and not torch.allclose(own.flatten().cpu() / 255, torch.tensor(theirs), atol=1e-3):
+            logger.warning(
+                'The weights of timm/%s are used to images of another normalization: "normalization": '
+                '{"mean": %s, "std": %s}.',
+                name,
+                list(published.mean),
+                list(published.std),
+            )
+            return
 
 
 def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: str, where: str) -> LoadReport:

@@ -344,7 +344,7 @@ def test_a_timm_network_is_composed_in_one_string() -> None:
         ),
         ("test_convnexd", {}, ": timm has no network called 'test_convnexd'. Did you mean 'test_convnext'?"),
         ("zzz", {}, ": timm has no network called 'zzz'. `timm.list_models()` lists them."),
-        ("test_vit", {}, ": timm/test_vit does not make one map for each stride, of images of any size ("),
+        ("shvit_s1", {}, ": timm/shvit_s1 makes maps of strides 16, 32, 64, but only 2, 4, 8, 16, 32 are of use."),
     ],
 )
 def test_a_timm_network_that_does_not_fit_is_refused(name: str, args: dict[str, Any], expected: str) -> None:
@@ -438,6 +438,8 @@ NECK_ARGS: dict[str, dict[str, Any]] = {name: {"channels": 8} for name in NECKS}
 HEAD_ARGS: dict[str, dict[str, Any]] = {name: {"channels": 8} for name in HEADS}
 HEAD_ARGS["LargeKernelHead"] = {"kernel_size": 5}
 HEAD_ARGS["UNetHead"] = {"channels": (8, 8, 8, 8)}
+HEAD_ARGS["LinearHead"] = {}
+NECK_ARGS["DPT"]["widths"] = (8, 8, 8, 8)
 # One of each class; its sisters differ in depth only.
 FAMILIES = ("resnet18", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception41")
 
