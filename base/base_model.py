@@ -78,7 +78,7 @@ class Neck(nn.Module, ABC):
     shapes: tuple[FeatureShape, ...]
     needs_batch = False
 
-    def keep(self, levels: Collection[int]) -> None:  # noqa: B027  most have nothing to leave out
+    def keep(self, levels: Collection[int]) -> None:
         """Drop the layers that only maps of other levels need; those may then be anything, for nobody takes them."""
 
     @abstractmethod

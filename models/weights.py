@@ -99,15 +99,11 @@ def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: 
 def _compare_normalization(model: BaseModel, name: str) -> None:
     """Warn where timm's weights `name` are used to other numbers than the images are normalized by."""
     published = import_timm(f"timm/{name}", where="pretrained").get_pretrained_cfg(name)
-    for own, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
-        if own.numel() == len(theirs) and not torch.allclose(own.flatten().cpu() / 255, torch.tensor(theirs), atol=1e-3):
-            logger.warning(
-                'The weights of timm/%s are used to images of another normalization: "normalization": '
-                '{"mean": %s, "std": %s}.',
-                name,
-                list(published.mean),
-                list(published.std),
-            )
+    for ours, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
+        own = ours.flatten().cpu() / 255
+        if len(own) == len(theirs) and not torch.allclose(own, torch.tensor(theirs), atol=1e-3):
+            numbers = f'{{"mean": {list(published.mean)}, "std": {list(published.std)}}}'
+            logger.warning('timm/%s was trained on other numbers; set "normalization": %s.', name, numbers)
             return
 
 

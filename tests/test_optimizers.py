@@ -159,9 +159,7 @@ def test_a_resting_part_keeps_its_weights():
 def test_stages_of_parts_need_a_schedule_of_ours():
     optimizer = build_optimizer({"parts": {"backbone": {"warmup": 1}}}, Small())
     with pytest.raises(ConfigError, match=r"^lr_scheduler: StepLR counts for itself and knows no delay or warm-up of"):
-        build_scheduler(
-            {"type": "StepLR", "args": {"step_size": 1}}, optimizer, total_steps=9, steps_per_epoch=3
-        )
+        build_scheduler({"type": "StepLR", "args": {"step_size": 1}}, optimizer, total_steps=9, steps_per_epoch=3)
 
 
 def test_looking_for_layers_leaves_the_model_as_it_is():

@@ -149,3 +149,135 @@ def test_a_network_that_cannot_be_used_says_why(name: str) -> None:
         build("EncoderDecoder", with_head(name))
     (problem,) = error.value.problems
     assert problem == f"arch.args.backbone: timm/{name} {REFUSED[name]}. Choose another, such as timm/convnext_tiny."
+
+
+# Maps of padded images
+
+
+def test_maps_of_padded_images_end_where_the_image_does() -> None:
+    """A map that says where its pixels are says so after the cut, too, but beyond the first and last center."""
+    rows = (torch.arange(6.0) + 0.5) * 16
+    whole = rows[:, None].expand(6, 8)[None, None]
+    for height, wanted in ((80, 5), (81, 6), (95, 6), (96, 6)):
+        cut = _covering(whole, 16, height, 100)
+        assert cut.shape == (1, 1, wanted, 7)
+        expected = ((torch.arange(wanted) + 0.5) * height / wanted).clamp(min=8)
+        torch.testing.assert_close(cut[0, 0, :, 3], expected)
+    assert torch.equal(_covering(whole, 16, 64, 32), whole[..., :4, :2])
+
+
+def test_a_prediction_is_that_of_the_padded_image() -> None:
+    """Nearly, for maps are resampled; a map cut at whole pixels, and stretched over the image, is further off."""
+    torch.manual_seed(0)
+    model = build("EncoderDecoder", with_head("test_vit", "LinearHead")).eval()
+    size, padded = (65, 97), (80, 112)
+    black = model.normalize.mean.expand(1, 3, *padded).clone()  # what padding is made of
+    black[..., : size[0], : size[1]] = torch.rand(1, 3, *size) * 255
+    with torch.no_grad():
+        expected = model(black).full(padded).logits[..., : size[0], : size[1]]
+        found = model(black[..., : size[0], : size[1]]).full(size).logits
+        stretched = F.interpolate(model(black).logits[..., :5, :7], size, mode="bilinear")
+    assert (found - expected).abs().mean() < 0.5 * (stretched - expected).abs().mean()
+
+
+# Weights
+
+
+@pytest.mark.parametrize("size", [(160, 160), (64, 96)])
+def test_tokens_are_those_of_the_classification_network(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    theirs = randomized(timm.create_model("test_vit"))
+    ours = full_backbone("timm/test_vit").eval()
+    report = load_backbone(ours, theirs.state_dict(), source="timm", where="")
+    assert report.missing == ()
+    assert {key.partition(".")[0] for key in report.ignored} <= {"head", "fc_norm"}
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(images, indices=[0, 2, 3, 5], norm=True, intermediates_only=True)
+        for mine, other in zip(ours(images), expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_patches_of_14_pixels_become_16_and_keep_their_positions() -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("eva02_tiny_patch14_224").state_dict()
+    ours = full_backbone("timm/eva02_tiny_patch14_224")
+    report = load_backbone(ours, theirs, source="timm", where="")
+    assert report.missing == ()
+    own = ours.state_dict()
+    assert torch.equal(own["net.model.pos_embed"], theirs["pos_embed"])
+    assert own["net.model.patch_embed.proj.weight"].shape[2:] == (16, 16)
+    # A patch of one gray gives the same token.
+    for gray in (-1.0, 0.5):
+        tokens = [state.sum((1, 2, 3)) * gray for state in (own["net.model.patch_embed.proj.weight"],)]
+        tokens.append(theirs["patch_embed.proj.weight"].sum((1, 2, 3)) * gray)
+        torch.testing.assert_close(*tokens, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_used_to_another_normalization_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = timm.create_model("test_vit").state_dict()
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        network: nn.Module = create(name, **options)
+        if pretrained:
+            network.load_state_dict(published)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    model = build("EncoderDecoder", with_head("test_vit"))
+    mean, std = timm.get_pretrained_cfg("test_vit").mean, timm.get_pretrained_cfg("test_vit").std
+    with caplog.at_level(logging.WARNING, logger="segwright"):
+        load_pretrained(model, True, where="arch.args.pretrained")
+    differs = not torch.allclose(model.normalize.mean.flatten() / 255, torch.tensor(mean), atol=1e-3)
+    assert differs  # else this test tests nothing
+    assert f'"normalization": {{"mean": {list(mean)}, "std": {list(std)}}}' in caplog.text
+
+
+# Blocks
+
+
+def test_layers_of_a_plain_transformer_are_its_blocks() -> None:
+    model = build("EncoderDecoder", with_head("test_vit"))
+    names = {id(parameter): name.removeprefix("backbone.net.model.") for name, parameter in model.named_parameters()}
+    stem, *blocks = [{names[id(p)] for p in layer} for layer in model.backbone.layers()]
+    assert all(name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed")) for name in stem)
+    for index, block in enumerate(blocks):
+        own = {name for name in block if name.startswith(f"blocks.{index}.")}
+        assert own
+        assert block - own == ({"norm.weight", "norm.bias"} if index == len(blocks) - 1 else set())
+    rates = {group["name"]: group["lr"] for group in model.parameter_groups(1.0, layer_decay=0.8)}
+    assert rates["backbone/layer_0"] == pytest.approx(0.8**7)
+    assert rates["backbone/layer_6"] == pytest.approx(0.8)
+
+
+def test_drop_path_reaches_the_network() -> None:
+    model = build("EncoderDecoder", with_head("test_vit", drop_path=0.2))
+    shares = [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
+    assert max(shares) == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match=r"^arch.args.backbone.args.drop_path: timm/densenet121 has no such option"):
+        build("EncoderDecoder", with_head("densenet121", drop_path=0.1))
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["timm/test_vit+SegmenterHead", pytest.param("timm/test_vit+SimpleFPN+FPNHead", marks=pytest.mark.slow)],
+)
+def test_a_plain_transformer_is_exported_for_one_size(arch: str) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from engine.exporting.graph import Untraceable, to_onnx, trace
+    from engine.exporting.read import runner_of, session_of
+
+    torch.manual_seed(0)
+    model = build(arch).eval()
+    size = (65, 97)
+    program = trace(model, 3, ("logits",), size)
+    images: Tensor = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    found = runner_of(session_of(to_onnx(program, ("logits",)).SerializeToString()))(images)
+    with torch.no_grad():
+        torch.testing.assert_close(found["logits"], model(images).full(size).logits, rtol=1e-3, atol=1e-4)
+    with pytest.raises(Untraceable, match="for one size only; give --size H W"):
+        trace(model, 3, ("logits",), None)

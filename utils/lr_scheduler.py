@@ -19,7 +19,6 @@ from utils.errors import ConfigError, first_line
 from utils.registry import SCHEDULERS
 from utils.schema import Above, AtLeast, Between, Mismatch, convert, join
 
-
 STAGES = "stages"  # key of a parameter group: optimizer steps for which it rests, and for which it then warms up
 
 

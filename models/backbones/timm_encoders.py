@@ -124,6 +124,8 @@ class TimmEncoder(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
         if self.multiple > 1:
+            if not (isinstance(height, int) and isinstance(width, int)):  # symbols, while a graph is made
+                raise ValueError(f"{self.weights} pads images, which a graph can do for one size only; give --size H W")
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         maps = list(self.net(images))
         if self.channels_last:
@@ -390,15 +392,22 @@ def _covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
         return x[..., : height // stride, : width // stride]
     with without_autocast(x.device):  # half precision knows positions to 1 in 256
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = _interpolation(height / stride, wide.shape[-2], wide)
-        columns = _interpolation(width / stride, wide.shape[-1], wide)
+        rows = _interpolation(height, stride, wide.shape[-2], wide)
+        columns = _interpolation(width, stride, wide.shape[-1], wide)
         covering = rows @ wide @ columns.mT
     return covering.to(x.dtype)
 
 
-def _interpolation(length: float, count: int, like: Tensor) -> Tensor:
-    """Weights (ceil(length), count) that resample the first `length` of `count` values linearly, end to end."""
-    wanted = math.ceil(length)
-    centers = (torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5) * (length / wanted) - 0.5
+def _interpolation(pixels: int, stride: int, count: int, like: Tensor) -> Tensor:
+    """Weights (n, `count`) that resample values of `stride` pixels each to n that end where the image does, linearly.
+
+    Args:
+        pixels: Of the image, on this side; n is the number of values that it needs, rounded up.
+        stride: Pixels of each value.
+        count: Values that there are.
+        like: Of this type and on this device.
+    """
+    wanted = (pixels + stride - 1) // stride
+    centers = (torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5) * (pixels / (stride * wanted)) - 0.5
     positions = torch.arange(count, device=like.device, dtype=like.dtype)
     return (1 - (centers.clamp(min=0)[:, None] - positions).abs()).clamp(min=0)

@@ -93,7 +93,7 @@ class SegmenterHead(Head):
         x = features[-1]
         height, width = x.shape[-2:]
         pixels = self.embed(x.flatten(2).transpose(1, 2))
-        tokens = torch.cat([pixels, self.classes.expand(len(x), -1, -1)], dim=1)
+        tokens = torch.cat([pixels, self.classes.expand(x.shape[0], -1, -1)], dim=1)
         tokens = self.norm(self.blocks(tokens))
         count = self.classes.shape[1]
         pixels = F.normalize(self.project_pixels(tokens[:, :-count]), dim=-1)
