@@ -109,6 +109,8 @@ class TimmEncoder(Backbone):
         try:
             self.net = _create(name, in_channels, options)
         except TypeError as error:
+            if not drop_path:
+                raise
             raise ConfigError(f"{where}.drop_path: timm/{name} has no such option. Leave it out.") from error
         self.weights = f"timm/{name}"
         self.multiple = way.multiple
@@ -199,17 +201,22 @@ def import_timm(name: str, *, where: str) -> Any:
     return timm
 
 
-def _create(name: str, in_channels: int, options: Mapping[str, Any]) -> nn.Module:
+def _create(name: str, in_channels: int, options: Mapping[str, Any]) -> Any:
+    """Make the network that gives maps; of "blocks" in `options`, see `_Tokens`, and of the others `timm.create_model`."""
     timm = import_timm(f"timm/{name}", where="backbone")
+    network: Any
     if "blocks" in options:
         others = {key: value for key, value in options.items() if key != "blocks"}
-        return _Tokens(timm.create_model(name, in_chans=in_channels, num_classes=0, **others), options["blocks"])
-    network: nn.Module = timm.create_model(name, in_chans=in_channels, features_only=True, **options)
+        network = _Tokens(timm.create_model(name, in_chans=in_channels, num_classes=0, **others), options["blocks"])
+    else:
+        network = timm.create_model(name, in_chans=in_channels, features_only=True, **options)
+        model = getattr(network, "model", None)
+        if getattr(model, "pos_embed_win", None) is not None and hasattr(model, "reroll"):
+            network = _Hiera(model)
     for module in network.modules():
         if hasattr(module, "strict_img_size"):
             module.strict_img_size = False  # whether another size does harm is measured
-    model = getattr(network, "model", None)
-    return _Hiera(model) if getattr(model, "pos_embed_win", None) is not None and hasattr(model, "reroll") else network
+    return network
 
 
 class _Hiera(nn.Module):
