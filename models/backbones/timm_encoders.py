@@ -202,7 +202,7 @@ def import_timm(name: str, *, where: str) -> Any:
 
 
 def _create(name: str, in_channels: int, options: Mapping[str, Any]) -> Any:
-    """Make the network that gives maps; of "blocks" in `options`, see `_Tokens`, and of the others `timm.create_model`."""
+    """Make a network that gives maps; `options` are those of `timm.create_model`, and "blocks" for `_Tokens`."""
     timm = import_timm(f"timm/{name}", where="backbone")
     network: Any
     if "blocks" in options:
