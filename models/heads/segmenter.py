@@ -29,7 +29,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attend(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        added: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return added
 
     def attend(self, x: Tensor) -> Tensor:
         count, tokens, channels = x.shape
@@ -98,5 +99,5 @@ class SegmenterHead(Head):
         count = self.classes.shape[1]
         pixels = F.normalize(self.project_pixels(tokens[:, :-count]), dim=-1)
         classes = F.normalize(self.project_classes(tokens[:, -count:]), dim=-1)
-        logits = self.mask_norm(pixels @ classes.transpose(1, 2))
-        return logits.transpose(1, 2).unflatten(2, (height, width))
+        logits: Tensor = self.mask_norm(pixels @ classes.transpose(1, 2))
+        return logits.transpose(1, 2).reshape(x.shape[0], count, height, width)
