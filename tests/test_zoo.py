@@ -376,17 +376,24 @@ def test_names_of_a_family_need_not_be_known_beforehand() -> None:
 
 
 @needs_timm
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"type": "timm/test_convnext", "args": {"output_stride": 16}},
+        {"type": "timm/test_vit", "args": {"drop_path": 0.1}},
+    ],
+)
 def test_a_timm_network_trains_from_json_and_its_checkpoint_predicts(
+    backbone: dict[str, Any],
     config_file: Callable[..., Path],
     train_command: Callable[..., Any],
     inference_command: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    backbone = {"type": "timm/test_convnext", "args": {"output_stride": 16}}
     file = config_file({"arch.args.backbone": backbone, "arch.args.output_stride": None, "trainer.epochs": 1})
     answer = train_command("-c", file, "--import", "tests.tiny")
     assert answer.status == 0, answer.err
-    (checkpoint,) = tmp_path.glob("saved/tiny/*/best_model.pth")
+    (checkpoint,) = tmp_path.glob("saved/tiny/*-*/best_model.pth")
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((50, 70, 3), np.uint8))
     files = ("-m", checkpoint, "-i", tmp_path / "image.png", "-o", tmp_path / "out")
     answer = inference_command(*files, "--import", "tests.tiny")
