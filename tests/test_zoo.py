@@ -432,7 +432,7 @@ def test_timms_public_weights_are_loaded_and_draw_no_random_numbers(monkeypatch:
     with pytest.raises(
         ConfigError, match=r"^arch.args.pretrained: the weights of timm/test_resnet cannot be downloaded"
     ):
-        build("EncoderDecoder", with_timm("test_resnet"), pretrained=True)
+        build("EncoderDecoder", with_timm("test_resnet"), pretrained="required")
     with pytest.raises(ConfigError, match=r"^arch.args.pretrained: timm has no weights of convnext_atto_rms"):
         build("EncoderDecoder", with_timm("convnext_atto_rms"), pretrained=True)
 
