@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -78,6 +78,9 @@ class Neck(nn.Module, ABC):
     shapes: tuple[FeatureShape, ...]
     needs_batch = False
 
+    def keep(self, levels: Collection[int]) -> None:
+        """Drop the layers that only maps of other levels need; those may then be anything, for nobody takes them."""
+
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Compute the new feature maps (N, channels, h, w), finest first."""
@@ -89,8 +92,11 @@ class Head(nn.Module, ABC):
     needs_batch = False
 
     @abstractmethod
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Compute logits that cover exactly what the feature maps cover."""
+    def forward(self, features: list[Tensor]) -> Tensor | SegOutput:
+        """Compute logits that cover exactly what the feature maps cover.
+
+        A head that is trained on maps of several resolutions returns, in training, a `SegOutput` with them in `aux`.
+        """
 
 
 class Normalize(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.outputs import resize
+from utils.outputs import SegOutput, resize
 from utils.schema import Above, AtLeast
 
 OutputStride = Literal[32, 16, 8, 4, 2]
@@ -137,6 +137,21 @@ class Classifier(nn.Conv2d):
 
     def __init__(self, in_channels: int, num_classes: int, kernel_size: int = 1) -> None:
         super().__init__(in_channels, num_classes, kernel_size, padding=kernel_size // 2)
+
+
+def with_aux(logits: Tensor, classifiers: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor | SegOutput:
+    """Add the logits of a decoder's other maps to the main ones, for deep supervision, in training.
+
+    Source: Lee et al. 2014, https://arxiv.org/abs/1409.5185.
+
+    Args:
+        logits: (N, num_classes, h, w).
+        classifiers: One for each of `maps`; or none, for no deep supervision.
+        maps: Of the decoder, of any sizes.
+    """
+    if not classifiers.training or not classifiers:
+        return logits
+    return SegOutput(logits, tuple(classify(x) for classify, x in zip(classifiers, maps, strict=True)))
 
 
 class ChannelGate(nn.Module):

@@ -43,17 +43,46 @@ class EncoderDecoder(BaseModel):
         self.head = head
         self.aux_heads = nn.ModuleList(aux_heads)
         self.needs_batch = any(brick.needs_batch for brick in (backbone, *necks, head, *aux_heads))
+        for index, neck in enumerate(necks):
+            if type(neck).keep is not Neck.keep:
+                neck.keep(_levels_taken([*necks[index + 1 :], head], neck.shapes))
 
     def predict(self, images: Tensor) -> SegOutput:
         features = self.backbone(images)
-        logits = self.head(self.necks(features))
-        aux = [head(features) for head in self.aux_heads] if self.training else []
+        logits, aux = _output(self.head(self.necks(features)))
+        for head in self.aux_heads if self.training else ():
+            main, further = _output(head(features))
+            aux += (main, *further)
         # Heads that make whole blocks of pixels out of each may reach beyond an image of another size.
         height, width = images.shape[-2:]
         return SegOutput(logits[..., :height, :width], tuple(each[..., :height, :width] for each in aux))
 
     def backbone_modules(self) -> Sequence[nn.Module]:
         return (self.backbone,)
+
+
+def _output(result: Tensor | SegOutput) -> SegOutput:
+    """Give what a head returned one type."""
+    return SegOutput(result) if isinstance(result, Tensor) else result
+
+
+def _levels_taken(bricks: Sequence[nn.Module], shapes: Sequence[FeatureShape]) -> set[int]:
+    """Find the levels of maps of `shapes` that have a part in what necks and a head behind them compute.
+
+    They are run on tensors without memory: autograd then tells which maps the logits depend on.
+    """
+    tail = nn.Sequential(*bricks)
+    modes = {module: module.training for module in tail.modules()}
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in tail.state_dict().items()}
+    maps = []
+    for shape in shapes:
+        side = 128 // shape.stride
+        maps.append(torch.empty(1, shape.channels, side, side, device="meta", requires_grad=True))
+    logits, _ = _output(torch.func.functional_call(tail.eval(), tensors, (list(maps),)))
+    for module, mode in modes.items():
+        module.training = mode
+    gradients = torch.autograd.grad(logits.sum(), maps, allow_unused=True)
+    return {shape.level for shape, gradient in zip(shapes, gradients, strict=True) if gradient is not None}
 
 
 class BrickSpec(NamedTuple):

@@ -285,6 +285,7 @@ def unet_resnet(
     backbone: Annotated[Component, BACKBONES] = Component("resnet50"),  # noqa: B008
     output_stride: OutputStride | None = None,
     deep_stem: bool = False,
+    deep_supervision: bool = False,
 ) -> EncoderDecoder:
     """U-Net whose encoder is a ResNet, or any other backbone: skips from levels 1 to 4.
 
@@ -297,6 +298,7 @@ def unet_resnet(
         backbone: Makes the feature maps.
         output_stride: Input pixels per pixel of the backbone's coarsest map; null is 32.
         deep_stem: Let a ResNet begin with three 3x3 convolutions.
+        deep_supervision: Classify the map of every step of the decoder in training.
     """
     if deep_stem:
         backbone = with_argument(backbone, "deep_stem", True, where=f"{where}.deep_stem")
@@ -305,7 +307,7 @@ def unet_resnet(
         in_channels,
         where,
         backbone=BrickSpec(f"{where}.backbone", backbone),
-        head=_brick(where, "UNetHead"),
+        head=_brick(where, "UNetHead", deep_supervision=deep_supervision),
         output_stride=output_stride,
     )
 
@@ -320,6 +322,7 @@ def upernet(
     output_stride: OutputStride = 16,
     fpn_out: Positive = 256,
     use_aux: bool = False,
+    deep_supervision: bool = False,
 ) -> EncoderDecoder:
     """Unified perceptual parsing network: pyramid pooling below a feature pyramid.
 
@@ -333,6 +336,7 @@ def upernet(
         output_stride: Input pixels per pixel of the backbone's coarsest map.
         fpn_out: Width of the feature pyramid.
         use_aux: Train an auxiliary head on the level-4 map.
+        deep_supervision: Classify the map of every level of the pyramid by itself too in training.
     """
     return compose(
         num_classes,
@@ -340,7 +344,7 @@ def upernet(
         where,
         backbone=BrickSpec(f"{where}.backbone", backbone),
         necks=[_brick(where, "PyramidPooling", bins=(1, 2, 4, 6))],
-        head=_brick(where, "FPNHead", channels=fpn_out),
+        head=_brick(where, "FPNHead", channels=fpn_out, deep_supervision=deep_supervision),
         aux_heads=[_brick(where, "FCNHead", level=4)] if use_aux else [],
         output_stride=output_stride,
     )

@@ -91,7 +91,20 @@ def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: 
     for backbone, (source, state) in zip(backbones, found, strict=True):
         reports.append(load_backbone(backbone, state, source=source, where=where))
         logger.info("%s", reports[-1])
+        if source.startswith("timm's "):
+            _compare_normalization(model, source.removeprefix("timm's "))
     return reports
+
+
+def _compare_normalization(model: BaseModel, name: str) -> None:
+    """Warn where timm's weights `name` are used to other numbers than the images are normalized by."""
+    published = import_timm(f"timm/{name}", where="pretrained").get_pretrained_cfg(name)
+    for ours, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
+        own = ours.flatten().cpu() / 255
+        if len(own) == len(theirs) and not torch.allclose(own, torch.tensor(theirs), atol=1e-3):
+            numbers = f'{{"mean": {list(published.mean)}, "std": {list(published.std)}}}'
+            logger.warning('timm/%s was trained on other numbers; set "normalization": %s.', name, numbers)
+            return
 
 
 def load_backbone(backbone: Backbone, state: Mapping[str, Tensor], *, source: str, where: str) -> LoadReport:

@@ -125,6 +125,43 @@ def test_each_layer_of_the_backbone_learns_more_slowly_than_the_next(schedule):
         assert group == ("backbone/layer_0" if stem else f"backbone/layer_{stage}" if stage else "decoder")
 
 
+def test_a_part_rests_and_warms_up_by_itself():
+    """The head warms up for 4 steps while the backbone rests, and the backbone for 8 after that."""
+    parts = {"decoder": {"warmup": 4}, "backbone": {"delay": 5, "warmup": 8}}
+    section = {"args": {"lr": 0.1}, "layer_decay": 0.5, "parts": parts, "no_decay": ["norm"]}
+    plain, staged = (build_optimizer(s, build_model(LEGO, num_classes=3)) for s in ({**section, "parts": {}}, section))
+    facts = {"total_steps": 30, "steps_per_epoch": 10}
+    for step in (0, 3, 4, 5, 12, 13, 29):
+        for optimizer in (plain, staged):
+            # A new schedule each time: what was done before has no part in it.
+            build_scheduler({"type": "Poly", "args": {"warmup_epochs": 0.2}}, optimizer, **facts).apply(optimizer, step)
+        shares = {"decoder": min((step + 1) / 5, 1), "backbone": min(max(step - 5 + 1, 0) / 9, 1)}
+        for one, other in zip(plain.param_groups, staged.param_groups, strict=True):
+            assert other["lr"] == pytest.approx(one["lr"] * shares[one["name"].partition("/")[0]])
+    assert not any("stages" in group for group in plain.param_groups)
+
+
+def test_a_resting_part_keeps_its_weights():
+    model = Small()
+    section = {"type": "AdamW", "args": {"lr": 0.1, "weight_decay": 0.1}, "parts": {"backbone": {"delay": 2}}}
+    optimizer = build_optimizer(section, model)
+    schedule = build_scheduler("Constant", optimizer, total_steps=9, steps_per_epoch=3)
+    changed = []
+    for step in range(4):
+        before = model.encoder[0].weight.clone()
+        schedule.apply(optimizer, step)
+        model(torch.rand(2, 3, 9, 9)).logits.square().sum().backward()
+        optimizer.step()
+        changed.append(not torch.equal(before, model.encoder[0].weight))
+    assert changed == [False, False, True, True]
+
+
+def test_stages_of_parts_need_a_schedule_of_ours():
+    optimizer = build_optimizer({"parts": {"backbone": {"warmup": 1}}}, Small())
+    with pytest.raises(ConfigError, match=r"^lr_scheduler: StepLR counts for itself and knows no delay or warm-up of"):
+        build_scheduler({"type": "StepLR", "args": {"step_size": 1}}, optimizer, total_steps=9, steps_per_epoch=3)
+
+
 def test_looking_for_layers_leaves_the_model_as_it_is():
     model = build_model({**LEGO, "args": {**LEGO["args"], "freeze_bn": True}}, num_classes=3).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -142,7 +179,7 @@ def test_frozen_parameters_stay_and_empty_groups_go():
 
 
 def test_groups_go_through_a_checkpoint(tmp_path):
-    optimizer = build_optimizer({"no_decay": ["bias"]}, Small())
+    optimizer = build_optimizer({"no_decay": ["bias"], "parts": {"backbone": {"delay": 2, "warmup": 3}}}, Small())
     torch.save(optimizer.state_dict(), tmp_path / "state.pth")
     other = build_optimizer({"args": {"lr": 1}, "no_decay": ["bias"]}, Small())
     other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))

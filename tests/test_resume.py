@@ -167,6 +167,21 @@ def test_kill_9_at_a_named_point_changes_nothing(tmp_path: Path, whole: Path, ki
     assert_same_end(tmp_path, whole)
 
 
+def test_kill_9_while_a_part_rests_or_warms_up_changes_nothing(tmp_path: Path) -> None:
+    folders = [tmp_path / kill for kill in ("", "step:4", "step:6")]
+    for folder in folders:
+        kill = folder.name if folder != tmp_path else ""
+        folder.mkdir(exist_ok=True)
+        path = write_config(folder)
+        config = json.loads(path.read_text())
+        config["optimizer"]["parts"] = {"backbone": {"delay": 4, "warmup": 4}, "decoder": {"warmup": 2}}
+        path.write_text(json.dumps(config))
+        assert train_in_child(path, kill=kill) == (-signal.SIGKILL if kill else 0)
+        if kill:
+            assert train_in_child(path, "--resume", "auto") == 0
+            assert_same_end(folder, only_run(tmp_path))
+
+
 @pytest.mark.parametrize("kill", ["step:4", "before_rename:9", "mid_validation:2"])
 def test_kill_9_with_workers_changes_nothing(tmp_path: Path, whole: Path, kill: str) -> None:
     config = write_config(tmp_path, num_workers=2)

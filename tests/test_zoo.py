@@ -344,7 +344,7 @@ def test_a_timm_network_is_composed_in_one_string() -> None:
         ),
         ("test_convnexd", {}, ": timm has no network called 'test_convnexd'. Did you mean 'test_convnext'?"),
         ("zzz", {}, ": timm has no network called 'zzz'. `timm.list_models()` lists them."),
-        ("test_vit", {}, ": timm/test_vit does not make one map for each stride, of images of any size ("),
+        ("shvit_s1", {}, ": timm/shvit_s1 makes maps of strides 16, 32, 64, but only 2, 4, 8, 16, 32 are of use."),
     ],
 )
 def test_a_timm_network_that_does_not_fit_is_refused(name: str, args: dict[str, Any], expected: str) -> None:
@@ -376,17 +376,24 @@ def test_names_of_a_family_need_not_be_known_beforehand() -> None:
 
 
 @needs_timm
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"type": "timm/test_convnext", "args": {"output_stride": 16}},
+        {"type": "timm/test_vit", "args": {"drop_path": 0.1}},
+    ],
+)
 def test_a_timm_network_trains_from_json_and_its_checkpoint_predicts(
+    backbone: dict[str, Any],
     config_file: Callable[..., Path],
     train_command: Callable[..., Any],
     inference_command: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    backbone = {"type": "timm/test_convnext", "args": {"output_stride": 16}}
     file = config_file({"arch.args.backbone": backbone, "arch.args.output_stride": None, "trainer.epochs": 1})
     answer = train_command("-c", file, "--import", "tests.tiny")
     assert answer.status == 0, answer.err
-    (checkpoint,) = tmp_path.glob("saved/tiny/*/best_model.pth")
+    (checkpoint,) = tmp_path.glob("saved/tiny/*-*/best_model.pth")
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((50, 70, 3), np.uint8))
     files = ("-m", checkpoint, "-i", tmp_path / "image.png", "-o", tmp_path / "out")
     answer = inference_command(*files, "--import", "tests.tiny")
@@ -425,7 +432,7 @@ def test_timms_public_weights_are_loaded_and_draw_no_random_numbers(monkeypatch:
     with pytest.raises(
         ConfigError, match=r"^arch.args.pretrained: the weights of timm/test_resnet cannot be downloaded"
     ):
-        build("EncoderDecoder", with_timm("test_resnet"), pretrained=True)
+        build("EncoderDecoder", with_timm("test_resnet"), pretrained="required")
     with pytest.raises(ConfigError, match=r"^arch.args.pretrained: timm has no weights of convnext_atto_rms"):
         build("EncoderDecoder", with_timm("convnext_atto_rms"), pretrained=True)
 
@@ -438,6 +445,8 @@ NECK_ARGS: dict[str, dict[str, Any]] = {name: {"channels": 8} for name in NECKS}
 HEAD_ARGS: dict[str, dict[str, Any]] = {name: {"channels": 8} for name in HEADS}
 HEAD_ARGS["LargeKernelHead"] = {"kernel_size": 5}
 HEAD_ARGS["UNetHead"] = {"channels": (8, 8, 8, 8)}
+HEAD_ARGS["LinearHead"] = {}
+NECK_ARGS["DPT"]["widths"] = (8, 8, 8, 8)
 # One of each class; its sisters differ in depth only.
 FAMILIES = ("resnet18", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception41")
 

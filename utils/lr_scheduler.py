@@ -19,6 +19,8 @@ from utils.errors import ConfigError, first_line
 from utils.registry import SCHEDULERS
 from utils.schema import Above, AtLeast, Between, Mismatch, convert, join
 
+STAGES = "stages"  # key of a parameter group: optimizer steps for which it rests, and for which it then warms up
+
 
 def poly_factor(step: float, total_steps: float, *, power: float = 0.9, warmup_steps: float = 0) -> float:
     """Share of the base learning rate to use for optimizer step number `step`: ``(1 - progress) ** power``.
@@ -81,10 +83,17 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(max(progress, 0), 1))) / 2
 
 
+def _stage_factor(group: Mapping[str, Any], step: int) -> float:
+    """Share of its learning rate that a parameter group has because its part rests or warms up."""
+    delay, warmup = group.get(STAGES, (0, 0))
+    return _warmup(step - delay, warmup) if step >= delay else 0.0
+
+
 class Schedule(ABC):
     """Sets the learning rate of every group to its base rate times a factor, so that groups keep their ratios.
 
-    A group's base rate is its "base_lr"; a group without one is given its present rate as such.
+    A group's base rate is its "base_lr"; a group without one is given its present rate as such. A group with "stages",
+    (delay, warmup) in optimizer steps, rests at first, and then warms up by itself.
     """
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
@@ -92,7 +101,7 @@ class Schedule(ABC):
         factor = self.factor(step)
         momentum = self.momentum(step)
         for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * factor * _stage_factor(group, step)
             if momentum is not None and "betas" in group:
                 group["betas"] = (momentum, *group["betas"][1:])
             elif momentum is not None and "momentum" in group:
@@ -359,6 +368,11 @@ def build_scheduler(
         raise ConfigError(*problems)
     for group in optimizer.param_groups:
         group.setdefault("base_lr", group["lr"])
+        if STAGES in group and not _is_ours(checked.type):
+            raise ConfigError(
+                f"{where}: {checked.type} counts for itself and knows no delay or warm-up of a part. "
+                f"Take them out of optimizer.parts, or use a schedule such as Poly."
+            )
     if _is_ours(checked.type):
         facts = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
         schedule: Schedule = SCHEDULERS.make(checked.type, checked.args, where=where, **facts)

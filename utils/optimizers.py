@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from utils.errors import ConfigError, first_line
+from utils.lr_scheduler import STAGES
 from utils.registry import OPTIMIZERS
 from utils.schema import Above, AtLeast, Mismatch, Range, convert, did_you_mean, join, parameters_of, show
 
@@ -45,10 +46,14 @@ class PartOptions:
     Args:
         lr_mult: Factor of the learning rate.
         decay_mult: Factor of the weight decay.
+        delay: Optimizer steps during which the part rests, at a learning rate of 0.
+        warmup: Optimizer steps after these during which its learning rate rises linearly to what it should be.
     """
 
     lr_mult: Annotated[float, AtLeast(0)] = 1.0
     decay_mult: Annotated[float, AtLeast(0)] = 1.0
+    delay: Annotated[int, AtLeast(0)] = 0
+    warmup: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fu
     Its groups are the model's, decoder first; with `layer_decay`, one for each layer of the backbone. `no_decay` splits
     a group NAME in two, NAME and "NAME/no_decay".
     Frozen parameters stay in their group, so that freezing changes no group; groups without parameters are dropped.
-    Each group keeps its learning rate in "base_lr", for schedules to scale.
+    Each group keeps its learning rate in "base_lr", for schedules to scale, and, where it has any, the delay and the
+    warm-up of its part in "stages".
 
     Args:
         config: A name, the section, or an `OptimizerConfig`.
@@ -160,7 +166,9 @@ def build_optimizer(config: Any, model: Grouped, *, where: str = "optimizer", fu
     for group in groups:
         part = checked.parts.get(part_of(group), PartOptions())
         rate = group["lr"] * part.lr_mult
-        options = {"lr": rate, "base_lr": rate}
+        options: dict[str, Any] = {"lr": rate, "base_lr": rate}
+        if part.delay or part.warmup:
+            options[STAGES] = (part.delay, part.warmup)
         if decay is not None:
             options["weight_decay"] = decay * part.decay_mult
         decayed = [p for p in group["params"] if id(p) not in without_decay]

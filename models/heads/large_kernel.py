@@ -67,10 +67,10 @@ class LargeKernelHead(Head):
     """Score levels 2 to 5 by large kernels, and add the scores from coarse to fine, refining boundaries.
 
     Source: Peng et al. 2017, https://arxiv.org/abs/1703.02719, figure 2. The last of the nine refinements works
-    at level 1, not at full resolution, which a head does not know.
+    at level 1, or at the finest level that there is, not at full resolution, which a head does not know.
 
     Args:
-        shapes: Feature maps to expect, finest first; levels 1 to 5.
+        shapes: Feature maps to expect, finest first; levels 2 to 5.
         num_classes: Channels of the logits.
         kernel_size: Reach of the kernels, in feature pixels; odd.
         use_deconv: Enlarge scores by learned transposed convolutions.
@@ -88,7 +88,7 @@ class LargeKernelHead(Head):
         if kernel_size % 2 == 0:
             raise ValueError(f"needs an odd 'kernel_size', but was given {kernel_size}")
         self.indices = [at_level(shapes, level) for level in (5, 4, 3, 2)]
-        self.finest = at_level(shapes, 1)
+        self.finest = 0
         self.score = nn.ModuleList(
             nn.Sequential(_GlobalConv(shapes[i].channels, num_classes, kernel_size), _Refine(num_classes))
             for i in self.indices

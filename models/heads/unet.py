@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Head
-from models.blocks import Classifier, ConvNormAct, Positive, resize_like
+from models.blocks import Classifier, ConvNormAct, Positive, resize_like, with_aux
+from utils.outputs import SegOutput
 from utils.registry import HEADS
 
 
@@ -35,6 +36,7 @@ class UNetHead(Head):
         num_classes: Channels of the logits.
         channels: Width of each step, coarsest first, one for every map but the coarsest; null is as many as needed
             of 128, 96, 64, 48.
+        deep_supervision: Classify the map of every step in training, the coarser ones as auxiliary outputs.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class UNetHead(Head):
         num_classes: int,
         *,
         channels: tuple[Positive, ...] | None = None,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         *skips, coarsest = shapes
@@ -56,10 +59,13 @@ class UNetHead(Head):
             width = out_channels
         self.steps = nn.ModuleList(steps)
         self.classify = Classifier(width, num_classes)
+        supervised = channels[:-1] if deep_supervision else ()
+        self.classify_coarser = nn.ModuleList(Classifier(width, num_classes) for width in supervised)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Tensor | SegOutput:
         *skips, x = features
+        maps = []
         for step, skip in zip(self.steps, reversed(skips), strict=True):
             x = step(x, skip)
-        logits: Tensor = self.classify(x)
-        return logits
+            maps.append(x)
+        return with_aux(self.classify(x), self.classify_coarser, maps[:-1])
