@@ -60,7 +60,7 @@ class TrainerConfig:
         metrics: Figures that validation reports besides pixel accuracy and IoU.
         precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
-        channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA.
+        channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA and on a CPU.
         accumulate: Micro-batches in which a batch is worked through, to save memory; results do not change.
         activation_checkpointing: Keep only the inputs of a network's blocks, and compute their insides again for the
             gradient: less memory, a third more time, the same results.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +48,7 @@ from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 logger = logging.getLogger("segwright")
 
 LACKS_PRETRAINED = "lacks_pretrained"  # in an environment: a run began from random numbers for want of weights
+CHANNELS_LAST = "channels_last"  # in an environment: how weights lie in memory; not in early files
 
 
 def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
@@ -145,7 +147,8 @@ def build_trainer(
         device: Where to compute.
         loaders: From `build_loaders`.
         environment: What checkpoints record about where they were made; LACKS_PRETRAINED in it says that the run
-            which is resumed began from random numbers, since weights could not be downloaded.
+            which is resumed began from random numbers, since weights could not be downloaded, and CHANNELS_LAST how
+            its weights lay in memory.
         load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
             replaces them.
         gpus: How many of them this process uses, by threads.
@@ -171,7 +174,10 @@ def build_trainer(
         logger.info("init_from %s", report)
     if trainer.deterministic:
         make_deterministic(model, device)
-    network = wrap_network(model.to(device), trainer, gpus=gpus, unused=unused)
+    channels_last = uses_channels_last(trainer, device, begun=environment.get(CHANNELS_LAST))
+    environment = {**environment, CHANNELS_LAST: channels_last}
+    settled = replace(trainer, channels_last=channels_last)
+    network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
@@ -209,8 +215,7 @@ def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unus
         gpus: How many of them this process uses, by threads.
         unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
     """
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    if config.channels_last is True or (config.channels_last == "auto" and on_cuda):
+    if uses_channels_last(config, next(model.parameters()).device):
         model.to(memory_format=torch.channels_last)
     if config.activation_checkpointing:
         checkpoint_activations(model)
@@ -224,6 +229,27 @@ def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unus
         # What puts values back by their indices cannot be compiled for sizes that are not known.
         network = cast(nn.Module, torch.compile(network, mode=mode, dynamic=False if model.unpools else None))
     return network
+
+
+def uses_channels_last(config: TrainerConfig, device: torch.device, *, begun: bool | None = None) -> bool:
+    """Whether to keep weights channels last in memory.
+
+    Args:
+        config: The `trainer` section.
+        device: Where to compute.
+        begun: How a run that goes on has kept them; None for a new one. Sums differ in their last bits between the two.
+    """
+    if config.channels_last != "auto":
+        return config.channels_last
+    if device.type == "cpu" and begun is not None:
+        return begun
+    return device.type in ("cuda", "cpu")
+
+
+def was_channels_last(state: Mapping[str, Any]) -> bool:
+    """Whether the run that made a checkpoint kept weights channels last; in early ones, "auto" did not on a CPU."""
+    early = state["config"]["trainer"].get("channels_last") is True
+    return bool(state["environment"].get(CHANNELS_LAST, early))
 
 
 def loss_of(config: RunConfig) -> Any:
@@ -328,6 +354,8 @@ def load_model(
         load_weights=False,
     )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
+    if was_channels_last(about) if config is None else uses_channels_last(config.trainer, device):
+        model.to(memory_format=torch.channels_last)
     classes = exported.classes_of(about)
     kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
     preprocessing = about.get("preprocessing")  # not in early files, whose config says it

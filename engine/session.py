@@ -162,8 +162,10 @@ def start(session: Session, run_dir: Path) -> Trainer:
 def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Trainer:
     """Build the trainer, put it where a checkpoint stopped, and write the first files of the run."""
     config, resume = session.config, session.resume
-    if resume is not None and assemble.LACKS_PRETRAINED in resume.checkpoint["environment"]:
-        environment[assemble.LACKS_PRETRAINED] = True
+    if resume is not None:
+        environment[assemble.CHANNELS_LAST] = assemble.was_channels_last(resume.checkpoint)
+        if assemble.LACKS_PRETRAINED in resume.checkpoint["environment"]:
+            environment[assemble.LACKS_PRETRAINED] = True
     trainer = assemble.build_trainer(
         config,
         run_dir,

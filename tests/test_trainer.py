@@ -628,6 +628,34 @@ def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) 
     assert model.backbone.conv1.weight.grad is not None
 
 
+def first_convolution(path: Path) -> torch.Tensor:
+    """The first convolution's weights in a checkpoint, as they lie in memory."""
+    weights: torch.Tensor = torch.load(path, weights_only=True)["state_dict"]["backbone.conv1.weight"]
+    return weights
+
+
+def test_weights_lie_channels_last_on_a_cpu_where_training_and_prediction_are_faster_so(tmp_path: Path) -> None:
+    last = launch(tmp_path, trainer={"epochs": 1}) / "last.pth"
+    assert first_convolution(last).is_contiguous(memory_format=torch.channels_last)
+    assert torch.load(last, weights_only=True)["environment"]["channels_last"] is True
+    predicting = load(last, device="cpu", modules=["tests.tiny"]).model.backbone.conv1.weight
+    assert predicting.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_early_run_goes_on_with_weights_as_they_lay(tmp_path: Path) -> None:
+    last = launch(tmp_path, trainer={"epochs": 1, "channels_last": False}) / "last.pth"
+    state = torch.load(last, weights_only=True)
+    del state["environment"]["channels_last"]
+    state["config"]["trainer"]["channels_last"] = "auto"  # which meant CUDA alone
+    torch.save(state, last)
+    predictor = load(last, device="cpu", modules=["tests.tiny"])
+    assert predictor.model.backbone.conv1.weight.is_contiguous()
+    launch(tmp_path, "--resume", str(last), trainer={"epochs": 2})
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert first_convolution(last).is_contiguous()
+    assert torch.load(last, weights_only=True)["environment"]["channels_last"] is False
+
+
 def test_the_step_calls_a_compiled_network_and_saves_the_plain_one(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, compile=True)  # compiled when it is called, and so never here
     assert trainer.network is not trainer.model
