@@ -58,7 +58,7 @@ class TrainerConfig:
         val_per_epochs: Epochs between validations; the last epoch is always validated.
         val_per_steps: Optimiser steps between validations; given, it wins over `val_per_epochs`.
         metrics: Figures that validation reports besides pixel accuracy and IoU.
-        precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
+        precision: Arithmetic of training and validation; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
         channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA and on a CPU.
         accumulate: Micro-batches in which a batch is worked through, to save memory; results do not change.

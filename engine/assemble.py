@@ -138,6 +138,7 @@ def build_trainer(
     load_weights: bool = True,
     gpus: int = 1,
     unused: bool = False,
+    precision: str | None = None,
 ) -> Trainer:
     """Build everything that trains, ready to `fit` or to `resume`.
 
@@ -153,6 +154,7 @@ def build_trainer(
             replaces them.
         gpus: How many of them this process uses, by threads.
         unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
+        precision: Arithmetic of validation, where a run goes on; None for that of training.
 
     Raises:
         UserError: Weights cannot be loaded, or parts do not fit.
@@ -178,6 +180,7 @@ def build_trainer(
     environment = {**environment, CHANNELS_LAST: channels_last}
     settled = replace(trainer, channels_last=channels_last)
     network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
+    precision = precision or choose_precision(trainer.precision, device)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
@@ -200,7 +203,7 @@ def build_trainer(
         seed=config.seed,
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
-        protocol=validation_protocol(config, val_loader),
+        protocol=validation_protocol(config, val_loader, precision=precision),
     )
 
 
@@ -248,7 +251,7 @@ def uses_channels_last(config: TrainerConfig, device: torch.device, *, begun: bo
 
 def was_channels_last(state: Mapping[str, Any]) -> bool:
     """Whether the run that made a checkpoint kept weights channels last; in early ones, "auto" did not on a CPU."""
-    early = state["config"]["trainer"].get("channels_last") is True
+    early = state["config"].get("trainer", {}).get("channels_last") is True
     return bool(state["environment"].get(CHANNELS_LAST, early))
 
 
@@ -273,20 +276,22 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
     }
 
 
-def validation_protocol(config: RunConfig, loader: Loader | None = None) -> EvaluationProtocol:
-    """State how validation in training predicts: each image once, as its loader delivers it, in float32."""
+def validation_protocol(
+    config: RunConfig, loader: Loader | None = None, *, precision: str = "fp32"
+) -> EvaluationProtocol:
+    """State how validation in training predicts: each image once, as its loader delivers it."""
     section = config.validation
     if section is None:
         return EvaluationProtocol()
     data = evaluation_data(section)
-    return EvaluationProtocol(data=with_images(data, loader.view) if loader else data)
+    return EvaluationProtocol(data=with_images(data, loader.view) if loader else data, precision=precision)
 
 
 def load_predictor(
     path: Path,
     device: torch.device,
     *,
-    precision: str = "fp32",
+    precision: str | None = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
     native: bool = False,
@@ -296,7 +301,7 @@ def load_predictor(
     Args:
         path: As for `load_model`, as all but `native`.
         device: Where to compute.
-        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        precision: Arithmetic: fp32, bf16, fp16, or auto; None for that of validation in training.
         modules: Names of third-party modules that have been imported.
         config: Describes the model instead of the checkpoint.
         native: Predict images at their own size, whatever validation did.
@@ -314,7 +319,7 @@ def load_model(
     path: Path,
     device: torch.device,
     *,
-    precision: str = "fp32",
+    precision: str | None = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
 ) -> Predictor:
@@ -323,7 +328,7 @@ def load_model(
     Args:
         path: A checkpoint or, with `config`, any file of weights.
         device: Where to compute.
-        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        precision: Arithmetic: fp32, bf16, fp16, or auto; None for that of validation in training.
         modules: Names of third-party modules that have been imported.
         config: Describes the model instead of the checkpoint.
 
@@ -332,7 +337,7 @@ def load_model(
     """
     exported.warn_if_unproven(path)
     if format_of(path) in ("onnx", "torch"):
-        return exported.load_predictor(path, device, precision=precision, config=config)
+        return exported.load_predictor(path, device, precision=precision or "fp32", config=config)
     about: Mapping[str, Any]
     state: Mapping[str, Any]
     if config is None:
@@ -342,7 +347,7 @@ def load_model(
         state = checkpoint.load(path)
         about = {
             **describe(config, {}),
-            "protocol": validation_protocol(config).to_json(),
+            "protocol": validation_protocol(config, precision=config.trainer.precision).to_json(),
             "epoch": state.get("epoch"),
             "step": state.get("step"),
         }
@@ -360,4 +365,5 @@ def load_model(
     kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
     preprocessing = about.get("preprocessing")  # not in early files, whose config says it
     about = {**{key: value for key, value in about.items() if key in kept}, "preprocessing": preprocessing}
+    precision = precision or about["protocol"].get("precision", "fp32")  # none where nothing was validated
     return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -175,6 +175,8 @@ def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Train
         load_weights=resume is None,
         gpus=session.gpus,
         unused=session.dry.unused,
+        # Early runs validated in float32 whatever they trained in; figures of one run are to be alike.
+        precision=None if resume is None else resume.checkpoint["protocol"].get("precision"),
     )
     if resume is not None:
         trainer.resume(resume.checkpoint, resume.path)

@@ -7,9 +7,11 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from engine import preflight, results
 from engine.assemble import wrap_network
 from inference import load
 from models.build import build_model
+from tests.conftest import Answer
 from tests.tiny import Squares, tiny_config
 from trainer import StepResult, Trainer
 from utils import checkpoint, distributed, step_progress
@@ -615,6 +618,36 @@ def test_validation_predicts_by_the_protocol_that_is_stamped_on_its_figures(tmp_
         "precision": "bf16",
         "mean": "classes absent from truth and prediction are left out",
     }
+
+
+@pytest.fixture(scope="module")
+def bf16_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that trained in bf16."""
+    return launch(tmp_path_factory.mktemp("bf16"), trainer={"epochs": 1, "precision": "bf16"})
+
+
+def test_validation_computes_as_training_does_and_evaluation_repeats_it(
+    bf16_run: Path, tmp_path: Path, evaluate_command: Callable[..., Answer]
+) -> None:
+    for name, flags, used in (("same", [], "bf16"), ("other", ["--precision", "fp32"], "fp32")):
+        path = tmp_path / f"{name}.json"
+        answer = evaluate_command("-m", bf16_run / "last.pth", "--import", "tests.tiny", "-o", path, *flags)
+        assert answer.status == 0, answer.err
+        assert json.loads(path.read_text())["protocol"]["precision"] == used
+    trained = json.loads((bf16_run / "results.json").read_text())
+    repeated = json.loads((tmp_path / "same.json").read_text())
+    assert trained["protocol"] == repeated["protocol"]
+    assert trained["confusion_matrix"] == repeated["confusion_matrix"]
+
+
+def test_a_run_that_began_with_validation_in_float32_goes_on_with_it(bf16_run: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(bf16_run, tmp_path / "saved" / "tiny" / bf16_run.name))
+    state = torch.load(run_dir / "last.pth", weights_only=True)
+    state["protocol"]["precision"] = "fp32"
+    torch.save(state, run_dir / "last.pth")
+    launch(tmp_path, "--resume", str(run_dir / "last.pth"), trainer={"epochs": 2, "precision": "bf16"})
+    after = torch.load(run_dir / "last.pth", weights_only=True)
+    assert (after["epoch"], after["protocol"]["precision"]) == (2, "fp32")
 
 
 def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) -> None:
