@@ -135,10 +135,9 @@ def build_trainer(
     *,
     loaders: tuple[Loader, Loader | None],
     environment: Mapping[str, Any],
-    load_weights: bool = True,
+    begun: Mapping[str, Any] | None = None,
     gpus: int = 1,
     unused: bool = False,
-    precision: str | None = None,
 ) -> Trainer:
     """Build everything that trains, ready to `fit` or to `resume`.
 
@@ -147,14 +146,11 @@ def build_trainer(
         run_dir: Folder of the run; exists.
         device: Where to compute.
         loaders: From `build_loaders`.
-        environment: What checkpoints record about where they were made; LACKS_PRETRAINED in it says that the run
-            which is resumed began from random numbers, since weights could not be downloaded, and CHANNELS_LAST how
-            its weights lay in memory.
-        load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
-            replaces them.
+        environment: What checkpoints record about where they were made.
+        begun: Content of the checkpoint that the run is to go on from, which replaces pretrained weights and those of
+            `init_from`. How its weights lay in memory and how it was validated stays.
         gpus: How many of them this process uses, by threads.
         unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
-        precision: Arithmetic of validation, where a run goes on; None for that of training.
 
     Raises:
         UserError: Weights cannot be loaded, or parts do not fit.
@@ -162,25 +158,27 @@ def build_trainer(
     train_loader, val_loader = loaders
     trainer = config.trainer
     torch.manual_seed(int(stream(config.seed, "init").integers(2**63)))
-    model = build_network(config, load_weights=load_weights)
-    if LACKS_PRETRAINED in environment:
+    model = build_network(config, load_weights=begun is None)
+    if begun is not None and LACKS_PRETRAINED in begun["environment"]:
         model.lacks_pretrained = True
-    elif model.lacks_pretrained:
+    if model.lacks_pretrained:
         environment = {**environment, LACKS_PRETRAINED: True}
     check_parts(config, model)
     check_last_batch(config, model, len(train_loader.view))
     if config.use_synch_bn and device.type == "cuda":
         synchronize_norms(model, gpus)
-    if load_weights and config.start is not None:
+    if begun is None and config.start is not None:
         report = initialize_from(config.start, model, arch=config.arch, classes=config.classes.names)
         logger.info("init_from %s", report)
     if trainer.deterministic:
         make_deterministic(model, device)
-    channels_last = uses_channels_last(trainer, device, begun=environment.get(CHANNELS_LAST))
+    channels_last = uses_channels_last(trainer, device, begun=None if begun is None else was_channels_last(begun))
     environment = {**environment, CHANNELS_LAST: channels_last}
     settled = replace(trainer, channels_last=channels_last)
     network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
-    precision = precision or choose_precision(trainer.precision, device)
+    precision = choose_precision(trainer.precision, device)
+    if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
+        precision = begun["protocol"].get("precision", precision)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
