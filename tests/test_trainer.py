@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -27,6 +28,7 @@ from base.base_dataloader import BatchSampler, Loader
 from base.base_dataset import DatasetView
 from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
+from base.run_files import RunFiles
 from engine import preflight, results
 from engine.assemble import wrap_network
 from inference import load
@@ -472,6 +474,51 @@ def test_a_full_disk_ends_with_status_4_and_the_old_checkpoint(
     assert "No space left on device" in capsys.readouterr().err
     assert torch.load(run_dir / "last.pth", weights_only=True)["epoch"] == 1
     assert not list(run_dir.glob("*.tmp*"))
+
+
+def test_a_checkpoint_holds_what_was_saved_whatever_happens_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, may_write = torch.save, threading.Event()
+
+    def save_late(state: Any, file: Any) -> None:
+        assert may_write.wait(60)
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", save_late)
+    files = RunFiles(tmp_path, keep_last=1)
+    state: dict[str, Any] = {"w": torch.zeros(3), "optimizer": {"state": [torch.zeros(2)]}, "history": [{"step": 1}]}
+    with files.beside():
+        files.save(state, ["best_model.pth", "last.pth"], commit=True)
+        state["w"] += 1
+        state["optimizer"]["state"][0] += 1
+        state["history"].append({"step": 2})
+        assert not list(tmp_path.glob("*.pth"))
+        may_write.set()
+    for name in ("best_model.pth", "last.pth"):
+        kept = torch.load(tmp_path / name, weights_only=True)
+        assert not kept["w"].any()
+        assert not kept["optimizer"]["state"][0].any()
+        assert kept["history"] == [{"step": 1}]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_the_step_after_a_save_that_failed_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: Any, file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(tmp_path, save_steps=1)
+    update = trainer.update_weights
+
+    def update_when_written() -> None:
+        trainer.files.join()
+        update()
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(trainer, "update_weights", update_when_written)
+    with pytest.raises(Stopped, match=r"last\.pth: could not be written .*No space left on device"):
+        trainer.fit()
+    assert trainer.progress.step == 1
 
 
 def test_a_checkpoint_describes_itself_in_plain_values(tmp_path: Path) -> None:
