@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +43,7 @@ from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
 from utils.predict import Predictor, Prepare
 from utils.protocol import EvaluationProtocol
-from utils.reproducibility import make_deterministic, stream
+from utils.reproducibility import WithoutDraws, make_deterministic, stream
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 
 logger = logging.getLogger("segwright")
@@ -158,7 +159,8 @@ def build_trainer(
     train_loader, val_loader = loaders
     trainer = config.trainer
     torch.manual_seed(int(stream(config.seed, "init").integers(2**63)))
-    model = build_network(config, load_weights=begun is None)
+    with WithoutDraws() if begun else nullcontext():
+        model = build_network(config, load_weights=begun is None)
     if begun is not None and LACKS_PRETRAINED in begun["environment"]:
         model.lacks_pretrained = True
     if model.lacks_pretrained:
@@ -349,13 +351,14 @@ def load_model(
             "epoch": state.get("epoch"),
             "step": state.get("step"),
         }
-    model = build_model(
-        about["arch"],
-        num_classes=len(about["classes"]),
-        mean=about["normalization"]["mean"],
-        std=about["normalization"]["std"],
-        load_weights=False,
-    )
+    with WithoutDraws():
+        model = build_model(
+            about["arch"],
+            num_classes=len(about["classes"]),
+            mean=about["normalization"]["mean"],
+            std=about["normalization"]["std"],
+            load_weights=False,
+        )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
     if was_channels_last(about) if config is None else uses_channels_last(config.trainer, device):
         model.to(memory_format=torch.channels_last)
