@@ -140,6 +140,23 @@ def winning_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return largest
 
 
+@torch.no_grad()
+def sum_at(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Add up logits (N, C, h, w), of several h and w below `size`, resized to it: (N, C, H, W), the only full size."""
+    images, channels = maps[0].shape[:2]
+    resizings = [Resizing.of(each, size) for each in maps]
+    result = maps[0].new_empty(images, channels, *size)
+    for index, strip in resizings[0].strips(images, channels):
+        total: Tensor | None = None
+        for each, resizing in zip(maps, resizings, strict=True):
+            tiles = resizing.enlarge(each[index], resizing.strip(strip.top, strip.bottom))
+            total = tiles if total is None else total.add_(tiles)
+        assert total is not None
+        rows = total.permute(1, 2, 0, 3).flatten(2)
+        result[index, :, strip.top : strip.bottom] = rows[..., : size[1]]
+    return result
+
+
 def label_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of each class in each image of `labels` (N, H, W): (N, C) float, without a host sync."""
     flat = labels.flatten(1).long()
