@@ -115,7 +115,7 @@ def evaluate(  # noqa: PLR0913  all but the first are named
     *,
     config: str | Path | None = None,
     device: str | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     ensemble: bool = False,
     split: str | None = None,
     data_dir: str | Path | None = None,
@@ -139,7 +139,7 @@ def evaluate(  # noqa: PLR0913  all but the first are named
         model: Path of a checkpoint; of several with `ensemble`.
         config: As for `load`.
         device: As for `load`.
-        precision: As for `load`.
+        precision: As for `load`; None for what validation in training did.
         ensemble: Average the logits of several models.
         split: Part of the dataset; None for what was validated on in training.
         data_dir: Where the dataset is, if not where it was in training.

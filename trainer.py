@@ -276,6 +276,8 @@ class Trainer(BaseTrainer):
     def eval_epoch(self) -> dict[str, float]:
         assert self.val_loader is not None
         model = self.evaluated_model
+        if self.val_loader.starts_workers:
+            self.files.join()  # a process that is forked beside another thread may inherit a lock that it holds
         predictor = Predictor(model, self.classes, self.description, self.protocol.precision, self.protocol.tta)
         distributed.broadcast_(model.buffers())  # each process has running means of its own batches
         self.matrix.reset()
@@ -313,11 +315,11 @@ class Trainer(BaseTrainer):
         self.running.reset()
         self.guard.start_epoch()
 
-    def save(self, *names: str) -> None:
+    def save(self, *names: str, commit: bool = False) -> None:
         if distributed.is_first():
             self.guard.check_losses()
             self.guard.check_weights(f"after step {self.progress.step} of {self.total_steps}")
-            super().save(*names)
+            super().save(*names, commit=commit)
 
     def network_state(self) -> NetworkState:
         return {

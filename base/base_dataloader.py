@@ -316,6 +316,11 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
+    @property
+    def starts_workers(self) -> bool:
+        """Whether the next batches start worker processes."""
+        return self._loader.num_workers > 0 and self._loader._iterator is None
+
     def keys(self, epoch: int, position: int) -> list[str]:
         """Names of the images of the batch that begins after `position` images of `epoch`, over all processes."""
         chosen = self.sampler.order(epoch)[position : position + self.batch_size]

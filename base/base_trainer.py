@@ -6,7 +6,6 @@ never stopped is in `state`; nothing is hidden in generators or in the wall cloc
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from base.monitor import Monitor
+from base.run_files import RunFiles
 from utils import checkpoint, distributed, signals
 from utils.checkpoint import NetworkState, Position, TrainingState
 from utils.errors import ConfigError, Interrupted, Stopped, failure_of_machine
@@ -58,9 +58,9 @@ class TrainerConfig:
         val_per_epochs: Epochs between validations; the last epoch is always validated.
         val_per_steps: Optimiser steps between validations; given, it wins over `val_per_epochs`.
         metrics: Figures that validation reports besides pixel accuracy and IoU.
-        precision: Arithmetic of the training step; `auto` is bf16 where the device has it. Weights stay float32.
+        precision: Arithmetic of training and validation; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
-        channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA.
+        channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA and on a CPU.
         accumulate: Micro-batches in which a batch is worked through, to save memory; results do not change.
         activation_checkpointing: Keep only the inputs of a network's blocks, and compute their insides again for the
             gradient: less memory, a third more time, the same results.
@@ -179,6 +179,7 @@ class BaseTrainer(ABC):
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.signal = 0  # number of the one that came; 0 for none
+        self.files = RunFiles(run_dir, config.keep_last)
         self.started = time.monotonic()
         self.saved_at = self.started
         self.images_per_second = 0.0  # of the newest epoch's training; of no effect on anything
@@ -209,7 +210,7 @@ class BaseTrainer(ABC):
             TimeLimit: `max_time` is over, and all is saved.
         """
         try:
-            with signals.noted(self.note_signal):
+            with signals.noted(self.note_signal), self.files.beside():
                 while not self.finished:
                     self.run_epoch()
         except (MemoryError, RuntimeError) as error:
@@ -243,14 +244,15 @@ class BaseTrainer(ABC):
     @property
     def last_good(self) -> str:
         """Where to go on from after a failure, in words."""
+        self.files.join()
         last = self.run_dir / "last.pth"
         return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
 
     def run_epoch(self) -> None:
         """Train to the end of the open epoch or the next validation within it, validate if it is time, and commit."""
         results = {f"train/{key}": value for key, value in self.train_epoch().items()}
-        self.save_last()  # so that a kill during validation costs no training
         if self.validates():
+            self.save_last()  # so that a kill during validation costs no training
             results |= {f"val/{key}": value for key, value in self.eval_epoch().items()}
         self.commit(results)
 
@@ -298,10 +300,7 @@ class BaseTrainer(ABC):
             names.append("best_model.pth")
         if ends and (epoch % self.config.save_period == 0 or progress.step >= self.total_steps):
             names.append(f"checkpoint-epoch{epoch}.pth")
-        self.save(*names, "last.pth")
-        if distributed.is_first():
-            self.prune()
-            self.write_history()
+        self.save(*names, "last.pth", commit=True)
         # The loss of training is shown step by step, and its mean would be another curve.
         scalars = {key: value for key, value in results.items() if key != "train/loss"}
         if "best_model.pth" in names:
@@ -357,8 +356,9 @@ class BaseTrainer(ABC):
         return self.finished and self.progress.step < self.total_steps
 
     def after_step(self) -> None:
-        """Count an optimiser step, save if it is time, and stop if somebody asked for it."""
+        """Count an optimiser step, save if it is time, and stop if somebody asked for it or a save failed."""
         progress, config = self.progress, self.config
+        self.files.check()
         progress.step += 1
         progress.position += self.batch_size
         now = time.monotonic()
@@ -412,31 +412,13 @@ class BaseTrainer(ABC):
         """Write `last.pth`."""
         self.save("last.pth")
 
-    def save(self, *names: str) -> None:
-        """Write the state once, under all `names`; `last.pth` keeps its predecessor as `last.prev.pth`.
+    def save(self, *names: str, commit: bool = False) -> None:
+        """Write the state under all `names`, see `RunFiles.save`.
 
         Of several processes only rank 0 comes here, and no other has anything to add to its state.
         """
-        first = self.run_dir / names[0]
-        previous = self.run_dir / "last.prev.pth"
-        checkpoint.save(first, self.state(), previous=previous if names[0] == "last.pth" else None)
-        for name in names[1:]:
-            if name == "last.pth" and (self.run_dir / name).exists():
-                checkpoint.keep(self.run_dir / name, previous)
-            checkpoint.keep(first, self.run_dir / name)
-        checkpoint.sync_folder(self.run_dir)
+        self.files.save(self.state(), names, commit=commit)
         self.saved_at = time.monotonic()
-
-    def prune(self) -> None:
-        """Delete all but the newest periodic checkpoints."""
-        found = [p for p in self.run_dir.glob("checkpoint-epoch*.pth") if epoch_of(p) >= 0]
-        for path in sorted(found, key=epoch_of)[: -self.config.keep_last]:
-            path.unlink(missing_ok=True)
-
-    def write_history(self) -> None:
-        """Write metrics.jsonl anew from the history, so that a kill cannot leave half a line."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.history]
-        checkpoint.write_text(self.run_dir / "metrics.jsonl", "".join(lines))
 
     def resume(self, content: Mapping[str, Any], path: Path) -> None:
         """Go on from a checkpoint's content.
@@ -455,14 +437,8 @@ class BaseTrainer(ABC):
         )
         self.history = [dict(record) for record in state["history"]]
         if self.history and distributed.is_first():
-            self.write_history()
+            self.files.write_history(self.history)
 
 
 class TimeLimit(Exception):
     """`trainer.max_time` is over, and everything is saved; status 0."""
-
-
-def epoch_of(path: Path) -> int:
-    """N of `checkpoint-epochN.pth`; -1 for other names."""
-    number = path.stem.removeprefix("checkpoint-epoch")
-    return int(number) if number.isdecimal() else -1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,12 +43,13 @@ from utils.optimizers import build_optimizer
 from utils.plugins import require_modules
 from utils.predict import Predictor, Prepare
 from utils.protocol import EvaluationProtocol
-from utils.reproducibility import make_deterministic, stream
+from utils.reproducibility import WithoutDraws, make_deterministic, stream
 from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 
 logger = logging.getLogger("segwright")
 
 LACKS_PRETRAINED = "lacks_pretrained"  # in an environment: a run began from random numbers for want of weights
+CHANNELS_LAST = "channels_last"  # in an environment: how weights lie in memory; not in early files
 
 
 def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
@@ -133,7 +136,7 @@ def build_trainer(
     *,
     loaders: tuple[Loader, Loader | None],
     environment: Mapping[str, Any],
-    load_weights: bool = True,
+    begun: Mapping[str, Any] | None = None,
     gpus: int = 1,
     unused: bool = False,
 ) -> Trainer:
@@ -144,10 +147,9 @@ def build_trainer(
         run_dir: Folder of the run; exists.
         device: Where to compute.
         loaders: From `build_loaders`.
-        environment: What checkpoints record about where they were made; LACKS_PRETRAINED in it says that the run
-            which is resumed began from random numbers, since weights could not be downloaded.
-        load_weights: Start from pretrained weights or `init_from`, if the config says so; False where a checkpoint
-            replaces them.
+        environment: What checkpoints record about where they were made.
+        begun: Content of the checkpoint that the run is to go on from, which replaces pretrained weights and those of
+            `init_from`. How its weights lay in memory and how it was validated stays.
         gpus: How many of them this process uses, by threads.
         unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
 
@@ -157,21 +159,28 @@ def build_trainer(
     train_loader, val_loader = loaders
     trainer = config.trainer
     torch.manual_seed(int(stream(config.seed, "init").integers(2**63)))
-    model = build_network(config, load_weights=load_weights)
-    if LACKS_PRETRAINED in environment:
+    with WithoutDraws() if begun else nullcontext():
+        model = build_network(config, load_weights=begun is None)
+    if begun is not None and LACKS_PRETRAINED in begun["environment"]:
         model.lacks_pretrained = True
-    elif model.lacks_pretrained:
+    if model.lacks_pretrained:
         environment = {**environment, LACKS_PRETRAINED: True}
     check_parts(config, model)
     check_last_batch(config, model, len(train_loader.view))
     if config.use_synch_bn and device.type == "cuda":
         synchronize_norms(model, gpus)
-    if load_weights and config.start is not None:
+    if begun is None and config.start is not None:
         report = initialize_from(config.start, model, arch=config.arch, classes=config.classes.names)
         logger.info("init_from %s", report)
     if trainer.deterministic:
         make_deterministic(model, device)
-    network = wrap_network(model.to(device), trainer, gpus=gpus, unused=unused)
+    channels_last = uses_channels_last(trainer, device, begun=None if begun is None else was_channels_last(begun))
+    environment = {**environment, CHANNELS_LAST: channels_last}
+    settled = replace(trainer, channels_last=channels_last)
+    network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
+    precision = choose_precision(trainer.precision, device)
+    if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
+        precision = begun["protocol"].get("precision", precision)
     facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
@@ -194,7 +203,7 @@ def build_trainer(
         seed=config.seed,
         monitor=Monitor.parse(trainer.monitor, result_keys(config)),
         description=describe(config, environment),
-        protocol=validation_protocol(config, val_loader),
+        protocol=validation_protocol(config, val_loader, precision=precision),
     )
 
 
@@ -209,8 +218,7 @@ def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unus
         gpus: How many of them this process uses, by threads.
         unused: Whether the loss leaves some trained parameters alone, see `DryRun`.
     """
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    if config.channels_last is True or (config.channels_last == "auto" and on_cuda):
+    if uses_channels_last(config, next(model.parameters()).device):
         model.to(memory_format=torch.channels_last)
     if config.activation_checkpointing:
         checkpoint_activations(model)
@@ -224,6 +232,27 @@ def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unus
         # What puts values back by their indices cannot be compiled for sizes that are not known.
         network = cast(nn.Module, torch.compile(network, mode=mode, dynamic=False if model.unpools else None))
     return network
+
+
+def uses_channels_last(config: TrainerConfig, device: torch.device, *, begun: bool | None = None) -> bool:
+    """Whether to keep weights channels last in memory.
+
+    Args:
+        config: The `trainer` section.
+        device: Where to compute.
+        begun: How a run that goes on has kept them; None for a new one. Sums differ in their last bits between the two.
+    """
+    if config.channels_last != "auto":
+        return config.channels_last
+    if device.type == "cpu" and begun is not None:
+        return begun
+    return device.type in ("cuda", "cpu")
+
+
+def was_channels_last(state: Mapping[str, Any]) -> bool:
+    """Whether the run that made a checkpoint kept weights channels last; in early ones, "auto" did not on a CPU."""
+    early = state["config"].get("trainer", {}).get("channels_last") is True
+    return bool(state["environment"].get(CHANNELS_LAST, early))
 
 
 def loss_of(config: RunConfig) -> Any:
@@ -247,20 +276,22 @@ def describe(config: RunConfig, environment: Mapping[str, Any]) -> Description:
     }
 
 
-def validation_protocol(config: RunConfig, loader: Loader | None = None) -> EvaluationProtocol:
-    """State how validation in training predicts: each image once, as its loader delivers it, in float32."""
+def validation_protocol(
+    config: RunConfig, loader: Loader | None = None, *, precision: str = "fp32"
+) -> EvaluationProtocol:
+    """State how validation in training predicts: each image once, as its loader delivers it."""
     section = config.validation
     if section is None:
         return EvaluationProtocol()
     data = evaluation_data(section)
-    return EvaluationProtocol(data=with_images(data, loader.view) if loader else data)
+    return EvaluationProtocol(data=with_images(data, loader.view) if loader else data, precision=precision)
 
 
 def load_predictor(
     path: Path,
     device: torch.device,
     *,
-    precision: str = "fp32",
+    precision: str | None = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
     native: bool = False,
@@ -270,7 +301,7 @@ def load_predictor(
     Args:
         path: As for `load_model`, as all but `native`.
         device: Where to compute.
-        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        precision: Arithmetic: fp32, bf16, fp16, or auto; None for that of validation in training.
         modules: Names of third-party modules that have been imported.
         config: Describes the model instead of the checkpoint.
         native: Predict images at their own size, whatever validation did.
@@ -288,7 +319,7 @@ def load_model(
     path: Path,
     device: torch.device,
     *,
-    precision: str = "fp32",
+    precision: str | None = "fp32",
     modules: Sequence[str] = (),
     config: RunConfig | None = None,
 ) -> Predictor:
@@ -297,7 +328,7 @@ def load_model(
     Args:
         path: A checkpoint or, with `config`, any file of weights.
         device: Where to compute.
-        precision: Arithmetic: fp32, bf16, fp16, or auto.
+        precision: Arithmetic: fp32, bf16, fp16, or auto; None for that of validation in training.
         modules: Names of third-party modules that have been imported.
         config: Describes the model instead of the checkpoint.
 
@@ -306,7 +337,7 @@ def load_model(
     """
     exported.warn_if_unproven(path)
     if format_of(path) in ("onnx", "torch"):
-        return exported.load_predictor(path, device, precision=precision, config=config)
+        return exported.load_predictor(path, device, precision=precision or "fp32", config=config)
     about: Mapping[str, Any]
     state: Mapping[str, Any]
     if config is None:
@@ -316,20 +347,24 @@ def load_model(
         state = checkpoint.load(path)
         about = {
             **describe(config, {}),
-            "protocol": validation_protocol(config).to_json(),
+            "protocol": validation_protocol(config, precision=config.trainer.precision).to_json(),
             "epoch": state.get("epoch"),
             "step": state.get("step"),
         }
-    model = build_model(
-        about["arch"],
-        num_classes=len(about["classes"]),
-        mean=about["normalization"]["mean"],
-        std=about["normalization"]["std"],
-        load_weights=False,
-    )
+    with WithoutDraws():
+        model = build_model(
+            about["arch"],
+            num_classes=len(about["classes"]),
+            mean=about["normalization"]["mean"],
+            std=about["normalization"]["std"],
+            load_weights=False,
+        )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
+    if was_channels_last(about) if config is None else uses_channels_last(config.trainer, device):
+        model.to(memory_format=torch.channels_last)
     classes = exported.classes_of(about)
     kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")
     preprocessing = about.get("preprocessing")  # not in early files, whose config says it
     about = {**{key: value for key, value in about.items() if key in kept}, "preprocessing": preprocessing}
+    precision = precision or about["protocol"].get("precision", "fp32")  # none where nothing was validated
     return Predictor(model.to(device), classes, about, choose_precision(precision, device))

@@ -164,15 +164,13 @@ def start(session: Session, run_dir: Path) -> Trainer:
 def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Trainer:
     """Build the trainer, put it where a checkpoint stopped, and write the first files of the run."""
     config, resume = session.config, session.resume
-    if resume is not None and assemble.LACKS_PRETRAINED in resume.checkpoint["environment"]:
-        environment[assemble.LACKS_PRETRAINED] = True
     trainer = assemble.build_trainer(
         config,
         run_dir,
         session.device,
         loaders=session.loaders,
         environment=environment,
-        load_weights=resume is None,
+        begun=None if resume is None else resume.checkpoint,
         gpus=session.gpus,
         unused=session.dry.unused,
     )

@@ -387,6 +387,16 @@ def test_a_checkpoint_of_the_first_form_predicts_and_goes_on(tmp_path):
     assert trainer.history[0]["train/loss"] == 1.5
 
 
+def test_a_network_whose_weights_are_loaded_draws_none(tmp_path):
+    trainer = make_trainer(tmp_path)
+    torch.save(first_form(trainer), tmp_path / "old.pth")
+    before = torch.get_rng_state()
+    predictor = load_predictor(tmp_path / "old.pth", torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+    own = trainer.model.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in predictor.model.state_dict().items())
+
+
 def test_what_only_training_needs_is_missed_only_by_training(tmp_path):
     trainer = make_trainer(tmp_path)
     content = first_form(trainer)

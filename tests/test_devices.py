@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 
+import evaluate
+import export
+import inference
+import prepare
+import segwright
+import train
+from tests.conftest import ROOT
 from utils.devices import choose_device, choose_precision, restrict_gpus
 from utils.errors import UserError
 
@@ -51,3 +63,23 @@ def test_a_gpu_that_is_not_there_is_refused(device: str) -> None:
 def test_automatic_precision_on_a_cpu_is_fp32() -> None:
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+WAITING = """
+import importlib, os, sys
+sys.path.insert(0, {root!r})
+importlib.import_module({module!r})
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", [segwright, train, evaluate, inference, prepare, export])
+@pytest.mark.parametrize(("given", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(
+    command: ModuleType, given: str | None, then: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    code = WAITING.format(root=str(ROOT), module=command.__name__)
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [then, "False"]

@@ -32,6 +32,7 @@ VARIANTS = {
     ],
     "CE_DiceLoss": [
         {},
+        {"class_weights": [0.5, 1.0, 2.0, 0.0, 3.0], "label_smoothing": 0.1, "dice_factor": 2.0},
         {"per_class": False},
         {"per_class": False, "class_weights": [1, 2, 3, 4, 5], "label_smoothing": 0.2},
     ],
@@ -531,6 +532,7 @@ def test_full_size_logits_are_never_made(name, args, monkeypatch):
 PLAIN = {
     "pixel_sum": strips.plain_pixel_sum,
     "class_sums": strips.plain_class_sums,
+    "cross_entropy_and_class_sums": strips.plain_cross_entropy_and_class_sums,
     "cross_entropies": strips.plain_cross_entropies,
     "lovasz": lovasz.plain_lovasz,
 }
@@ -560,6 +562,23 @@ def test_strips_in_float32_equal_the_plain_computation_in_float64(name, args, se
         expected, expected_gradient = value_and_gradient(loss, logits.double(), labels)
     assert value.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance / 10)
     assert (gradient - expected_gradient).abs().max() <= tolerance * expected_gradient.abs().max()
+
+
+@pytest.mark.parametrize("args", [{}, {"class_weights": [0.5, 1.0, 2.0, 0.0, 3.0], "label_smoothing": 0.1}], ids=str)
+def test_cross_entropy_and_dice_in_one_pass_are_the_two_added_up(args):
+    logits, labels = example(full=(65, 97))
+    factors = {"ce_factor": 0.7, "dice_factor": 2.0}
+    both = build_criterion({"type": "CE_DiceLoss", "args": {**args, **factors}}, num_classes=C)
+    terms = [
+        {"type": "CrossEntropyLoss2d", "args": args, "factor": 0.7},
+        {"type": "DiceLoss", "factor": 2.0},
+    ]
+    found = []
+    for criterion in (both, build_criterion(terms, num_classes=C)):
+        z = logits.detach().requires_grad_()
+        value = criterion(SegOutput(z), labels)["loss"]
+        found.append((value.detach(), torch.autograd.grad(value, z)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

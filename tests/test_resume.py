@@ -128,6 +128,15 @@ def assert_same_end(folder: Path, whole: Path) -> None:
     assert not list(mine.glob("*.tmp*"))
 
 
+def remove_unsaved(folder: Path) -> None:
+    """Remove all but the newest run below `folder`: killed before their first checkpoint, they left nothing."""
+    for early in sorted((folder / "saved" / "tiny").glob("2*"))[:-1]:
+        assert not list(early.glob("*.pth"))
+        for file in early.iterdir():
+            file.unlink()
+        early.rmdir()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run that nobody disturbed."""
@@ -158,12 +167,25 @@ def test_kill_9_at_a_named_point_changes_nothing(tmp_path: Path, whole: Path, ki
     config = write_config(tmp_path)
     assert train_in_child(config, kill=kill) == -signal.SIGKILL
     assert train_in_child(config, "--resume", "auto") == 0
-    runs = sorted((tmp_path / "saved" / "tiny").glob("2*"))
-    for early in runs[:-1]:  # killed before its first checkpoint: there was nothing to go on from
-        assert not list(early.glob("*.pth"))
-        for file in early.iterdir():
-            file.unlink()
-        early.rmdir()
+    remove_unsaved(tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        *(f"unwritten:{n}" for n in (1, 3, 4, 6)),
+        *(f"half_written:{n}" for n in (2, 3, 4, 8)),
+        *(f"unrenamed:{n}" for n in (1, 3, 6, 7, 8, 9, 12)),
+    ],
+)
+def test_kill_9_while_training_is_ahead_of_what_is_written_changes_nothing(
+    tmp_path: Path, whole: Path, kill: str
+) -> None:
+    config = write_config(tmp_path)
+    assert train_in_child(config, kill=kill) == -signal.SIGKILL
+    assert train_in_child(config, "--resume", "auto") == 0
+    remove_unsaved(tmp_path)
     assert_same_end(tmp_path, whole)
 
 

@@ -73,6 +73,20 @@ def test_scales_are_averaged_at_the_size_of_the_image() -> None:
     torch.testing.assert_close(multi_scale(coarse, images, [0.5, 1.0]), expected)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_many_scales_are_averaged_as_torch_resizes_whatever_the_stride_of_the_head(stride: int) -> None:
+    def predict(pixels: Tensor) -> Tensor:
+        return F.avg_pool2d(pixels.float(), stride, ceil_mode=True)
+
+    pixels = torch.randint(0, 256, (2, 3, 65, 97), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    size, expected = (65, 97), torch.zeros(2, 3, 65, 97)
+    scales = [1.0, 0.5, 1.5, 2.25]
+    for scale in scales:
+        scaled = F.interpolate(pixels.float(), (round(65 * scale), round(97 * scale)), mode="bilinear")
+        expected += F.interpolate(predict(scaled), size, mode="bilinear") / len(scales)
+    torch.testing.assert_close(multi_scale(predict, pixels, scales), expected, rtol=1e-5, atol=1e-3)
+
+
 def test_a_fast_average_has_the_resolution_of_the_head() -> None:
     images = image((64, 96))
     assert multi_scale(coarse, images, [0.5, 1.0, 2.0], fast=True).shape[-2:] == (16, 24)

@@ -7,9 +7,12 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,12 @@ from base.base_dataloader import BatchSampler, Loader
 from base.base_dataset import DatasetView
 from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
+from base.run_files import RunFiles
 from engine import preflight, results
 from engine.assemble import wrap_network
 from inference import load
 from models.build import build_model
+from tests.conftest import Answer
 from tests.tiny import Squares, tiny_config
 from trainer import StepResult, Trainer
 from utils import checkpoint, distributed, step_progress
@@ -471,6 +476,51 @@ def test_a_full_disk_ends_with_status_4_and_the_old_checkpoint(
     assert not list(run_dir.glob("*.tmp*"))
 
 
+def test_a_checkpoint_holds_what_was_saved_whatever_happens_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, may_write = torch.save, threading.Event()
+
+    def save_late(state: Any, file: Any) -> None:
+        assert may_write.wait(60)
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", save_late)
+    files = RunFiles(tmp_path, keep_last=1)
+    state: dict[str, Any] = {"w": torch.zeros(3), "optimizer": {"state": [torch.zeros(2)]}, "history": [{"step": 1}]}
+    with files.beside():
+        files.save(state, ["best_model.pth", "last.pth"], commit=True)
+        state["w"] += 1
+        state["optimizer"]["state"][0] += 1
+        state["history"].append({"step": 2})
+        assert not list(tmp_path.glob("*.pth"))
+        may_write.set()
+    for name in ("best_model.pth", "last.pth"):
+        kept = torch.load(tmp_path / name, weights_only=True)
+        assert not kept["w"].any()
+        assert not kept["optimizer"]["state"][0].any()
+        assert kept["history"] == [{"step": 1}]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_the_step_after_a_save_that_failed_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: Any, file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(tmp_path, save_steps=1)
+    update = trainer.update_weights
+
+    def update_when_written() -> None:
+        trainer.files.join()
+        update()
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(trainer, "update_weights", update_when_written)
+    with pytest.raises(Stopped, match=r"last\.pth: could not be written .*No space left on device"):
+        trainer.fit()
+    assert trainer.progress.step == 1
+
+
 def test_a_checkpoint_describes_itself_in_plain_values(tmp_path: Path) -> None:
     state = torch.load(launch(tmp_path) / "best_model.pth", weights_only=True)
     expected = (
@@ -617,6 +667,36 @@ def test_validation_predicts_by_the_protocol_that_is_stamped_on_its_figures(tmp_
     }
 
 
+@pytest.fixture(scope="module")
+def bf16_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that trained in bf16."""
+    return launch(tmp_path_factory.mktemp("bf16"), trainer={"epochs": 1, "precision": "bf16"})
+
+
+def test_validation_computes_as_training_does_and_evaluation_repeats_it(
+    bf16_run: Path, tmp_path: Path, evaluate_command: Callable[..., Answer]
+) -> None:
+    for name, flags, used in (("same", [], "bf16"), ("other", ["--precision", "fp32"], "fp32")):
+        path = tmp_path / f"{name}.json"
+        answer = evaluate_command("-m", bf16_run / "last.pth", "--import", "tests.tiny", "-o", path, *flags)
+        assert answer.status == 0, answer.err
+        assert json.loads(path.read_text())["protocol"]["precision"] == used
+    trained = json.loads((bf16_run / "results.json").read_text())
+    repeated = json.loads((tmp_path / "same.json").read_text())
+    assert trained["protocol"] == repeated["protocol"]
+    assert trained["confusion_matrix"] == repeated["confusion_matrix"]
+
+
+def test_a_run_that_began_with_validation_in_float32_goes_on_with_it(bf16_run: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(bf16_run, tmp_path / "saved" / "tiny" / bf16_run.name))
+    state = torch.load(run_dir / "last.pth", weights_only=True)
+    state["protocol"]["precision"] = "fp32"
+    torch.save(state, run_dir / "last.pth")
+    launch(tmp_path, "--resume", str(run_dir / "last.pth"), trainer={"epochs": 2, "precision": "bf16"})
+    after = torch.load(run_dir / "last.pth", weights_only=True)
+    assert (after["epoch"], after["protocol"]["precision"]) == (2, "fp32")
+
+
 def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) -> None:
     model = build_model(ARCH, num_classes=3)
     names = list(model.state_dict())
@@ -626,6 +706,34 @@ def test_a_wrapped_network_trains_the_model_under_its_own_names(tmp_path: Path) 
     assert model.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     network(torch.zeros(2, 3, 33, 41, dtype=torch.uint8)).logits.sum().backward()
     assert model.backbone.conv1.weight.grad is not None
+
+
+def first_convolution(path: Path) -> torch.Tensor:
+    """The first convolution's weights in a checkpoint, as they lie in memory."""
+    weights: torch.Tensor = torch.load(path, weights_only=True)["state_dict"]["backbone.conv1.weight"]
+    return weights
+
+
+def test_weights_lie_channels_last_on_a_cpu_where_training_and_prediction_are_faster_so(tmp_path: Path) -> None:
+    last = launch(tmp_path, trainer={"epochs": 1}) / "last.pth"
+    assert first_convolution(last).is_contiguous(memory_format=torch.channels_last)
+    assert torch.load(last, weights_only=True)["environment"]["channels_last"] is True
+    predicting = load(last, device="cpu", modules=["tests.tiny"]).model.backbone.conv1.weight
+    assert predicting.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_early_run_goes_on_with_weights_as_they_lay(tmp_path: Path) -> None:
+    last = launch(tmp_path, trainer={"epochs": 1, "channels_last": False}) / "last.pth"
+    state = torch.load(last, weights_only=True)
+    del state["environment"]["channels_last"]
+    state["config"]["trainer"]["channels_last"] = "auto"  # which meant CUDA alone
+    torch.save(state, last)
+    predictor = load(last, device="cpu", modules=["tests.tiny"])
+    assert predictor.model.backbone.conv1.weight.is_contiguous()
+    launch(tmp_path, "--resume", str(last), trainer={"epochs": 2})
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert first_convolution(last).is_contiguous()
+    assert torch.load(last, weights_only=True)["environment"]["channels_last"] is False
 
 
 def test_the_step_calls_a_compiled_network_and_saves_the_plain_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -156,7 +156,7 @@ def save(path: Path, state: Mapping[str, Any], *, previous: Path | None = None) 
     Raises:
         Stopped: The disk is full or cannot be written; the message names the path.
     """
-    state = _on_cpu(dict(state))
+    state = _with_tensors(Tensor.cpu, state)
     unfinished = unfinished_path(path)
     try:
         with unfinished.open("wb") as file:
@@ -181,6 +181,16 @@ def save(path: Path, state: Mapping[str, Any], *, previous: Path | None = None) 
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a state to the CPU, with all its containers and tensors, so that what it is of may change meanwhile."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+
+    found: dict[str, Any] = _with_tensors(copy, state)
+    return found
 
 
 def keep(path: Path, copy: Path) -> None:
@@ -377,12 +387,15 @@ def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]] | None:
     return None
 
 
-def _on_cpu(value: Any) -> Any:
+def _with_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return `value` in new containers, with what `change` gives for each tensor."""
     if isinstance(value, Tensor):
-        return value.cpu()
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value
+        return {key: _with_tensors(change, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_tensors(change, item) for item in value)
+    return value
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -36,7 +36,8 @@ def add_model_flags(parser: CommandParser, *, several: bool = False) -> argparse
     add_shared(group, "--config", " of the model, if the file holds bare weights")
     add_shared(group, "--device")
     precisions = ["fp32", "bf16", "fp16", "auto"]
-    group.add_argument("--precision", choices=precisions, default="fp32", help="arithmetic (default: fp32)")
+    default, shown = (None, "what validation in training did") if several else ("fp32", "fp32")
+    group.add_argument("--precision", choices=precisions, default=default, help=f"arithmetic (default: {shown})")
     parser.share("--import", "--debug")
     return group
 

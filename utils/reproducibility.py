@@ -8,11 +8,12 @@ without a single generator state having been saved, and for any number of worker
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from utils.errors import ConfigError
 
@@ -50,3 +51,19 @@ def seed_micro_batch(seed: int, step: int, micro_batch: int = 0, rank: int = 0) 
     Called before each forward pass of training (82 us): whatever drew from them before does not matter.
     """
     torch.manual_seed(int(np.random.SeedSequence((seed, step, micro_batch, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+# What layers draw their first weights with. Within those of torch.nn.init, a mode that was asked is not asked again.
+DRAWS = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Fill no tensor with random numbers within this context: for networks whose weights a checkpoint replaces.
+
+    Drawing those of a ResNet-50 twice, as layers are made and again as ours begin, takes longer than to load them.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

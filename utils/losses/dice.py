@@ -17,7 +17,7 @@ from utils.losses.base import (
     labelled_images,
     labelled_pixels,
 )
-from utils.losses.strips import accumulation_dtype, class_sums, label_counts, pixel_sum
+from utils.losses.strips import accumulation_dtype, class_sums, cross_entropy_and_class_sums, label_counts, pixel_sum
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between
 
@@ -71,8 +71,18 @@ class DiceLoss(Loss):
         if not self.per_class and not self.per_image:
             # Probabilities sum to 1, so |P| = |T| = pixels, and the loss is the sum of 1 - p over pixels + smooth / 2.
             return self.divide(pixel_sum(logits, labels, _Miss()), _with_smooth(norm, self.smooth), logits)
-        hits, predicted = (sums.to(accumulation_dtype(logits.device)) for sums in class_sums(logits, labels))
-        actual = label_counts(labels, logits.shape[1])
+        hits, predicted = class_sums(logits, labels)
+        return self.divide(self.of_sums(hits, predicted, labels), norm, logits)
+
+    def of_sums(self, hits: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum over images or, unless `per_image`, the value for the whole batch, ().
+
+        Args:
+            hits: Sums of probabilities over the pixels of each class, (N, C), see `class_sums`.
+            predicted: Those over all labelled pixels, (N, C).
+            labels: (N, H, W).
+        """
+        actual = label_counts(labels, hits.shape[1])
         if not self.per_image:
             hits, predicted, actual = (sums.sum(0, keepdim=True) for sums in (hits, predicted, actual))
         if not self.per_class:
@@ -80,7 +90,7 @@ class DiceLoss(Loss):
         present = actual > 0
         overlap = (2 * hits + self.smooth) / torch.where(present, predicted + actual + self.smooth, 1)
         losses = ((1 - overlap) * present).sum(1) / present.sum(1).clamp(min=1)
-        return self.divide(losses.sum(), norm, logits)
+        return losses.sum()
 
 
 def _with_smooth(norm: Tensor, smooth: float) -> Tensor:
@@ -92,8 +102,8 @@ def _with_smooth(norm: Tensor, smooth: float) -> Tensor:
 class CrossEntropyDiceLoss(WeightedLoss):
     """`CrossEntropyLoss2d` and `DiceLoss` added up.
 
-    A list of the two in "loss" does the same and takes all their options; this one needs a single pass where
-    `per_class` is false.
+    A list of the two in "loss" does the same and takes all their options; this one computes probabilities once for
+    both. With `per_class` false it is that of pytorch-segmentation, and the gradient comes out of the same pass.
 
     Args:
         ce_factor: Factor of the cross entropy.
@@ -126,18 +136,25 @@ class CrossEntropyDiceLoss(WeightedLoss):
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
+        smoothing = self.smoothing_factors(self.label_smoothing, logits)
+        if self.dice is not None:
+            # In float64, where 1 - label_smoothing is not rounded to float32.
+            weights = logits.new_full(
+                (logits.shape[1],), 1 - self.label_smoothing, dtype=accumulation_dtype(logits.device)
+            )
+            if self.class_weights is not None:
+                weights *= self.class_weights
+            entropy, hits, predicted = cross_entropy_and_class_sums(logits, labels, weights, smoothing)
+            entropy = entropy * inverse_or_zero(self.weight_sum(labels))
+            dice = self.dice.of_sums(hits, predicted, labels)
+            return self.divide(self.ce_factor * entropy + self.dice_factor * dice, norm, logits)
         ce_norm = norm if self.additive else self.weight_sum(labels)
         dice_norm = norm if self.additive else labelled_pixels(labels)
         # Both are divided inside of the pass, since it sums them up together.
         ce_share = self.ce_factor * inverse_or_zero(ce_norm)
         dice_share = self.dice_factor * inverse_or_zero(_with_smooth(dice_norm, self.smooth))
-        if self.dice is not None:  # per class, which takes a pass of its own
-            dice_share = torch.zeros_like(dice_share)
         pixel = _Miss(dice_share, ce_share * (1 - self.label_smoothing))
-        smoothing = self.smoothing_factors(self.label_smoothing, logits)
         if smoothing is not None:
             smoothing = smoothing * ce_share
         loss = pixel_sum(logits, labels, pixel, self.class_weights, smoothing)
-        if self.dice is not None:
-            loss = loss + self.dice_factor * self.dice(logits, labels)
         return self.divide(loss, torch.ones_like(norm) if self.additive else norm, logits)

@@ -84,6 +84,26 @@ def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return hits, sums
 
 
+def cross_entropy_and_class_sums(
+    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the cross entropies of labelled pixels, minus ``smoothing @ log_p``, and what `class_sums` does, in one pass.
+
+    Backward takes another one, since what a probability adds to a loss of such sums is known only after all of them.
+
+    Args:
+        logits: (N, C, h, w).
+        labels: (N, H, W), uint8 or int64.
+        weights: (C,), what a pixel of each class counts.
+        smoothing: (C,) factors of the log-probabilities of all classes, for label smoothing.
+
+    Returns:
+        The first sum, (), and the two of `class_sums`, (N, C), all in `accumulation_dtype`.
+    """
+    total, hits, sums = _CrossEntropyAndClassSums.apply(logits, labels, weights, smoothing)
+    return total, hits, sums
+
+
 @torch.no_grad()
 def predicted_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Return labels (N, H, W) uint8 of logits (N, C, h, w) resized to `size`; of equal logits the first class wins.
@@ -118,6 +138,23 @@ def winning_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
         tiles -= tiles.amax(1, keepdim=True)
         largest[index, strip.top : strip.bottom] = resizing.rows_of(tiles.exp_().sum(1).reciprocal_())
     return largest
+
+
+@torch.no_grad()
+def sum_at(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Add up logits (N, C, h, w), of several h and w below `size`, resized to it: (N, C, H, W), the only full size."""
+    images, channels = maps[0].shape[:2]
+    resizings = [Resizing.of(each, size) for each in maps]
+    result = maps[0].new_empty(images, channels, *size)
+    for index, strip in resizings[0].strips(images, channels):
+        total: Tensor | None = None
+        for each, resizing in zip(maps, resizings, strict=True):
+            tiles = resizing.enlarge(each[index], resizing.strip(strip.top, strip.bottom))
+            total = tiles if total is None else total.add_(tiles)
+        assert total is not None
+        rows = total.permute(1, 2, 0, 3).flatten(2)
+        result[index, :, strip.top : strip.bottom] = rows[..., : size[1]]
+    return result
 
 
 def label_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -386,7 +423,7 @@ class _CrossEntropies(torch.autograd.Function):
         shares = shares.to(precise.dtype).masked_fill(labels == IGNORE, 0)
         tiled = Resizing.of(precise, labels.shape[1:]).tiled(shares, beyond=0)
         with torch.autocast(logits.device.type, enabled=False):
-            for image, strip, p, truth, resizing in _probabilities(precise, labels):
+            for image, strip, p, truth, _, resizing in _probabilities(precise, labels):
                 share = tiled[image, :, None, strip.top : strip.bottom]
                 p *= share
                 p.scatter_add_(1, truth[:, None], -share)
@@ -402,7 +439,7 @@ class _ClassSums(torch.autograd.Function):
         hits = torch.zeros(logits.shape[:2], dtype=accumulation_dtype(logits.device), device=logits.device)
         sums = torch.zeros_like(hits)
         with torch.autocast(logits.device.type, enabled=False):
-            for image, _, p, truth, _ in _probabilities(precise, labels):
+            for image, _, p, truth, _, _ in _probabilities(precise, labels):
                 own = p.gather(1, truth[:, None])
                 hits[image].scatter_add_(0, truth.flatten(), own.flatten().to(hits.dtype))
                 sums[image] += p.sum((2, 3)).sum(0)
@@ -417,7 +454,7 @@ class _ClassSums(torch.autograd.Function):
         hits_gradient, sums_gradient = hits_gradient.to(precise.dtype), sums_gradient.to(precise.dtype)
         gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
         with torch.autocast(logits.device.type, enabled=False):
-            for image, strip, p, truth, resizing in _probabilities(precise, labels):
+            for image, strip, p, truth, _, resizing in _probabilities(precise, labels):
                 by_class = sums_gradient[image]
                 own = hits_gradient[image][truth] * p.gather(1, truth[:, None])[:, 0]
                 mean = torch.matmul(by_class, p.flatten(2)).view_as(own) + own
@@ -427,10 +464,79 @@ class _ClassSums(torch.autograd.Function):
         return gradient.to(logits.dtype), None
 
 
-def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip, Tensor, Tensor, Resizing]]:
-    """Yield image, strip, probabilities (blocks, C, rows, width), truth (blocks, rows, width), and the resizing.
+class _CrossEntropyAndClassSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor, smoothing: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(logits, labels, weights, smoothing)
+        precise = as_precise(logits)
+        weights = weights.to(precise.dtype)
+        shares = None if smoothing is None else smoothing.to(precise.dtype).view(-1, 1, 1)
+        total = torch.zeros((), dtype=accumulation_dtype(logits.device), device=logits.device)
+        hits = torch.zeros(logits.shape[:2], dtype=total.dtype, device=logits.device)
+        sums = torch.zeros_like(hits)
+        resizing = Resizing.of(precise, labels.shape[1:])
+        tiled = resizing.tiled(labels)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip in resizing.strips(*logits.shape[:2]):
+                truth, void = _truth(tiled[image], strip)
+                tiles = resizing.enlarge(precise[image], strip)
+                tiles -= tiles.amax(1, keepdim=True)
+                own = tiles.gather(1, truth[:, None])[:, 0]
+                smoothed = None if shares is None else (tiles * shares).sum(1)
+                exponentials = tiles.exp_()  # in place: from here on, `tiles` are no logits
+                mass = exponentials.sum(1)
+                log_mass = mass.log()
+                log_p = (own - log_mass).masked_fill_(void, 0)
+                total -= (log_p * weights[truth]).sum(dtype=total.dtype)
+                if smoothed is not None and shares is not None:
+                    total -= (smoothed - shares.sum() * log_mass).masked_fill_(void, 0).sum(dtype=total.dtype)
+                exponentials *= mass.reciprocal_().masked_fill_(void, 0)[:, None]  # now probabilities
+                own_p = log_p.exp_().masked_fill_(void, 0)
+                hits[image].scatter_add_(0, truth.flatten(), own_p.flatten().to(hits.dtype))
+                sums[image] += exponentials.sum((2, 3)).sum(0)
+        return total, hits, sums
 
-    Both are 0 at void pixels.
+    @staticmethod
+    def backward(
+        ctx: Any, total_gradient: Tensor, hits_gradient: Tensor, sums_gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        logits, labels, weights, smoothing = ctx.saved_tensors
+        gradients = [total_gradient, hits_gradient, sums_gradient]
+        if torch.is_grad_enabled():
+            plain = functools.partial(
+                plain_cross_entropy_and_class_sums, labels=labels, weights=weights, smoothing=smoothing
+            )
+            return plain_gradient(plain, logits, gradients), None, None, None
+        precise = as_precise(logits)
+        total_gradient, hits_gradient, sums_gradient = (each.to(precise.dtype) for each in gradients)
+        weights = weights.to(precise.dtype) * total_gradient
+        shares = None if smoothing is None else smoothing.to(precise.dtype).view(-1, 1, 1) * total_gradient
+        gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip, p, truth, void, resizing in _probabilities(precise, labels):
+                by_class = sums_gradient[image]
+                own = hits_gradient[image][truth] * p.gather(1, truth[:, None])[:, 0]
+                mean = torch.matmul(by_class, p.flatten(2)).view_as(own) + own
+                # Of the cross entropy by logit k: weight (p_k - [k = t]).
+                weight = weights[truth].masked_fill_(void, 0)
+                mean -= weight
+                own -= weight
+                if shares is not None:
+                    mean -= shares.sum()
+                p *= by_class[:, None, None] - mean[:, None]
+                p.scatter_add_(1, truth[:, None], own[:, None])
+                if shares is not None:
+                    p -= shares * (~void)[:, None]
+                resizing.add_reduced(gradient[image], p, strip)
+        return gradient.to(logits.dtype), None, None, None
+
+
+def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip, Tensor, Tensor, Tensor, Resizing]]:
+    """Yield image, strip, probabilities (blocks, C, rows, width), truth and what is void, and the resizing.
+
+    The latter two are (blocks, rows, width); probabilities and truth are 0 at void pixels.
     """
     resizing = Resizing.of(logits, labels.shape[1:])
     tiled = resizing.tiled(labels)
@@ -440,7 +546,7 @@ def _probabilities(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip,
         tiles -= tiles.amax(1, keepdim=True)
         tiles.exp_()
         tiles *= tiles.sum(1).reciprocal_().masked_fill_(void, 0)[:, None]
-        yield image, strip, tiles, truth, resizing
+        yield image, strip, tiles, truth, void, resizing
 
 
 def enlarged(logits: Tensor, labels: Tensor) -> Tensor:
@@ -471,6 +577,21 @@ def plain_pixel_sum(
 def plain_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute `cross_entropies` in ordinary operations."""
     return F.cross_entropy(enlarged(logits, labels), labels.long(), ignore_index=IGNORE, reduction="none")
+
+
+def plain_cross_entropy_and_class_sums(
+    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `cross_entropy_and_class_sums` in ordinary operations."""
+    log_p = F.log_softmax(enlarged(logits, labels), dim=1)
+    void = labels == IGNORE
+    index = labels.masked_fill(void, 0).long()
+    weight = weights.to(log_p.dtype)[index].masked_fill(void, 0)
+    total = -(log_p.gather(1, index[:, None])[:, 0] * weight).sum(dtype=accumulation_dtype(logits.device))
+    if smoothing is not None:
+        smoothed = (log_p * smoothing.to(log_p.dtype)[:, None, None]).sum(1).masked_fill(void, 0)
+        total = total - smoothed.sum(dtype=total.dtype)
+    return total, *plain_class_sums(logits, labels)
 
 
 def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
