@@ -52,6 +52,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ENet": {},
     "PSPDenseNet": {"backbone": narrow("densenet121")},
     "DeepLab_DUC_HDC": {"backbone": NARROW_50},
+    "DDRNet_23": {"width_mult": 0.125},
+    "DDRNet_23_slim": {"width_mult": 0.25},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),

@@ -1,0 +1,80 @@
+"""Networks of the years after 2019, real-time ones first: sizes, strides and auxiliary heads as published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.test_models import CLASSES, SMALL, build, parameter_count
+
+CITYSCAPES = 19
+
+# Name, arguments, classes, millions of parameters as published, without auxiliary heads.
+PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
+    ("DDRNet_23_slim", {"use_aux": False}, CITYSCAPES, 5.7),
+    ("DDRNet_23", {"use_aux": False}, CITYSCAPES, 20.1),
+]
+# Name, input pixels per pixel of the logits, auxiliary outputs.
+OUTPUTS = [("DDRNet_23_slim", 8, 1), ("DDRNet_23", 8, 1)]
+
+
+@pytest.mark.parametrize(("kind", "args", "classes", "millions"), PUBLISHED)
+def test_parameters_are_as_many_as_published(kind: str, args: dict[str, Any], classes: int, millions: float) -> None:
+    assert parameter_count(kind, classes, **args) == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize(("kind", "stride", "aux"), OUTPUTS)
+def test_logits_have_the_published_stride_and_auxiliary_ones_are_for_training(kind: str, stride: int, aux: int) -> None:
+    torch.manual_seed(0)
+    model = build(kind, SMALL[kind])
+    images = torch.randint(256, (2, 3, 128, 192), dtype=torch.uint8)
+    output = model.train()(images)
+    assert output.logits.shape == (2, CLASSES, 128 // stride, 192 // stride)
+    assert [len(logits) for logits in output.aux] == [2] * aux
+    assert all(logits.shape[1] == CLASSES for logits in output.aux)
+    with torch.no_grad():
+        assert model.eval()(images).aux == ()
+
+
+def stage_sizes(kind: str, names: tuple[str, ...], **args: Any) -> list[int]:
+    """Parameters of each of the named parts."""
+    with torch.device("meta"):
+        model = build(kind, args, CITYSCAPES)
+    return [sum(p.numel() for p in model.get_submodule(name).parameters()) for name in names]
+
+
+# DDRNet
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("DDRNet_23_slim", [525568, 2099712, 920576, 147968, 58112, 369408, 1073408, 75347, 38355]),
+        ("DDRNet_23", [2099712, 8393728, 3676160, 590848, 230912, 1476096, 1685760, 298131, 150419]),
+    ],
+)
+def test_ddrnets_stages_are_as_large_as_its_authors(kind: str, sizes: list[int]) -> None:
+    names = ("layer3", "layer4", "layer5", "high4", "high5", "down4", "context", "head", "aux_heads.0")
+    assert stage_sizes(kind, names) == sizes
+
+
+def test_the_branches_of_ddrnet_exchange_what_they_were_before_the_exchange() -> None:
+    torch.manual_seed(0)
+    model = build("DDRNet_23_slim", SMALL["DDRNet_23_slim"]).eval()
+    seen: dict[str, list[Tensor]] = {}
+    for name in ("layer3", "layer4", "high3", "high4", "down3", "up3", "high5"):
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+            seen[name] = [inputs[0], output]
+
+        model.get_submodule(name).register_forward_hook(note)
+    with torch.no_grad():
+        model(torch.rand(1, 3, 65, 97) * 255)
+    low, high = seen["layer3"][1], seen["high3"][1]
+    assert seen["up3"][0] is low
+    assert seen["down3"][0] is high
+    torch.testing.assert_close(seen["layer4"][0], low + seen["down3"][1])
+    assert (seen["high5"][0] < 0).any()  # rectified only where it is used
