@@ -54,6 +54,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "DeepLab_DUC_HDC": {"backbone": NARROW_50},
     "DDRNet_23": {"width_mult": 0.125},
     "DDRNet_23_slim": {"width_mult": 0.25},
+    "PIDNet_L": {"width_mult": 0.125},
+    "PIDNet_M": {"width_mult": 0.125},
+    "PIDNet_S": {"width_mult": 0.25},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),

@@ -16,9 +16,12 @@ CITYSCAPES = 19
 PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
     ("DDRNet_23_slim", {"use_aux": False}, CITYSCAPES, 5.7),
     ("DDRNet_23", {"use_aux": False}, CITYSCAPES, 20.1),
+    ("PIDNet_S", {"use_aux": False}, CITYSCAPES, 7.6),
+    ("PIDNet_M", {"use_aux": False}, CITYSCAPES, 28.5),
+    ("PIDNet_L", {"use_aux": False}, CITYSCAPES, 36.9),
 ]
 # Name, input pixels per pixel of the logits, auxiliary outputs.
-OUTPUTS = [("DDRNet_23_slim", 8, 1), ("DDRNet_23", 8, 1)]
+OUTPUTS = [("DDRNet_23_slim", 8, 1), ("DDRNet_23", 8, 1), ("PIDNet_S", 8, 1), ("PIDNet_L", 8, 1)]
 
 
 @pytest.mark.parametrize(("kind", "args", "classes", "millions"), PUBLISHED)
@@ -78,3 +81,53 @@ def test_the_branches_of_ddrnet_exchange_what_they_were_before_the_exchange() ->
     assert seen["down3"][0] is high
     torch.testing.assert_close(seen["layer4"][0], low + seen["down3"][1])
     assert (seen["high5"][0] < 0).any()  # rectified only where it is used
+
+
+# PIDNet
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("PIDNet_S", [3280384, 1774592, 147968, 14720, 58112, 36928, 147584, 4224, 712384, 33280, 150419, 76563]),
+        (
+            "PIDNet_M",
+            [13114368, 7088128, 590848, 58112, 230912, 147584, 590080, 16640, 1222336, 132096, 298131, 150419],
+        ),
+        (
+            "PIDNet_L",
+            [17835008, 7088128, 886272, 295424, 230912, 295168, 590080, 16640, 1444832, 590336, 595731, 300563],
+        ),
+    ],
+)
+def test_pidnets_stages_are_as_large_as_its_authors(kind: str, sizes: list[int]) -> None:
+    context = ("layer4", "layer5")
+    branches = ("detail4", "boundary4", "boundary5", "differ3", "differ4", "attend4")
+    assert stage_sizes(kind, (*context, *branches, "context", "fuse", "head", "aux_heads.0")) == sizes
+
+
+@pytest.mark.parametrize("kind", ["PIDNet_S", "PIDNet_L"])
+def test_details_count_where_there_is_a_boundary_and_context_elsewhere(kind: str) -> None:
+    torch.manual_seed(0)
+    fuse = build(kind, SMALL[kind]).eval().get_submodule("fuse")
+    detail, other, context = (torch.randn(1, 32, 5, 6) for _ in range(3))
+    never, always = torch.full_like(context, -100.0), torch.full_like(context, 100.0)
+    with torch.no_grad():
+        if kind == "PIDNet_L":
+            assert torch.equal(fuse(detail, context, never), fuse(other, context, never))
+            assert torch.equal(fuse(detail, context, always), fuse(detail, other, always))
+        else:  # both are always there, and what counts more is added to the other
+            both = fuse(detail, context, never)
+            torch.testing.assert_close(both, fuse.detail(context + detail) + fuse.context(context))
+            both = fuse(detail, context, always)
+            torch.testing.assert_close(both, fuse.detail(detail) + fuse.context(context + detail))
+
+
+def test_like_pixels_of_two_branches_are_mixed_and_unlike_ones_are_not() -> None:
+    torch.manual_seed(0)
+    attend = build("PIDNet_S", SMALL["PIDNet_S"]).eval().get_submodule("attend3")
+    attend.embed_coarse.load_state_dict(attend.embed_fine.state_dict())
+    fine = torch.randn(1, 16, 8, 8) * 100
+    with torch.no_grad():
+        torch.testing.assert_close(attend(fine, 3 * fine), 3 * fine)  # alike: the context
+        torch.testing.assert_close(attend(fine, -3 * fine), fine)  # opposite: the details
