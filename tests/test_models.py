@@ -57,6 +57,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "PIDNet_L": {"width_mult": 0.125},
     "PIDNet_M": {"width_mult": 0.125},
     "PIDNet_S": {"width_mult": 0.25},
+    "BiSeNetV2": {"width_mult": 0.125, "channels": 16},
+    "FastSCNN": {"width_mult": 0.25},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),

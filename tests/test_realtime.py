@@ -19,9 +19,17 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
     ("PIDNet_S", {"use_aux": False}, CITYSCAPES, 7.6),
     ("PIDNet_M", {"use_aux": False}, CITYSCAPES, 28.5),
     ("PIDNet_L", {"use_aux": False}, CITYSCAPES, 36.9),
+    ("BiSeNetV2", {"use_aux": False}, CITYSCAPES, 3.4),
 ]
 # Name, input pixels per pixel of the logits, auxiliary outputs.
-OUTPUTS = [("DDRNet_23_slim", 8, 1), ("DDRNet_23", 8, 1), ("PIDNet_S", 8, 1), ("PIDNet_L", 8, 1)]
+OUTPUTS = [
+    ("DDRNet_23_slim", 8, 1),
+    ("DDRNet_23", 8, 1),
+    ("PIDNet_S", 8, 1),
+    ("PIDNet_L", 8, 1),
+    ("BiSeNetV2", 8, 4),
+    ("FastSCNN", 8, 2),
+]
 
 
 @pytest.mark.parametrize(("kind", "args", "classes", "millions"), PUBLISHED)
@@ -131,3 +139,38 @@ def test_like_pixels_of_two_branches_are_mixed_and_unlike_ones_are_not() -> None
     with torch.no_grad():
         torch.testing.assert_close(attend(fine, 3 * fine), 3 * fine)  # alike: the context
         torch.testing.assert_close(attend(fine, -3 * fine), fine)  # opposite: the details
+
+
+# BiSeNetV2 and Fast-SCNN
+
+
+def test_bisenets_stages_are_as_large_as_public_ones() -> None:
+    names = ("detail", "stem", "stages", "context", "aggregate", "head")
+    detail, *semantic, aggregate, head = stage_sizes("BiSeNetV2", names)
+    assert (detail, sum(semantic), aggregate, head) == (519232, 1159504, 478720, 1201171)
+
+
+def test_one_image_has_one_context_in_bisenet() -> None:
+    torch.manual_seed(0)
+    context = build("BiSeNetV2", SMALL["BiSeNetV2"]).eval().get_submodule("context")
+    x = torch.randn(1, 16, 4, 6)
+    added: list[Tensor] = []
+    context.refine.register_forward_pre_hook(lambda module, inputs: added.append(inputs[0] - x))
+    with torch.no_grad():
+        context(x)
+    torch.testing.assert_close(added[0], added[0][:, :, :1, :1].expand_as(added[0]))
+
+
+def test_fast_scnn_has_the_published_parameters_batch_norms_not_counted() -> None:
+    with torch.device("meta"):
+        model = build("FastSCNN", {"use_aux": False}, CITYSCAPES)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    count = sum(parameter.numel() for conv in convolutions for parameter in conv.parameters())
+    assert count / 1e6 == pytest.approx(1.11, abs=0.005)
+
+
+def test_fast_scnns_separable_convolutions_have_one_activation() -> None:
+    model = build("FastSCNN", SMALL["FastSCNN"])
+    for part in (*model.get_submodule("downsample")[1:], *model.get_submodule("head")[:2]):
+        assert sum(isinstance(module, nn.ReLU) for module in part.modules()) == 1
+        assert sum(isinstance(module, nn.BatchNorm2d) for module in part.modules()) == 2
