@@ -59,6 +59,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "PIDNet_S": {"width_mult": 0.25},
     "BiSeNetV2": {"width_mult": 0.125, "channels": 16},
     "FastSCNN": {"width_mult": 0.25},
+    "PPLiteSeg_B": {"backbone": narrow("stdc2"), "widths": (8, 8, 16), "context_channels": 8, "channels": 8},
+    "PPLiteSeg_T": {"backbone": narrow("stdc1"), "widths": (8, 8, 16), "context_channels": 8},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),
@@ -146,6 +148,7 @@ def test_a_backbone_delivers_the_shapes_it_announces(name: str, stride: int) -> 
         ("xception71", {}),
         ("densenet121", {}),
         ("resnet50_gcn", {}),
+        ("stdc1", {}),
     ],
 )
 def test_a_dilated_backbone_computes_the_strided_features_at_more_places(
@@ -699,7 +702,7 @@ def test_a_head_whose_level_is_missing_names_its_place(monkeypatch: pytest.Monke
     assert problem.startswith(
         "arch.args.head: DeepLabV3PlusHead needs a feature map of level 2, but is offered levels 3, 4, 5."
     )
-    assert problem.endswith("or take a head that fits: ASPPv2Head, FCNHead, LRASPPHead, UNetHead.")
+    assert problem.endswith("or take a head that fits: ASPPv2Head, FCNHead, LRASPPHead, UAFMHead, UNetHead.")
     with pytest.raises(ConfigError, match=r"^arch.args.DeepLabV3PlusHead: DeepLabV3PlusHead needs a feature map"):
         build("resnet18+KeepCoarse+DeepLabV3PlusHead", {"resnet18": {"width_mult": 0.125}})
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.heads.uafm import SPPM, UAFM
 from tests.test_models import CLASSES, SMALL, build, parameter_count
+from utils.errors import ConfigError
+from utils.registry import BACKBONES
 
 CITYSCAPES = 19
 
@@ -20,6 +23,8 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
     ("PIDNet_M", {"use_aux": False}, CITYSCAPES, 28.5),
     ("PIDNet_L", {"use_aux": False}, CITYSCAPES, 36.9),
     ("BiSeNetV2", {"use_aux": False}, CITYSCAPES, 3.4),
+    ("PPLiteSeg_T", {"use_aux": False}, CITYSCAPES, 8.0),
+    ("PPLiteSeg_B", {"use_aux": False}, CITYSCAPES, 12.2),
 ]
 # Name, input pixels per pixel of the logits, auxiliary outputs.
 OUTPUTS = [
@@ -174,3 +179,65 @@ def test_fast_scnns_separable_convolutions_have_one_activation() -> None:
     for part in (*model.get_submodule("downsample")[1:], *model.get_submodule("head")[:2]):
         assert sum(isinstance(module, nn.ReLU) for module in part.modules()) == 1
         assert sum(isinstance(module, nn.BatchNorm2d) for module in part.modules()) == 2
+
+
+# STDC and PP-LiteSeg
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("stdc1", [928, 18560, 246144, 1012480, 4040192]), ("stdc2", [928, 18560, 515456, 2625280, 6188544])],
+)
+def test_stdcs_stages_are_as_large_as_its_authors(name: str, stages: list[int]) -> None:
+    with torch.device("meta"):
+        backbone = BACKBONES.build(name, where="", in_channels=3)
+    assert [sum(p.numel() for p in stage.parameters()) for stage in backbone.stages] == stages
+    assert [shape.channels for shape in backbone.shapes] == [32, 64, 256, 512, 1024]
+
+
+def test_stdc_pools_what_its_strided_blocks_pass_on() -> None:
+    torch.manual_seed(0)
+    block = BACKBONES.build("stdc1", where="", in_channels=3).eval().stages[2][0]
+    x = torch.randn(1, 64, 13, 18)
+    with torch.no_grad():
+        result = block(x)
+        passed = nn.functional.avg_pool2d(block.first(x), 3, 2, 1)
+    assert result.shape == (1, 256, 7, 9)
+    torch.testing.assert_close(result[:, :128], passed)
+
+
+def test_simple_pyramid_pooling_adds_means_of_parts() -> None:
+    torch.manual_seed(0)
+    pool = SPPM(6, 4).eval()
+    seen: list[Tensor] = []
+    pool.refine.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.randn(1, 6, 8, 12)
+    with torch.no_grad():
+        pool(x)
+        expected = torch.zeros(1, 4, 8, 12)
+        for bins, part in zip((1, 2, 4), pool.pools, strict=True):
+            means = part[1](nn.functional.adaptive_avg_pool2d(x, bins))
+            expected += nn.functional.interpolate(means, (8, 12), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_attention_fusion_gives_each_pixel_a_share_of_both_maps() -> None:
+    torch.manual_seed(0)
+    fuse = UAFM(5, 6, 4).eval()
+    seen: list[Tensor] = []
+    fuse.refine.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    fine, coarse = torch.randn(1, 5, 9, 13), torch.randn(1, 6, 5, 7)
+    with torch.no_grad():
+        fuse(fine, coarse)
+        first = fuse.reduce(fine)
+    second = nn.functional.interpolate(coarse, (9, 13), mode="bilinear", align_corners=False)
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    assert (seen[0] >= low - 1e-6).all()
+    assert (seen[0] <= high + 1e-6).all()
+    shares = (seen[0] - second) / (first - second)
+    torch.testing.assert_close(shares, shares[:, :1].expand_as(shares), rtol=1e-3, atol=1e-3)
+
+
+def test_attention_fusion_needs_three_widths() -> None:
+    with pytest.raises(ConfigError, match="needs a width for each of 3 levels, but 'widths' has 2"):
+        build("PPLiteSeg_T", {"widths": (8, 8)})
