@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.build import initialize
+from models.heads.light_ham import _Factorization
 from models.heads.uafm import SPPM, UAFM
 from tests.test_models import CLASSES, SMALL, build, parameter_count
 from utils.errors import ConfigError
 from utils.registry import BACKBONES
+from utils.schema import Component
 
 CITYSCAPES = 19
+ADE20K = 150
 
 # Name, arguments, classes, millions of parameters as published, without auxiliary heads.
 PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
@@ -25,6 +29,10 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
     ("BiSeNetV2", {"use_aux": False}, CITYSCAPES, 3.4),
     ("PPLiteSeg_T", {"use_aux": False}, CITYSCAPES, 8.0),
     ("PPLiteSeg_B", {"use_aux": False}, CITYSCAPES, 12.2),
+    ("SegNeXt_T", {}, ADE20K, 4.3),
+    ("SegNeXt_S", {}, ADE20K, 13.9),
+    ("SegNeXt_B", {}, ADE20K, 27.6),
+    ("SegNeXt_L", {}, ADE20K, 48.9),
 ]
 # Name, input pixels per pixel of the logits, auxiliary outputs.
 OUTPUTS = [
@@ -241,3 +249,84 @@ def test_attention_fusion_gives_each_pixel_a_share_of_both_maps() -> None:
 def test_attention_fusion_needs_three_widths() -> None:
     with pytest.raises(ConfigError, match="needs a width for each of 3 levels, but 'widths' has 2"):
         build("PPLiteSeg_T", {"widths": (8, 8)})
+
+
+# SegNeXt
+
+
+def test_strips_see_as_far_as_published_and_dilation_spreads_them() -> None:
+    for stride, dilation in ((32, 1), (16, 2)):
+        backbone = BACKBONES.build(Component("mscan_t", {"output_stride": stride}), where="", in_channels=3)
+        attention = backbone.stages[3][2].branch
+        strips = [conv for strip in attention.strips for conv in strip]
+        assert [conv.kernel_size for conv in strips] == [(1, 7), (7, 1), (1, 11), (11, 1), (1, 21), (21, 1)]
+        assert {conv.dilation for conv in strips} == {(dilation, dilation)}
+
+
+def test_filters_of_one_channel_start_as_wide_as_their_size_asks() -> None:
+    torch.manual_seed(0)
+    backbone = BACKBONES.build("mscan_s", where="", in_channels=3)
+    initialize(backbone, "kaiming")
+    attention = backbone.stages[3][2].branch
+    assert attention.local.weight.std().item() == pytest.approx((2 / 25) ** 0.5, rel=0.05)
+    assert attention.strips[2][0].weight.std().item() == pytest.approx((2 / 21) ** 0.5, rel=0.05)
+
+
+def test_blocks_are_left_out_in_training_the_later_the_more_often() -> None:
+    backbone = BACKBONES.build(Component("mscan_t", {"drop_path": 0.5}), where="", in_channels=3)
+    shares = [module.drop_path for module in backbone.modules() if hasattr(module, "drop_path")]
+    assert len(shares) == 2 * (3 + 3 + 5 + 2)
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 0.5)
+    torch.manual_seed(0)
+    block = backbone.stages[3][-2].train()
+    nn.init.constant_(block.scale, 1)
+    x = torch.randn(64, 256, 2, 2)
+    added = block(x) - x
+    left_out = added.flatten(1).abs().amax(1) == 0
+    assert 16 < left_out.sum() < 48
+    with torch.no_grad():
+        torch.testing.assert_close(added[~left_out], 2 * block.branch(block.norm(x))[~left_out])
+
+
+def test_the_same_image_gets_the_same_logits_every_time_and_in_every_program() -> None:
+    images = torch.rand(2, 3, 65, 97) * 255
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = build("SegNeXt_T", SMALL["SegNeXt_T"]).eval()
+        torch.manual_seed(len(found))  # what others draw in between changes nothing
+        with torch.no_grad():
+            found += [model(images).logits, model(images).logits]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert "head.factorize.bases" in model.state_dict()
+
+
+def test_bases_do_not_depend_on_the_random_numbers_of_the_run_and_take_none() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = _Factorization(8, 4).bases
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(_Factorization(8, 4).bases, first)
+    torch.testing.assert_close(first.norm(dim=0), torch.ones(4))
+
+
+def test_a_map_of_few_bases_is_found_again_and_one_of_noise_is_smoothed() -> None:
+    torch.manual_seed(0)
+    factorize = _Factorization(32, 2).eval()
+    simple = (torch.rand(32, 2) @ torch.rand(2, 90)).view(1, 32, 9, 10)
+    noise = torch.rand(1, 32, 9, 10)
+    assert (factorize(noise) >= 0).all()
+    errors = [((factorize(x) - x).norm() / x.norm()).item() for x in (simple, noise)]
+    assert errors[0] < 0.1 < errors[1]
+
+
+def test_the_head_factorizes_in_single_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    factorize = _Factorization(32, 4).eval()
+    x = torch.rand(1, 32, 9, 10).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = factorize(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, factorize(x.float()).bfloat16())

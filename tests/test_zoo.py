@@ -440,7 +440,17 @@ HEAD_ARGS["LargeKernelHead"] = {"kernel_size": 5}
 HEAD_ARGS["UAFMHead"] = {"widths": (8, 8, 8), "context_channels": 8, "channels": 8}
 HEAD_ARGS["UNetHead"] = {"channels": (8, 8, 8, 8)}
 # One of each class; its sisters differ in depth only.
-FAMILIES = ("resnet18", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception41", "stdc1")
+FAMILIES = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "vgg16_bn",
+    "densenet121",
+    "drn26",
+    "xception41",
+    "stdc1",
+    "mscan_t",
+)
 
 
 def distinct(registry: Any) -> list[str]:
