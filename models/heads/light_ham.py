@@ -45,7 +45,7 @@ class _Factorization(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x.device):  # quotients of sums over all pixels
             values = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
-            bases = self.bases.to(values.dtype).expand(len(values), -1, -1)
+            bases = self.bases.to(values.dtype)  # (C, R), and (N, C, R) after the first update
             coefficients = (values.mT @ bases).softmax(-1)
             for _ in range(TRAIN_STEPS if self.training else EVAL_STEPS):
                 coefficients = _updated(coefficients, values.mT, bases)
@@ -60,8 +60,17 @@ def _updated(factor: Tensor, values: Tensor, other: Tensor) -> Tensor:
     return factor * (values @ other) / (factor @ (other.mT @ other) + EPS)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+class _GroupNorm(nn.GroupNorm):
+    """Group norm of 32 groups, or of as many as go into the channels, which is exported for every size.
+
+    torch's own compares the number of pixels with 1, which no graph can express.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 @HEADS.register()
@@ -92,13 +101,13 @@ class LightHamHead(Head):
         self.indices = [at_level(shapes, level) for level in LEVELS]
         width = sum(shapes[i].channels for i in self.indices)
         self.squeeze = nn.Sequential(
-            nn.Conv2d(width, channels, 1, bias=False), _group_norm(channels), nn.ReLU(inplace=True)
+            nn.Conv2d(width, channels, 1, bias=False), _GroupNorm(channels), nn.ReLU(inplace=True)
         )
         self.enter = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True))
         self.factorize = _Factorization(channels, rank)
-        self.leave = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), _group_norm(channels))
+        self.leave = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), _GroupNorm(channels))
         self.align = nn.Sequential(
-            nn.Conv2d(channels, channels, 1, bias=False), _group_norm(channels), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, channels, 1, bias=False), _GroupNorm(channels), nn.ReLU(inplace=True)
         )
         self.dropout = nn.Dropout2d(dropout)
         self.classify = Classifier(channels, num_classes)
