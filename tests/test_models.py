@@ -336,7 +336,7 @@ def test_a_training_step_reaches_every_parameter(kind: str, args: dict[str, Any]
     model = build(kind, args)
     output = model(torch.randint(256, (2, 3, 65, 97), dtype=torch.uint8))
     assert output.logits.shape[:2] == (2, CLASSES)
-    sum(logits.square().mean() for logits in (output.logits, *output.aux)).backward()
+    sum(logits.square().mean() for logits in (output.logits, *output.aux, *output.edges)).backward()
     lost = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert lost == []
 

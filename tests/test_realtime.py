@@ -12,7 +12,11 @@ from models.build import initialize
 from models.heads.light_ham import _Factorization
 from models.heads.uafm import SPPM, UAFM
 from tests.test_models import CLASSES, SMALL, build, parameter_count
+from utils.classes import IGNORE
 from utils.errors import ConfigError
+from utils.losses.boundary import boundaries, boundary_loss
+from utils.losses.criterion import build_criterion
+from utils.outputs import SegOutput
 from utils.registry import BACKBONES
 from utils.schema import Component
 
@@ -152,6 +156,93 @@ def test_like_pixels_of_two_branches_are_mixed_and_unlike_ones_are_not() -> None
     with torch.no_grad():
         torch.testing.assert_close(attend(fine, 3 * fine), 3 * fine)  # alike: the context
         torch.testing.assert_close(attend(fine, -3 * fine), fine)  # opposite: the details
+
+
+def test_pidnet_learns_boundaries_in_training_only() -> None:
+    torch.manual_seed(0)
+    model = build("PIDNet_S", SMALL["PIDNet_S"])
+    images = torch.randint(256, (2, 3, 65, 97), dtype=torch.uint8)
+    (edges,) = model.train()(images).edges
+    assert edges.shape == (2, 1, 9, 13)
+    with torch.no_grad():
+        assert model.eval()(images).edges == ()
+    assert build("PIDNet_S", {**SMALL["PIDNet_S"], "use_aux": False}).train()(images).edges == ()
+
+
+def labels_of_two_halves() -> Tensor:
+    """Class 1 from column 8 on, and void in the lower half of the rows: (1, 12, 16)."""
+    labels = torch.zeros(1, 12, 16, dtype=torch.uint8)
+    labels[..., 8:] = 1
+    labels[:, 6:] = IGNORE
+    return labels
+
+
+def test_a_boundary_is_four_pixels_wide_and_none_is_between_a_class_and_void() -> None:
+    found = boundaries(labels_of_two_halves())
+    expected = torch.zeros(1, 12, 16, dtype=torch.bool)
+    expected[:, :6, 6:10] = True
+    assert torch.equal(found, expected)
+    labels = torch.full((1, 12, 16), IGNORE, dtype=torch.uint8)
+    labels[:, 3:9, 4:12] = 5
+    assert not boundaries(labels).any()
+    assert not boundaries(torch.full_like(labels, IGNORE)).any()
+
+
+def test_void_pixels_count_nowhere_in_the_loss_of_boundaries() -> None:
+    torch.manual_seed(0)
+    criterion = build_criterion("CrossEntropyLoss2d", num_classes=2)
+    labels = labels_of_two_halves()
+    logits = torch.randn(1, 2, 12, 16)
+    edges = torch.randn(1, 1, 12, 16) * 4
+    losses = []
+    for change in (0.0, 50.0):
+        other = edges.clone()
+        other[:, :, 6:] += change
+        other.requires_grad_()
+        found = criterion(SegOutput(logits, (), (other,)), labels)
+        (gradient,) = torch.autograd.grad(found["loss"], other)
+        assert not gradient[:, :, 6:].any()
+        assert gradient[:, :, :6].all()
+        losses.append(found["loss"].detach())
+    assert torch.equal(*losses)
+
+
+def test_both_kinds_of_pixels_weigh_half_in_the_loss_of_boundaries() -> None:
+    labels = labels_of_two_halves()
+    truth = boundaries(labels)[:, :6]
+    edges = torch.randn(1, 1, 12, 16, generator=torch.Generator().manual_seed(0))
+    share = truth.float().mean()
+    weights = torch.where(truth, 1 - share, share)
+    expected = nn.functional.binary_cross_entropy_with_logits(edges[:, 0, :6], truth.float(), weights)
+    torch.testing.assert_close(boundary_loss(edges, labels, torch.tensor(1.0)), expected)
+
+
+def test_losses_of_boundaries_of_micro_batches_add_up() -> None:
+    torch.manual_seed(0)
+    criterion = build_criterion("CrossEntropyLoss2d", num_classes=3)
+    labels = torch.randint(3, (4, 6, 8)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    labels[0, :10] = IGNORE
+    labels[3] = IGNORE
+    logits, edges = torch.randn(4, 3, 6, 8), torch.randn(4, 1, 6, 8) * 3
+    whole = criterion(SegOutput(logits, (), (edges,)), labels)["loss"]
+    normalizers = criterion.normalizers(labels)
+    total = torch.zeros(())
+    for part in (slice(1), slice(1, 3), slice(3, 4)):
+        output = SegOutput(logits[part], (), (edges[part],))
+        total += criterion(output, labels[part], normalizers)["loss"]
+    torch.testing.assert_close(total, whole)
+
+
+def test_pixels_at_sure_boundaries_count_once_more() -> None:
+    torch.manual_seed(0)
+    criterion = build_criterion("CrossEntropyLoss2d", num_classes=2)
+    labels = labels_of_two_halves()
+    logits = torch.randn(1, 2, 12, 16)
+    unsure, sure = torch.full((1, 1, 12, 16), 1.0), torch.full((1, 1, 12, 16), 2.0)  # 0.73 and 0.88
+    for edges, times in ((unsure, 1), (sure, 2)):
+        found = criterion(SegOutput(logits, (), (edges,)), labels)
+        plain = times * found["CrossEntropyLoss2d"]
+        torch.testing.assert_close(found["loss"], plain + 20 * found["boundary"])
 
 
 # BiSeNetV2 and Fast-SCNN

@@ -112,7 +112,8 @@ class PIDNet(BaseModel):
         num_classes: Channels of the logits.
         in_channels: Channels of the images.
         width_mult: Share of the published channels.
-        use_aux: Train an auxiliary head on the branch of details, with the paper's factor of 0.4.
+        use_aux: Train auxiliary heads: on the branch of details, with the paper's factor of 0.4, and on that of
+            boundaries, whose loss is of its own (section 4.4).
     """
 
     needs_batch = True  # of the branch that sees the mean over the whole map
@@ -164,6 +165,7 @@ class PIDNet(BaseModel):
         self.fuse = _LightBag(out) if light else _Bag(out)
         self.head = classify_after(out, head_width, num_classes)
         self.aux_heads = nn.ModuleList([classify_after(fine, head_width, num_classes)] if use_aux else [])
+        self.boundary_heads = nn.ModuleList([classify_after(fine, width, 1)] if use_aux else [])
 
     def predict(self, images: Tensor) -> SegOutput:
         shared = self.layer2(self.layer1(self.stem(images)))
@@ -176,7 +178,8 @@ class PIDNet(BaseModel):
         detail = self.attend4(self.detail4(detail), self.compress4(x))
         boundary = self.boundary4(boundary)
         boundary = boundary + resize_like(self.differ4(x), boundary)
+        edges = [head(boundary) for head in self.boundary_heads] if self.training else []
         detail = self.detail5(detail)
         context = resize_like(self.context(self.layer5(x)), detail)
         logits = self.head(self.fuse(detail, context, self.boundary5(boundary)))
-        return SegOutput(logits, tuple(aux))
+        return SegOutput(logits, tuple(aux), tuple(edges))
