@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from base.base_model import FeatureShape
 from models.build import initialize
 from models.heads.light_ham import _Factorization
+from models.heads.manet import _PositionAttention
+from models.heads.pan import _PyramidAttention
 from models.heads.uafm import SPPM, UAFM
 from tests.test_models import CLASSES, SMALL, build, parameter_count
 from utils.classes import IGNORE
@@ -17,7 +20,7 @@ from utils.errors import ConfigError
 from utils.losses.boundary import boundaries, boundary_loss
 from utils.losses.criterion import build_criterion
 from utils.outputs import SegOutput
-from utils.registry import BACKBONES
+from utils.registry import BACKBONES, HEADS
 from utils.schema import Component
 
 CITYSCAPES = 19
@@ -421,3 +424,66 @@ def test_the_head_factorizes_in_single_precision_under_autocast() -> None:
         found = factorize(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, factorize(x.float()).bfloat16())
+
+
+# Heads
+
+
+RESNET34 = tuple(FeatureShape(c, 2**level, level) for level, c in enumerate((64, 64, 128, 256, 512), start=1))
+CONVNEXT_T = tuple(FeatureShape(c, 2**level, level) for level, c in enumerate((96, 192, 384, 768), start=2))
+
+
+def head_size(name: str, shapes: tuple[FeatureShape, ...], num_classes: int, **args: Any) -> int:
+    """Number of parameters."""
+    with torch.device("meta"):
+        head = HEADS.build(Component(name, args), where="", shapes=shapes, num_classes=num_classes)
+    return sum(p.numel() for p in head.parameters())
+
+
+def test_uper_head_makes_convnext_t_and_its_auxiliary_head_60_million() -> None:
+    convnext = 27_820_128  # timm's convnext_tiny without its classifier
+    own = head_size("UPerHead", CONVNEXT_T, ADE20K)
+    aux = head_size("FCNHead", CONVNEXT_T, ADE20K, level=4, channels=256)
+    assert (convnext + own + aux) / 1e6 == pytest.approx(60, rel=0.01)
+
+
+def test_the_nodes_of_unet_plus_plus_see_all_before_them_on_their_level() -> None:
+    head = HEADS.build(Component("UNetPlusPlusHead"), where="", shapes=RESNET34, num_classes=CLASSES)
+    widths = (32, 64, 128, 256)
+    assert [len(column) for column in head.columns] == [4, 3, 2, 1]
+    for depth, column in enumerate(head.columns, start=1):
+        for level, node in enumerate(column):
+            below = RESNET34[level + 1].channels if depth == 1 else widths[level + 1]
+            assert node[0][0].in_channels == RESNET34[level].channels + (depth - 1) * widths[level] + below
+            assert node[1][0].out_channels == widths[level]
+
+
+def test_linknet_adds_every_map_on_the_way_up() -> None:
+    torch.manual_seed(0)
+    shapes = tuple(FeatureShape(4 * level, 2**level, level) for level in (1, 2, 3))
+    head = HEADS.build(Component("LinkNetHead", {"channels": 8}), where="", shapes=shapes, num_classes=CLASSES).eval()
+    for step in head.steps:
+        nn.init.zeros_(step.expand[1].weight)  # the branch gives nothing
+    maps = [torch.randn(1, shape.channels, 64 // shape.stride, 96 // shape.stride) for shape in shapes]
+    with torch.no_grad():
+        torch.testing.assert_close(head(maps), head.classify(head.refine(maps[0])))
+
+
+def test_each_pixel_of_manets_attention_takes_a_mean_of_all() -> None:
+    torch.manual_seed(0)
+    attend = _PositionAttention(6, 4)
+    for conv in (attend.value, attend.leave):
+        nn.init.dirac_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    x = torch.randn(2, 6, 3, 5)
+    with torch.no_grad():
+        nn.init.zeros_(attend.query.weight)
+        nn.init.zeros_(attend.query.bias)  # nothing resembles anything more than anything else
+        torch.testing.assert_close(attend(x), x + x.mean((2, 3), keepdim=True))
+
+
+def test_pyramid_attention_takes_maps_of_any_size() -> None:
+    torch.manual_seed(0)
+    attend = _PyramidAttention(6, 4).eval()
+    for size in ((1, 1), (2, 3), (7, 5)):
+        assert attend(torch.randn(1, 6, *size)).shape == (1, 4, *size)
