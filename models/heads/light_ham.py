@@ -27,7 +27,7 @@ class _Factorization(nn.Module):
     anew in every pass, also in evaluation; here they are drawn once, from a seed of their own, and kept with the
     weights, so that an image has one result.
 
-    Source: Geng et al. 2021, https://arxiv.org/abs/2109.04553, section 2.2.2, algorithm 2 and appendix.
+    Source: Geng et al. 2021, https://arxiv.org/abs/2109.04553, section 2.2.
 
     Args:
         channels: Channels of the map.

@@ -11,7 +11,7 @@ from utils.registry import HEADS
 
 
 class _PositionAttention(nn.Module):
-    """Add to each pixel what all pixels hold that resemble it. Source: section III.B, figure 2."""
+    """Add to each pixel what all pixels hold that resemble it. Source: section III."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Gate(nn.Sequential):
 
 
 class _Fusion(nn.Module):
-    """Weigh the channels of the coarse map by what both maps hold, and refine both. Source: section III.C, figure 3."""
+    """Weigh the channels of the coarse map by what both maps hold, and refine both. Source: section III."""
 
     def __init__(self, in_channels: int, skip_channels: int, channels: int) -> None:
         super().__init__()

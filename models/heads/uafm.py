@@ -17,7 +17,7 @@ LEVELS = (3, 4, 5)
 class SPPM(nn.Module):
     """Simple pyramid pooling: means over parts of the map, added up and refined.
 
-    Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3.4 and figure 5.
+    Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3.3.
 
     Args:
         in_channels: Channels of the input.
@@ -41,7 +41,7 @@ class SPPM(nn.Module):
 class UAFM(nn.Module):
     """Unified attention fusion: let each pixel choose between a fine map and an enlarged coarse one.
 
-    Source: Peng et al. 2022, section 3.3, figures 3 and 4, with spatial attention.
+    Source: Peng et al. 2022, section 3.2, with spatial attention.
 
     Args:
         fine_channels: Channels of the fine map.

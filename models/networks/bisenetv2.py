@@ -112,7 +112,7 @@ class BiSeNetV2(BaseModel):
 
     Public parameters: 3.4 M without auxiliary heads; 73.4 mean IoU on Cityscapes val, from random numbers.
 
-    Source: Yu et al. 2020, https://arxiv.org/abs/2004.02147, table 1 and section 4. Four auxiliary heads (section 5.2,
+    Source: Yu et al. 2020, https://arxiv.org/abs/2004.02147, table 1 and section 4. Four auxiliary heads (section 4.4,
     "booster training") look at the semantic branch's stages, each with a loss as heavy as the main one: set
     `aux_factor` to 1. Widths of these heads, which the paper leaves open, are those of MMSegmentation.
 

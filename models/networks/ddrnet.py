@@ -78,7 +78,7 @@ class BottleneckBlock(nn.Module):
 class DAPPM(nn.Module):
     """Deep aggregation pyramid pooling: means over ever larger areas, each refined together with the one before.
 
-    Source: Hong et al. 2021, https://arxiv.org/abs/2101.06085, section 3.3 and figure 5.
+    Source: Hong et al. 2021, https://arxiv.org/abs/2101.06085, section III.
 
     Args:
         in_channels: Channels of the input.
@@ -150,8 +150,8 @@ class DDRNet(BaseModel):
     Both have 2 residual blocks a stage and end with a bottleneck. Public parameters: 5.7 M (slim) and 20.1 M, without
     the auxiliary head; 77.8 and 79.5 mean IoU on Cityscapes val, from ImageNet.
 
-    Source: Hong et al. 2021, https://arxiv.org/abs/2101.06085, section 3.2 and table 1; the auxiliary head, with a
-    factor of 0.4, is section 3.4. Convolutions before batch norms have no biases, which their code has in the stem.
+    Source: Hong et al. 2021, https://arxiv.org/abs/2101.06085, section III; its auxiliary head has a factor of
+    0.4. Convolutions before batch norms have no biases, which their code has in the stem.
 
     Args:
         planes: Width of the first stage.

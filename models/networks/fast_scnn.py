@@ -50,7 +50,7 @@ class FastSCNN(BaseModel):
     The logits are of stride 8. Public parameters: 1.11 M, batch norms and auxiliary heads not counted; 68.6 mean IoU on
     Cityscapes val, from random numbers.
 
-    Source: Poudel et al. 2019, https://arxiv.org/abs/1902.04502, tables 1 to 3 and section 4.1. Its auxiliary heads
+    Source: Poudel et al. 2019, https://arxiv.org/abs/1902.04502, tables 1 and 2 and section 4.1. Its auxiliary heads
     stand at the ends of the shared layers and of the deep branch, with a factor of 0.4; their width, which the paper
     leaves open, is MMSegmentation's 32.
 

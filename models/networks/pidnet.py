@@ -22,7 +22,7 @@ from utils.registry import MODELS
 
 
 class _PixelAttention(nn.Module):
-    """Mix two maps, pixel by pixel, as much as they resemble each other ("PagFM"). Source: section 4.1, figure 4.
+    """Mix two maps, pixel by pixel, as much as they resemble each other ("PagFM"). Source: section 3.2, figure 4.
 
     Args:
         channels: Channels of both.
@@ -41,7 +41,7 @@ class _PixelAttention(nn.Module):
 
 
 class _ParallelPyramid(nn.Module):
-    """DAPPM whose levels are refined at once by one grouped convolution ("PAPPM"). Source: section 4.2, figure 5.
+    """DAPPM whose levels are refined at once by one grouped convolution ("PAPPM"). Source: section 3.3, figure 5.
 
     Args:
         in_channels: Channels of the input.
@@ -66,7 +66,7 @@ class _ParallelPyramid(nn.Module):
 
 
 class _Bag(nn.Module):
-    """Take details where there is a boundary, and context elsewhere. Source: section 4.3, figure 6 (a)."""
+    """Take details where there is a boundary, and context elsewhere. Source: section 3.4, figure 6 (a)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Bag(nn.Module):
 
 
 class _LightBag(nn.Module):
-    """`_Bag` with two 1x1 convolutions instead of a 3x3 one. Source: section 4.3, figure 6 (b)."""
+    """`_Bag` with two 1x1 convolutions instead of a 3x3 one. Source: section 3.4, figure 6 (b)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class PIDNet(BaseModel):
     The logits are of stride 8. Public parameters: 7.6 M (S), 28.5 M (M), 36.9 M (L), without auxiliary heads; 78.8,
     79.9 and 80.9 mean IoU on Cityscapes val, from ImageNet.
 
-    Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, sections 3 and 4 and table 1. Convolutions before batch
+    Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3. Convolutions before batch
     norms have no biases, which their code has in the stem.
 
     Args:
@@ -113,7 +113,7 @@ class PIDNet(BaseModel):
         in_channels: Channels of the images.
         width_mult: Share of the published channels.
         use_aux: Train auxiliary heads: on the branch of details, with the paper's factor of 0.4, and on that of
-            boundaries, whose loss is of its own (section 4.4).
+            boundaries, whose loss is of its own (section 3.1).
     """
 
     needs_batch = True  # of the branch that sees the mean over the whole map

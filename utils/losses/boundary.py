@@ -32,7 +32,7 @@ def boundaries(labels: Tensor) -> Tensor:
 def boundary_loss(edges: Tensor, labels: Tensor, images: Tensor) -> Tensor:
     """Compute the binary cross entropy of boundaries, of which both kinds of pixels have one half in each image.
 
-    Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 4.4, with shares of each image, not of the batch,
+    Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3.1, with shares of each image, not of the batch,
     so that micro-batches add up.
 
     Args:

@@ -44,7 +44,7 @@ class Criterion(nn.Module):
         aux_factor: Factor of the sum for each auxiliary output; 0.4 in PSPNet, https://arxiv.org/abs/1612.01105.
 
     Where a network learns boundaries too (`SegOutput.edges`), their loss comes on top, and the sum once more for the
-    pixels at which the network is sure of one. Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 4.4.
+    pixels at which the network is sure of one. Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3.1.
     """
 
     def __init__(self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: float = 0.4) -> None:
