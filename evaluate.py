@@ -232,7 +232,9 @@ def table(results: dict[str, Any]) -> str:
     figures = ", ".join(f"{k} {v:.4f}" for k, v in results["metrics"].items() if not k.startswith("Class_IoU"))
     where = f"{protocol['dataset']} {protocol['split']}, {results['images']} images"
     size = protocol["size"] if isinstance(protocol["size"], str) else "x".join(map(str, protocol["size"]))
-    return "\n".join([*lines, "", figures, f"{where}; {protocol['mode']}, size {size}, {protocol['precision']}"])
+    averaged = f", {protocol['models']} models averaged" if "models" in protocol else ""
+    how = f"{protocol['mode']}, size {size}, {protocol['precision']}{averaged}"
+    return "\n".join([*lines, "", figures, f"{where}; {how}"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Draw the pictures of predictions in the documents: ``python -m docs.pictures saved/street/latest``.
+"""Draw the pictures in the documents: ``python -m docs.pictures saved/street/latest``.
 
 The run is one of `make train`, which leaves street.png as its predictions.png. The scenes of inference.png are
-generated ones that it has not seen, larger than its training's.
+generated ones that it has not seen, larger than its training's. report.png shows its report, and compare.png the page
+of all runs beside it with the best two compared; both take playwright, and a Chromium of its own or the system's.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from dataloader.datasets.synthetic import Synthetic
+from engine.reporting.index import write_index
+from engine.reporting.write import REPORT
 from inference import load
 from utils.images import write_picture
 from utils.predict import Predictor
 from utils.prediction_flags import SCALES
-from utils.visualize import colorize, legend, overlay, side_by_side
+from utils.visualize import colorize, legend, overlay, side_by_side, strip_of_text
 
 IMAGES = Path(__file__).parent / "images"
+SCREEN = {"width": 1440, "height": 1380}  # pixels of a page
 SCENES = (2, 7)  # with near and far things
 LOOKS = {
     "single": {"mode": "single"},
@@ -34,10 +37,8 @@ LOOKS = {
 
 def row(parts: dict[str, np.ndarray], width: int = 1200) -> np.ndarray:
     """Pictures (H, W, 3) uint8 side by side, each under its name; (h, width, 3) uint8."""
-    titles = np.full((26, width, 3), 255, np.uint8)
-    for i, name in enumerate(parts):
-        place = (i * (width // len(parts)) + 2, 18)
-        cv2.putText(titles, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+    columns = [number * (width // len(parts)) for number in range(len(parts))]
+    titles = strip_of_text(dict(zip(columns, parts, strict=True)), width)
     return np.concatenate([titles, side_by_side(list(parts.values()), width)])
 
 
@@ -62,6 +63,25 @@ def looks(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
+def photograph_pages(run_dir: Path) -> None:
+    """Take report.png of a run's report, and compare.png of the page of its folder."""
+    from playwright.sync_api import sync_playwright
+
+    index, _, _ = write_index(run_dir.resolve().parent)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        opened = browser.new_page(viewport=SCREEN, color_scheme="light")
+        opened.goto((run_dir / REPORT).resolve().as_uri())
+        opened.screenshot(path=IMAGES / "report.png")
+        opened.goto(index.as_uri())
+        for number in (0, 1):
+            opened.check(f"[data-pick='{number}']")
+        opened.wait_for_selector("#comparison")
+        opened.mouse.move(0, 0)
+        opened.screenshot(path=IMAGES / "compare.png")
+        browser.close()
+
+
 def main(argv: Sequence[str]) -> int:
     run_dir = Path(argv[0])
     shutil.copy(run_dir / "predictions.png", IMAGES / "street.png")
@@ -70,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
     first, second = (scenes.read(index).image for index in SCENES)
     picture = [row(kinds(predictor, first)), row(looks(predictor, second)), legend(predictor.classes)]
     write_picture(IMAGES / "inference.png", np.concatenate(picture))
+    photograph_pages(run_dir)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from base.base_trainer import TimeLimit, Writer
 from engine import assemble, dry_run, results
 from engine.config import RunConfig, validating_as_begun
 from engine.preflight import check_data, check_workers, memory_check, raise_file_limit
+from engine.reporting.recorder import note_stop
 from engine.reporting.write import record_run
 from engine.resume import Resume
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.config import dump_json
-from utils.errors import Stopped, UserError
+from utils.errors import Interrupted, Stopped, UserError
 from utils.log import log_to
 from utils.lr_scheduler import TorchSchedule
 from utils.writers import RunFacts, open_writer
@@ -242,8 +244,13 @@ def fit(trainer: Trainer) -> bool:
     """Train to the end; returns whether it was reached, and not `trainer.max_time` before."""
     try:
         trainer.fit()
-    except TimeLimit as limit:
-        logger.info(str(limit))
+    except (Interrupted, TimeLimit) as stop:
+        reason = signal.Signals(stop.signum).name if isinstance(stop, Interrupted) else "trainer.max_time"
+        if distributed.is_first():
+            note_stop(trainer.run_dir, trainer.progress.step, reason)
+        if isinstance(stop, Interrupted):
+            raise
+        logger.info(str(stop))
         return False
     if trainer.stopped_early:
         logger.info("%s", results.early_stop(trainer))

@@ -265,7 +265,7 @@ def test_as_many_processes_are_started_as_there_are_gpus(
     flags = ["-c", str(path), "--import", "tests.tiny"]
     answer = train_command(*flags)
     assert answer.status == 0
-    assert started == [("train", flags, 2)]
+    assert started == [(train.__name__, flags, 2)]
     assert "n_gpu: 8 asked for, 2 available: using 2." in answer.out
 
 

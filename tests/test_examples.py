@@ -274,7 +274,8 @@ def test_every_recipe_is_a_right_config(path: Path) -> None:
 def test_every_preset_is_listed_and_does_what_its_line_says(train_command: Callable[..., Answer]) -> None:
     answer = train_command("--list", "presets")
     assert answer.status == 0
-    lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines()[1:])
+    unwrapped = re.sub(r"\n {3,}", " ", answer.out)
+    lines = dict(line.split(maxsplit=1) for line in unwrapped.splitlines()[1:])
     assert len(lines) == len(list(PRESETS.glob("*/*.json"))) == 22
     for name, text in lines.items():
         config = load_config(Path(name)), load_config(Path(name), ["optimizer.args.lr=0.5"])

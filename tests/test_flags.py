@@ -203,8 +203,6 @@ ONLY_COMMANDS = {
     "compare": "prints",
     "canvas": "draws",
     "number": "of --canvas",
-    "seeds": "starts several runs",
-    "folds": "starts several runs",
 }
 RENAMED = {"overrides": "set"}  # which is a type in Python
 

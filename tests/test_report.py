@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +18,16 @@ import pytest
 import torch
 
 import report as report_script
+from base.base_trainer import BaseTrainer
 from engine.reporting import config_view, gallery, statistics
 from engine.reporting.calibration import Calibration
 from engine.reporting.collect import Collector, counts_of
 from engine.reporting.compare import Measurement, compare, why_not_comparable
 from engine.reporting.content import read_report, run_content, thinned
+from engine.reporting.curves import charts
 from engine.reporting.errors import BOUNDARY, HALLUCINATED, INTERIOR, MISSED, ErrorCounts, find_errors
 from engine.reporting.figures import pareto
-from engine.reporting.page import page
+from engine.reporting.page import page, size_words
 from engine.reporting.recorder import RunRecorder, read_steps, total_seconds
 from tests.conftest import Answer, call
 from tests.tiny import Squares
@@ -306,6 +309,164 @@ def test_every_figure_of_a_report_is_that_of_the_run(runs):
         assert interval["value"] == pytest.approx(metrics["Mean_IoU"])
 
 
+def test_curves_by_step_are_what_the_run_wrote_down(runs):
+    for folder in run_folders(runs):
+        content = read_report(folder / "report.html")
+        written = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+        steps = [line for line in written if "event" not in line]
+        assert len(steps) > 2
+        curves = {chart["id"]: chart["series"] for chart in content["charts"]}
+        keys = {"gradient": "train/gradient_norm", "wait": "train/data_wait", "memory": "host_memory"}
+        for chart, key in keys.items():
+            factor = 2**-30 if chart == "memory" else 1
+            expected = [(line["step"], line[key] * factor) for line in steps]
+            assert list(zip(curves[chart][0]["x"], curves[chart][0]["y"], strict=True)) == expected, chart
+        drawn = {name: series for series in curves["learning-rate"] for name in series["name"].split(", ")}
+        assert set(drawn) == {"decoder", "backbone"}
+        for name, series in drawn.items():
+            assert series["y"] == [line[f"train/Learning_rate/{name}"] for line in steps]
+        speeds = []
+        for before, line in itertools.pairwise(written):
+            if "event" not in before and "event" not in line and line["seconds"] > before["seconds"]:
+                images = 2 * (line["step"] - before["step"])
+                speeds.append((line["step"], images / (line["seconds"] - before["seconds"])))
+        (speed,) = curves.get("speed", [{"x": [], "y": []}])
+        if len(speeds) > 1:
+            assert speed["x"] == [step for step, _ in speeds]
+            assert speed["y"] == pytest.approx([value for _, value in speeds], abs=1e-3)
+
+
+def flooded(mask: np.ndarray) -> list[list[tuple[int, int]]]:
+    """The connected regions (8 neighbours) of a mask (H, W) bool, each as its pixels, by filling one after another."""
+    left, found = {(int(y), int(x)) for y, x in np.argwhere(mask)}, []
+    while left:
+        region, border = [], [left.pop()]
+        while border:
+            y, x = border.pop()
+            region.append((y, x))
+            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= around
+            border += around
+        found.append(region)
+    return found
+
+
+def kinds_by_hand(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """The kind of error at each pixel, (H, W), as the head of engine/reporting/errors.py defines them."""
+    void, height, width = truth == 255, *truth.shape
+    kinds = np.zeros(truth.shape, int)
+    for y, x in np.argwhere((truth != predicted) & ~void).tolist():
+        window = truth[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4]
+        kinds[y, x] = BOUNDARY if (window != truth[y, x]).any() else INTERIOR
+    wrong = kinds > 0
+    for kind, own, other in ((HALLUCINATED, predicted, truth), (MISSED, truth, predicted)):
+        for value in range(3):
+            for region in flooded((own == value) & ~void):
+                hits = sum(int(other[place]) == value for place in region)
+                if len(region) >= 20 and hits < 0.1 * len(region):
+                    for place in region:
+                        kinds[place] = kind if wrong[place] else 0
+    assert kinds.shape == (height, width)
+    return kinds
+
+
+def test_calibration_boundaries_and_kinds_of_errors_are_those_of_the_model_s_logits(runs):
+    from engine.assemble import load_predictor
+    from utils.metrics.boundary import BoundaryIoU
+
+    folder = run_folders(runs)[0]
+    evaluation = read_report(folder / "report.html")["evaluation"]
+    predictor = load_predictor(folder / "best_model.pth", torch.device("cpu"), modules=["tests.tiny"])
+    dataset = Squares(split="val", length=7)
+    boundary, lost, found = BoundaryIoU(3, distance=0.02), np.zeros((4, 3), int), np.zeros((4, 3), int)
+    pixels, right, probability = np.zeros(15, int), np.zeros(15, int), np.zeros(15)
+    for index in range(7):
+        item = dataset.read(index)
+        images = torch.from_numpy(item.image).permute(2, 0, 1)[None]
+        logits = predictor.logits(images)
+        large = torch.nn.functional.interpolate(logits.double(), item.label.shape, mode="bilinear")[0].numpy()
+        exponents = np.exp(large - large.max(axis=0))
+        sure, predicted = (exponents / exponents.sum(axis=0)).max(axis=0), large.argmax(axis=0)
+        hit = predicted == item.label
+        for number in range(15):
+            of_bin = (sure > number / 15) & (sure <= (number + 1) / 15) & (item.label < 3)
+            pixels[number] += of_bin.sum()
+            right[number] += (of_bin & hit).sum()
+            probability[number] += sure[of_bin].sum()
+        labels, answer = torch.from_numpy(item.label), torch.from_numpy(predicted.astype(np.uint8))
+        boundary.update(logits[0], answer, labels)
+        kinds = kinds_by_hand(item.label, predicted)
+        for kind in (MISSED, HALLUCINATED, BOUNDARY, INTERIOR):
+            lost[kind - 1] += np.bincount(item.label[kinds == kind], minlength=3)
+            found[kind - 1] += np.bincount(predicted[kinds == kind], minlength=3)
+    calibration = evaluation["calibration"]
+    assert calibration["pixels"] == pixels.tolist()
+    assert calibration["right"] == right.tolist()
+    assert calibration["probability"] == pytest.approx(probability.tolist(), abs=0.01)
+    assert calibration["error"] == pytest.approx(np.abs(probability - right).sum() / pixels.sum(), abs=1e-5)
+    assert sum(calibration["sureness_of_hits"]) == right.sum()
+    assert sum(calibration["sureness_of_errors"]) == (pixels - right).sum()
+    assert evaluation["errors"]["lost"] == lost.tolist()
+    assert evaluation["errors"]["wrongly_found"] == found.tolist()
+    for row, alone in zip(evaluation["table"], torch.eye(3, dtype=torch.bool), strict=True):
+        value = float(boundary.value(alone))
+        assert row["boundary_iou"] == (None if np.isnan(value) else value)
+
+
+def test_a_report_tells_sizes_of_training_images_and_of_their_objects(runs):
+    folder = run_folders(runs)[0]
+    data = read_report(folder / "report.html")["data"]
+    assert data["training_sizes"] == [{"height": 40, "width": 48, "images": 11}]
+    dataset, areas = Squares(length=11), []
+    for index in range(11):
+        label = dataset.read_label(index)
+        areas += [len(region) for value in range(3) for region in flooded(label == value)]
+    expected = np.zeros(16, int)
+    for area in areas:
+        expected[min(area.bit_length() - 1, 15)] += area >= 20
+    assert data["training_objects"] == expected.tolist()
+    assert data["labels_with_objects"] == 11
+    text = (folder / "report.html").read_text()
+    assert "11 of them that were looked at: all 48×40;" in text
+    assert "Training: in 11 labels" in text
+
+
+def test_many_sizes_of_images_are_told_by_their_range_and_median():
+    sizes = [{"height": 10 * n, "width": 20 * n, "images": n} for n in range(1, 6)]
+    assert size_words(sizes) == "width 20 to 100 (median 80) and height 10 to 50 (median 40)"
+    assert size_words(sizes[:2]) == "20×10 (1) and 40×20 (2)"
+    assert size_words([]) == ""
+
+
+def test_a_report_marks_what_stopped_a_run_and_where_it_went_on(train_command, config_file, monkeypatch):
+    step, file = BaseTrainer.after_step, config_file({"trainer.epochs": 1})
+
+    def interrupt(trainer: BaseTrainer) -> None:
+        if trainer.progress.step == 2:
+            trainer.note_signal(signal.SIGTERM)
+        step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "after_step", interrupt)
+        assert train_command("-c", file, *TINY).status == 128 + signal.SIGTERM
+    (folder,) = file.parent.glob("saved/tiny/*-*")
+    assert train_command("--resume", folder / "last.pth", *TINY).status == 0
+    events = [line for line in read_report(folder / "report.html")["steps"] if "event" in line]
+    assert [(line["event"], line["step"], line.get("reason")) for line in events[:3]] == [
+        *(("start", 0, None), ("stop", 3, "SIGTERM"), ("resume", 3, None))
+    ]
+    assert "crosses mark what stopped it (SIGTERM at step 3)" in (folder / "report.html").read_text()
+
+
+def test_the_titles_of_curves_say_that_averaged_weights_were_validated(tmp_path):
+    content = large_content(tmp_path, epochs=2, images=1)
+    titles = [chart["title"] for chart in charts(content)]
+    content["config"]["trainer"] = {"ema": 0.99}
+    averaged = [chart["title"] for chart in charts(content)]
+    assert titles[:2] == ["Loss", "Mean IoU"]
+    assert averaged[:2] == ["Loss, validation of EMA weights", "Mean IoU, validation of EMA weights"]
+
+
 def test_a_report_needs_nothing_from_elsewhere(runs):
     text = (run_folders(runs)[0] / "report.html").read_text()
     assert "http://www.w3.org/" in text
@@ -373,6 +534,27 @@ def test_the_index_shows_the_trials_of_a_sweep_with_their_values_and_the_best_fi
         assert section.index(f">trial-000{best}</a>") < section.index(f">trial-000{1 - best}</a>")
     assert report_command(saved / "tiny").status == 0
     assert 'id="sweeps"' not in (saved / "tiny" / "index.html").read_text()
+
+
+def test_the_best_trial_of_a_sweep_is_the_best_by_its_monitor(runs, report_command, tmp_path):
+    folder = tmp_path / "saved" / "tiny-sweep"
+    for number, loss in enumerate((0.3, 0.1, 0.2, 0.05)):
+        content = read_report(run_folders(runs)[0] / "report.html")
+        content["name"] = content["config"]["name"] = f"trial-{number:04d}"
+        content["config"]["trainer"]["monitor"] = "min val_loss"
+        content["config"]["optimizer"]["args"]["lr"] = loss
+        content["state"] = "training" if number == 3 else "finished"
+        content["evaluation"]["metrics"]["Mean_IoU"] = loss
+        for record in content["history"]:
+            record["val/loss"] = loss + 1 / record["epoch"]
+        (folder / content["name"]).mkdir(parents=True)
+        (folder / content["name"] / "report.html").write_text(page(content))
+    (folder / "sweep.db").touch()
+    assert report_command(folder).status == 0
+    section = (folder / "index.html").read_text().partition('id="sweeps"')[2].partition("</section>")[0]
+    assert "4 trials. Best: <b>trial-0001</b>, val/loss 0.433: <code>optimizer.args.lr=0.1</code>" in section
+    order = [section.index(f">trial-000{number}</a>") for number in (1, 2, 0, 3)]
+    assert order == sorted(order)
 
 
 def test_runs_deep_in_a_folder_are_found_once_and_told_apart(runs, report_command, tmp_path):
@@ -563,6 +745,11 @@ def test_an_ensemble_averages_logits(runs, evaluate_command, tmp_path):
     assert evaluate_command("-m", first, second, *flags).status == 0
     both = json.loads((tmp_path / "e.json").read_text())
     assert both["checkpoint"] == "best_model.pth + best_model.pth"
+    assert both["protocol"]["models"] == 2
+    assert "models" not in alone["protocol"]
+    assert "2 models averaged" in (tmp_path / "e.html").read_text().partition("segwright-report")[0]
+    compared = evaluate_command("--compare", run_folders(runs)[0] / "results.json", tmp_path / "e.json")
+    assert compared.status == 0, compared.err
     assert read_report(tmp_path / "e.html")["evaluation"]["images"] == both["image_figures"]
 
 
@@ -835,6 +1022,31 @@ def test_the_index_searches_names_and_config_values(runs, open_page):
     assert opened.evaluate(visible) == 0
 
 
+def test_changed_keys_are_drawn_as_axes_of_the_runs_that_are_shown(runs, open_page, report_command, tmp_path):
+    copied = tmp_path / "saved"
+    shutil.copytree(runs, copied, symlinks=True)
+    content = read_report(run_folders(copied)[0] / "report.html")
+    content["config"]["optimizer"]["type"] = "Adam"
+    (copied / "tiny" / "third").mkdir()
+    (copied / "tiny" / "third" / "report.html").write_text(page(content))
+    assert report_command(copied).status == 0
+    opened = open_page(copied / "index.html", 390)
+    axes = "[...document.querySelectorAll('#parallel .axis-title > title')].map((title) => title.textContent)"
+    assert sorted(opened.evaluate(axes)[:-1]) == ["optimizer.args.lr", "optimizer.type", "seed"]
+    assert opened.evaluate(axes)[-1] == "mean IoU"
+    assert opened.locator("#parallel .run-line").count() == 3
+    assert opened.evaluate("document.querySelector('#parallel').scrollWidth") > 390
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.hover('#changed tr[data-run="1"]')
+    assert opened.get_attribute("#parallel .highlit", "data-line") == "1"
+    assert "tiny" in opened.text_content("#parallel-readout")
+    opened.fill("#search", 'optimizer.type="SGD')
+    assert opened.locator("#parallel .run-line").count() == 2
+    assert sorted(opened.evaluate(axes)) == ["mean IoU", "optimizer.args.lr", "seed"]
+    opened.fill("#search", "third")
+    assert "do not differ" in opened.text_content("#parallel")
+
+
 def test_more_runs_picked_show_their_spread(runs, open_page, report_command, tmp_path):
     copied = tmp_path / "saved"
     shutil.copytree(runs, copied, symlinks=True)
@@ -868,6 +1080,7 @@ def test_nothing_serious_hinders_people_with_impairments(runs, open_page, axe, s
     for path in (run_folders(runs)[0] / "report.html", runs / "index.html"):
         opened = open_page(path, scheme=scheme)
         opened.evaluate(axe)
+        assert opened.locator("#parallel svg").count() == (path.name == "index.html")
         found = opened.evaluate("axe.run().then((result) => result.violations)")
         serious = [
             (each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in ("serious", "critical")

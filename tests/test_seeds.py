@@ -23,7 +23,7 @@ from base.base_dataloader import HoldOut
 from dataloader.datasets.folder import Folder
 from dataloader.hold_out import hold_out
 from engine import children, spread
-from tests.conftest import ROOT, Answer, call
+from tests.conftest import ROOT, Answer, call, program
 from tests.test_examples import NAMES, write_folder
 from utils.classes import ClassTable
 from utils.errors import ConfigError, UserError
@@ -237,7 +237,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def run(words: Sequence[str]) -> int:
         found.append(list(words))
-        return call(train, *words[2:]).status
+        return call(train, *words[len(program(train)) :]).status
 
     monkeypatch.setattr(children, "run", run)
     return found
@@ -266,7 +266,7 @@ def test_after_a_kill_finished_seeds_stay_and_the_interrupted_one_goes_on_to_the
     # The run of seed 0 halts in its second epoch; then what has started it is killed.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"SEGWRIGHT_TEST_KILL": "step:8", "SEGWRIGHT_TEST_SIGNAL": "SIGSTOP"}
-    words = [sys.executable, str(ROOT / "train.py"), *flags, "--import", "tests.kill_points"]
+    words = [*program(train), *flags, "--import", "tests.kill_points"]
     with (tmp_path / "out.txt").open("wb") as out:
         parent = subprocess.Popen(words, env=environment, stdout=out, stderr=out)
     while not list(killed.glob("*-*/last.pth")):

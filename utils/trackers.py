@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.files import atomic_write
 from utils.registry import WRITERS
 from utils.writers import RunFacts, leaves
 
@@ -61,9 +61,8 @@ class Tracker(ABC):
     def remember(self, shown: Mapping[str, int]) -> None:
         """Note the newest steps by tag, in the run's folder; a kill leaves the old note or the new one."""
         self.shown |= shown
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"id": self.id, "shown": self.shown}), encoding="utf-8")
-        os.replace(unfinished, self.file)
+        with atomic_write(self.file) as file:
+            file.write(json.dumps({"id": self.id, "shown": self.shown}).encode())
 
 
 @WRITERS.register("wandb")

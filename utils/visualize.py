@@ -107,7 +107,7 @@ def strip_of_text(texts: Mapping[int, str], width: int = 1200, height: int = 26)
     for (left, text), end in zip(sorted(texts.items()), ends, strict=True):
         while text and draw.textlength(text, font) > end - left - GAP:
             text = text[:-2] + "…" if len(text) > 1 else ""
-        draw.text((left + 2, height // 2), text, fill=(30, 30, 30), font=font, anchor="lm")
+        draw.text((left + 2, height // 2), text, fill=INK, font=font, anchor="lm")
     return np.asarray(strip)
 
 
@@ -140,21 +140,19 @@ def comparisons_sheet(
 
 def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarray:
     """Draw color and name of each class and of void, in as many rows as it takes; (h, width, 3) uint8."""
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, height / 56
+    font = ImageFont.load_default(size=height * 0.5)
     entries = [*zip(classes.names, classes.colors, strict=True), ("void", VOID_COLOR)]
-    rows, x = [np.full((height, width, 3), 255, np.uint8)], 0
+    rows, x = [Image.new("RGB", (width, height), (255, 255, 255))], 0
     for name, color in entries:
-        text_width = cv2.getTextSize(name, font, scale, 1)[0][0]
-        needed = height + text_width + height // 2
+        needed = height + round(font.getlength(name)) + height // 2
         if x + needed > width and x > 0:
-            rows.append(np.full((height, width, 3), 255, np.uint8))
+            rows.append(Image.new("RGB", (width, height), (255, 255, 255)))
             x = 0
-        box = (x + 4, 4), (x + height - 4, height - 4)
-        cv2.rectangle(rows[-1], *box, tuple(int(c) for c in color), -1)
-        cv2.rectangle(rows[-1], *box, (90, 90, 90), 1)
-        cv2.putText(rows[-1], name, (x + height, int(height * 0.68)), font, scale, (30, 30, 30), 1, cv2.LINE_AA)
+        draw = ImageDraw.Draw(rows[-1])
+        draw.rectangle((x + 4, 4, x + height - 4, height - 4), fill=color, outline=(90, 90, 90))
+        draw.text((x + height, height // 2), name, fill=INK, font=font, anchor="lm")
         x += needed
-    return np.concatenate(rows)
+    return np.concatenate([np.asarray(row) for row in rows])
 
 
 def confusion_heatmap(counts: np.ndarray, names: Sequence[str], side: int = 640) -> np.ndarray:

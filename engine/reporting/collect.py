@@ -13,7 +13,7 @@ from torch import Tensor
 from base.base_dataloader import DevicePrefetcher, Loader
 from base.evaluation import evaluate
 from engine.reporting.calibration import Calibration
-from engine.reporting.errors import BOUNDARY, KINDS, ErrorCounts, find_errors
+from engine.reporting.errors import BOUNDARY, KINDS, ErrorCounts, count_by_size, find_errors
 from engine.reporting.gallery import Gallery, reduce
 from engine.reporting.statistics import class_iou, interval_of_mean, mean_iou
 from utils.classes import ClassTable
@@ -29,7 +29,6 @@ IMAGES_OF_A_CONFUSION = 6
 SUSPECTS = 8  # images with labels that may be wrong
 SURE = 0.95  # probability from which on a network contradicts a label
 SMALLEST_SUSPECT = 50  # pixels
-SIZE_BINS = 16  # of objects: 1, 2, 4 ... pixels
 
 
 class ImageFigures:
@@ -237,8 +236,7 @@ class Collector:
             areas = self.errors.objects(index)
             row["objects"], row["missed_objects"] = len(areas), int(self.errors.missed[index])
             row["median_object"] = float(np.median(areas)) if len(areas) else None
-            exponents = np.minimum(np.log2(np.maximum(areas, 1)).astype(int), SIZE_BINS - 1)
-            row["object_sizes"] = np.bincount(exponents, minlength=SIZE_BINS).tolist()
+            row["object_sizes"] = count_by_size(areas).tolist()
         return rows
 
     def _confusions(self, matrix: np.ndarray) -> list[dict[str, Any]]:

@@ -96,6 +96,7 @@ def why_not_comparable(first: Measurement, second: Measurement) -> list[str]:
     problems = [
         f"protocol: {key} is {json.dumps(new)}, but {json.dumps(old)} for {first.name}. Evaluate both the same way."
         for key, (old, new) in differences(first.protocol, second.protocol).items()
+        if key != "models"  # an ensemble is another model, not another way to measure
     ]
     if list(first.classes) != list(second.classes) or sorted(first.ignored) != sorted(second.ignored):
         problems.append(f"has other classes than {first.name}. Compare models of the same classes.")

@@ -16,12 +16,21 @@ OTHERS = (("gradient", "Gradient norm", "grad"), ("wait", "Waiting for data, sha
 def charts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The curves there are: id, title and series (name, x, y), x being optimiser steps."""
     history, steps = content["history"], [line for line in content["steps"] if "event" not in line]
+    # Averaged weights are validated instead of the raw ones, which train.
+    averaged = ", validation of EMA weights" if content["config"].get("trainer", {}).get("ema") else ""
     found = [
-        chart("loss", "Loss", history, {"training": "train/loss", "validation": "val/loss"}),
-        chart("mean-iou", "Mean IoU", history, {"training": "train/Mean_IoU", "validation": "val/Mean_IoU"}),
+        chart("loss", f"Loss{averaged}", history, {"training": "train/loss", "validation": "val/loss"}),
+        chart(
+            "mean-iou",
+            f"Mean IoU{averaged}",
+            history,
+            {"training": "train/Mean_IoU", "validation": "val/Mean_IoU"},
+        ),
     ]
     keys = dict.fromkeys(key for line in steps for key in line)
-    rates = {rate_name(key): key for key in keys if "Learning_rate" in key}
+    every_rate = [key for key in keys if "Learning_rate" in key]
+    named_rates = [key for key in every_rate if "Learning_rate/" in key]  # the others are the same ones, by number
+    rates = {rate_name(key): key for key in named_rates or every_rate}
     found.append(merged(chart("learning-rate", "Learning rate", steps, rates)))
     for name, title, word in OTHERS:
         named = {key.removeprefix("train/"): key for key in keys if word in key.lower()}
@@ -82,22 +91,35 @@ def curves_section(content: Mapping[str, Any]) -> str:
     found = charts(content)
     if not found:
         return ""
-    best = best_step(content)
-    resumed = [line["step"] for line in content["steps"] if line.get("event") == "resume"]
+    marks = figures.Marks(best_step(content), steps_of("resume", content), steps_of("stop", content))
     parts = []
     for each in found:
         lines = [figures.Line(series["name"], series["x"], series["y"]) for series in each["series"]]
-        drawing = figures.line_chart(lines, marks=figures.Marks(best, resumed))
+        drawing = figures.line_chart(lines, marks=marks)
         parts.append(chart_figure(each, drawing))
-    marks = ["The dashed line marks the best validation"] if best is not None else []
-    marks += ["dotted lines mark where the run went on"] if resumed else []
-    note = f'<p class="muted small">{"; ".join(marks)}.</p>' if marks else ""
+    words = marks_in_words(marks, content)
+    note = f'<p class="muted small">{escape(words)}</p>' if words else ""
     return (
         '<div class="controls"><label>Smoothing <input type="range" id="smoothing" min="0" max="0.95" step="0.05" '
         'value="0"></label><label><input type="checkbox" id="log-scale"> Logarithmic</label>'
         '<span class="muted small">Point at a curve, or use the arrow keys on it.</span></div>'
         f'<div class="charts">{"".join(parts)}</div>{note}'
     )
+
+
+def steps_of(event: str, content: Mapping[str, Any]) -> list[float]:
+    """Steps at which the run went on ("resume"), or was stopped ("stop")."""
+    return [line["step"] for line in content["steps"] if line.get("event") == event]
+
+
+def marks_in_words(marks: figures.Marks, content: Mapping[str, Any]) -> str:
+    """What the marks in the charts stand for, in a sentence; empty where there are none."""
+    parts = ["the dashed line marks the best validation"] if marks.best is not None else []
+    parts += ["dotted lines mark where the run went on"] if marks.resumed else []
+    stops = [f"{line['reason']} at step {line['step']}" for line in content["steps"] if line.get("event") == "stop"]
+    parts += [f"crosses mark what stopped it ({', '.join(stops)})"] if stops else []
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def best_step(content: Mapping[str, Any]) -> float | None:

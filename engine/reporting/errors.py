@@ -25,6 +25,7 @@ MISSED, HALLUCINATED, BOUNDARY, INTERIOR = range(1, 5)
 BAND = 3  # pixels
 FOUND = 0.1  # share of an object that has to be there for it to count as found
 SMALLEST = 20  # pixels of an object
+SIZE_BINS = 16  # of objects: 1, 2, 4 ... pixels
 VOID = 255
 
 
@@ -76,6 +77,18 @@ def all_regions(labels: np.ndarray, other: np.ndarray, num_classes: int) -> Iter
         areas = np.bincount(numbers, minlength=count)
         hits = np.bincount(numbers[same.take(own)], minlength=count)
         yield index, Regions(own, numbers, areas, hits)
+
+
+def object_areas(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Areas (K,) in pixels of the objects of all classes in `labels` (H, W) uint8."""
+    found = [regions.areas[regions.is_object] for _, regions in all_regions(labels, labels, num_classes)]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def count_by_size(areas: np.ndarray) -> np.ndarray:
+    """How many of `areas` (K,) are of 1, of 2 to 3, of 4 to 7 ... pixels, (SIZE_BINS,); the last has no end."""
+    exponents = np.minimum(np.log2(np.maximum(areas, 1)).astype(int), SIZE_BINS - 1)
+    return np.bincount(exponents, minlength=SIZE_BINS)
 
 
 def near_boundary(labels: np.ndarray, reach: int = BAND) -> np.ndarray:

@@ -101,11 +101,14 @@ def measure(
     rows = metrics.table()
     for index, row in enumerate(rows):
         row["ignored"] = index in classes.ignored_classes
+    protocol = first.protocol(with_images(evaluation_data(section, preparation), loader.view)).to_json()
+    if len(predictors) > 1:
+        protocol["models"] = len(predictors)
     results: dict[str, Any] = {
         "checkpoint": " + ".join(path.name for path in paths),
         "epoch": first.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
-        "protocol": first.protocol(with_images(evaluation_data(section, preparation), loader.view)).to_json(),
+        "protocol": protocol,
         "metrics": metrics.results(),
         "classes": rows,
         "confusion_matrix": metrics.counts.tolist(),

@@ -56,10 +56,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Marks:
-    """Steps to mark in a diagram: the best validation, and where the run went on."""
+    """Steps to mark in a diagram: the best validation, where the run was stopped, and where it went on."""
 
     best: float | None = None
     resumed: Sequence[float] = field(default=())
+    stopped: Sequence[float] = field(default=())
 
 
 def line_chart(lines: Sequence[Line], *, marks: Marks | None = None, size: tuple[float, float] = FLAT) -> Drawing:
@@ -82,6 +83,8 @@ def line_chart(lines: Sequence[Line], *, marks: Marks | None = None, size: tuple
         axes.axvline(marks.best, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     for step in marks.resumed:
         axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    top = axes.get_xaxis_transform()  # x is a step, y a share of the height
+    axes.plot(marks.stopped, [1] * len(marks.stopped), "x", transform=top, clip_on=False, color=INK, markersize=5)
     axes.margins(x=0.01, y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

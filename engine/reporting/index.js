@@ -1,5 +1,5 @@
-/* The index: search, picks, and the comparison of runs from their own reports. */
-const { runs } = readBlock("segwright-index");
+/* The index: search, picks, the comparison of runs from their own reports, and what changed keys do to the mean IoU. */
+const { runs, changed } = readBlock("segwright-index");
 const RESAMPLES = 1000;
 const reports = new Map();
 
@@ -156,6 +156,13 @@ function differenceTable(first, second) {
   return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Config differences" }, element("table", {}, head, body));
 }
 
+function make(name, attributes, text) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
 function overlay(title, series) {
   const known = series.filter((each) => each.x.length > 1);
   if (!known.length) return [];
@@ -165,12 +172,6 @@ function overlay(title, series) {
   const [left, right] = range(xs), [low, high] = range(ys);
   const x = (value) => box[0] + (value - left) / (right - left || 1) * (box[2] - box[0]);
   const y = (value) => box[3] - (value - low) / (high - low || 1) * (box[3] - box[1]);
-  const make = (name, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
   for (let tick = 0; tick <= 4; tick++) {
     const value = low + tick / 4 * (high - low), step = left + tick / 4 * (right - left);
@@ -233,18 +234,127 @@ async function showNoise(chosen, target) {
   const deviation = Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (values.length - 1));
   const stamps = new Set(chosen.map((index) => runs[index].stamp));
   const keys = new Set(chosen.flatMap((index) => Object.keys(runs[index].config)));
-  const changed = [...keys].filter((key) => new Set(chosen.map((index) => JSON.stringify(runs[index].config[key]))).size > 1 && !["seed", "name", "trainer.save_dir"].includes(key));
+  const differing = [...keys].filter((key) => new Set(chosen.map((index) => JSON.stringify(runs[index].config[key]))).size > 1 && !["seed", "name", "trainer.save_dir"].includes(key));
   const list = element("ul", {}, ...chosen.map((index) => element("li", {}, `${label(index)}: ${format(runs[index].Mean_IoU)}, seed ${runs[index].seed ?? "–"}`)));
   const parts = [element("h2", {}, `${chosen.length} runs`)];
   if (stamps.size > 1) parts.push(element("p", { className: "warn" }, "They were measured in different ways; a mean of them would mean nothing."));
   else {
     parts.push(element("p", {}, element("b", {}, `${mean.toFixed(3)} ± ${deviation.toFixed(3)}`), " mean IoU (mean and standard deviation)."),
       element("p", {}, `Noise floor: two single runs have to differ by more than ${(quantile(values.length - 1) * Math.SQRT2 * deviation).toFixed(3)} before it says anything.`));
-    if (changed.length) parts.push(element("p", { className: "warn" }, `They differ in more than the seed: ${changed.slice(0, 6).join(", ")}. So this spread is not noise alone.`));
+    if (differing.length) parts.push(element("p", { className: "warn" }, `They differ in more than the seed: ${differing.slice(0, 6).join(", ")}. So this spread is not noise alone.`));
   }
   target.replaceChildren(...parts, list);
   const loaded = await Promise.all(chosen.map(loadReport));
   target.append(overlays(loaded));
+}
+
+/* ------------------------------------------------------------------------------------------ parallel coordinates */
+
+const PARALLEL = { height: 250, top: 46, bottom: 226, side: 74, step: 128, letters: 19 };
+
+function shortName(key, keys) {  /* as few last parts of a dotted key as tell it from the others */
+  const parts = key.split(".");
+  for (let from = parts.length - 1; from > 0; from--) {
+    const name = parts.slice(from).join(".");
+    if (keys.filter((other) => other === name || other.endsWith(`.${name}`)).length === 1) return name;
+  }
+  return key;
+}
+
+const cut = (text, most) => text.length <= most ? text : `…${text.slice(1 - most)}`;
+
+function numberAxis(values) {  /* linear, or logarithmic where it spans more than a factor of 20 */
+  const known = values.filter((value) => typeof value === "number");
+  const low = Math.min(...known), high = Math.max(...known), log = low > 0 && high / low > 20;
+  const scale = log ? Math.log : (value) => value;
+  const share = (value) => high === low ? 0.5 : (scale(value) - scale(low)) / (scale(high) - scale(low));
+  const ticks = [...new Set(known)].sort((a, b) => a - b);
+  return { place: share, ticks: ticks.map((value) => [share(value), Number(value.toPrecision(4)).toString()]) };
+}
+
+function wordAxis(values) {
+  const texts = values.map((value) => value === undefined || value === null ? "–" : typeof value === "string" ? value : JSON.stringify(value));
+  const all = [...new Set(texts)].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const share = (text) => all.length === 1 ? 0.5 : all.indexOf(text) / (all.length - 1);
+  return { place: (value) => share(texts[values.indexOf(value)]), ticks: all.map((text) => [share(text), cut(text, 13)]) };
+}
+
+function axisOf(values) {
+  return values.every((value) => typeof value === "number") ? numberAxis(values) : wordAxis(values);
+}
+
+function sparse(ticks) {  /* both ends, and between them what has room; shares grow */
+  const found = [], last = ticks[ticks.length - 1];
+  for (const tick of ticks) {
+    const room = 14 / (PARALLEL.bottom - PARALLEL.top);
+    if (tick === last || ((!found.length || tick[0] - found[found.length - 1][0] >= room) && last[0] - tick[0] >= room)) found.push(tick);
+  }
+  return found;
+}
+
+function drawAxis(svg, x, name, full, ticks, last) {
+  const { top, bottom, letters } = PARALLEL;
+  svg.append(make("line", { x1: x, x2: x, y1: top, y2: bottom, class: "axis" }));
+  const title = make("text", { x, y: 20, class: "axis-title" }, cut(name, letters));
+  title.append(make("title", {}, full));
+  svg.append(title);
+  for (const [share, text] of sparse(ticks)) {
+    svg.append(make("text", { x: last ? x + 6 : x - 6, y: bottom - share * (bottom - top) + 4, class: last ? "last" : "" }, text));
+  }
+}
+
+function drawParallel() {
+  const holder = $("#parallel");
+  if (!holder) return;
+  const shown = $$("#runs tbody tr").filter((row) => !row.hidden).map((row) => Number(row.dataset.run)).filter((index) => runs[index].Mean_IoU !== null);
+  const keys = changed.filter((key) => new Set(shown.map((index) => JSON.stringify(runs[index].config[key]))).size > 1);
+  if (shown.length < 2 || !keys.length) {
+    holder.replaceChildren(element("p", { className: "muted small" }, "The runs shown do not differ in their configs."));
+    return;
+  }
+  const columns = keys.map((key) => ({ name: shortName(key, keys), full: key, values: shown.map((index) => runs[index].config[key]) }));
+  const means = shown.map((index) => Number(runs[index].Mean_IoU.toFixed(3)));
+  columns.push({ name: "mean IoU", full: "mean IoU", values: means });
+  const { height, top, bottom, side, step } = PARALLEL;
+  const width = Math.max(holder.clientWidth, 2 * side + step * (columns.length - 1));
+  const at = (number) => side + number * (width - 2 * side) / (columns.length - 1);
+  const svg = make("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${shown.length} runs by ${keys.join(", ")} and mean IoU; the table has the values` });
+  const axes = columns.map((column) => axisOf(column.values));
+  const lines = make("g", {});
+  shown.forEach((index, number) => {
+    const d = columns.map((column, place) => {
+      const y = bottom - axes[place].place(column.values[number]) * (bottom - top);
+      return `${place ? "L" : "M"}${at(place).toFixed(1)} ${y.toFixed(1)}`;
+    }).join("");
+    const ranked = !$(`#runs tr[data-run="${index}"]`).classList.contains("greyed");
+    const group = make("g", { class: ranked ? "run-line" : "run-line unranked", "data-line": index });
+    group.append(make("path", { d, class: "target" }), make("path", { d }));
+    group.addEventListener("pointerenter", () => highlight(index));
+    group.addEventListener("pointerleave", () => highlight(null));
+    lines.append(group);
+  });
+  svg.append(lines);
+  columns.forEach((column, place) => drawAxis(svg, at(place), column.name, column.full, axes[place].ticks, place === columns.length - 1));
+  holder.replaceChildren(svg);
+}
+
+function highlight(index) {
+  for (const each of $$("#parallel .run-line")) each.classList.toggle("highlit", Number(each.dataset.line) === index);
+  for (const row of $$("tr[data-run]")) row.classList.toggle("highlit", Number(row.dataset.run) === index);
+  const line = $(`#parallel [data-line="${index}"]`);
+  if (line && line !== line.parentNode.lastChild) line.parentNode.append(line);  /* on top of the others */
+  const readout = $("#parallel-readout");
+  if (readout) readout.textContent = index === null ? "\u00a0" : `${label(index)}: ${format(runs[index].Mean_IoU)}`;
+}
+
+function setUpParallel() {
+  drawParallel();
+  addEventListener("resize", drawParallel);
+  for (const row of $$("tr[data-run]")) {
+    const index = Number(row.dataset.run);
+    for (const name of ["pointerenter", "focusin"]) row.addEventListener(name, () => highlight(index));
+    for (const name of ["pointerleave", "focusout"]) row.addEventListener(name, () => highlight(null));
+  }
 }
 
 /* ------------------------------------------------------------------------------------------------------- set up */
@@ -272,6 +382,7 @@ function setUpSearch() {
       const text = `${row.textContent} ${Object.entries(run.config).map(([key, value]) => `${key}=${JSON.stringify(value)}`).join(" ")}`.toLowerCase();
       row.hidden = !words.every((word) => text.includes(word));
     }
+    drawParallel();
   });
 }
 
@@ -291,4 +402,5 @@ setUpTheme();
 setUpSorting();
 setUpSearch();
 setUpScatters();
+setUpParallel();
 for (const box of $$("[data-pick]")) box.addEventListener("change", showPicked);

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from base.monitor import Monitor
 from engine.reporting import figures
 from engine.reporting.content import read_report
 from engine.reporting.curves import speed
@@ -21,7 +22,7 @@ from engine.reporting.parts import document, duration, number, number_cell, prot
 from engine.reporting.write import REPORT
 from utils.checkpoint import write_text
 from utils.config import fingerprint
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 
 BLOCK = "segwright-index"
 SWEEP = "sweep.db"  # in the folder of a sweep, beside those of its trials
@@ -77,6 +78,8 @@ def run_name(name: str, place: Path) -> str:
 def summary(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """What the index says of a run.
 
+    `monitored` is what its config's monitor watches: key, whether more is better (1) or less (-1), and its best value.
+
     Args:
         content: Of its report.
         path: Of its report, relative to the index.
@@ -96,13 +99,33 @@ def summary(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "Pixel_Accuracy": metrics.get("Pixel_Accuracy"),
         "validations": validations,
         "protocol": content["protocol"],
-        "stamp": fingerprint([content["protocol"], content["classes"]["names"], images]),
+        "stamp": fingerprint([without_models(content["protocol"]), content["classes"]["names"], images]),
+        "monitored": monitored(content),
         "parameters": content["facts"].get("parameters"),
         "speed": median(speed(content)["y"]),
         "seconds": content["seconds"],
         "seed": content["environment"].get("seed"),
         "config": flattened(content["config"]),
     }
+
+
+def without_models(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """How a figure was measured, without how many models predicted: an ensemble is another model, no other way."""
+    return {key: value for key, value in protocol.items() if key != "models"}
+
+
+def monitored(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Key, sign and best value of what decided which model of a run is best; the mean IoU where nothing did."""
+    history = content["history"]
+    keys = list(dict.fromkeys(key for record in history for key in record))
+    try:
+        monitor = Monitor.parse(content["config"].get("trainer", {}).get("monitor", "off"), keys)
+    except ConfigError:  # it has not been measured yet
+        monitor = Monitor("", 1)
+    key = monitor.key or "val/Mean_IoU"
+    values = [record[key] for record in history if record.get(key) is not None]
+    best = max(values, key=lambda value: monitor.sign * value, default=None)
+    return {"key": key, "sign": monitor.sign, "value": best}
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -159,7 +182,8 @@ def index_page(runs: Sequence[Mapping[str, Any]], title: str) -> str:
         '<section id="picked" aria-live="polite" aria-label="Comparison"></section>'
         f"{sweeps(ordered)}{scatters(ordered)}{changed_keys(ordered)}</main>"
     )
-    block = json.dumps({"runs": ordered}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    content = {"runs": ordered, "changed": differing_keys(ordered)[:MOST_KEYS]}
+    block = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return document(f"Runs in {title}", body, block, BLOCK, "index.js")
 
 
@@ -215,28 +239,47 @@ def scatters(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sweeps(runs: Sequence[Mapping[str, Any]]) -> str:
-    """For each sweep its trials, best first, with the values that they tried."""
+    """For each sweep its trials, with the values that they tried: finished ones first, best first by its monitor."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         if run.get("sweep"):
             groups.setdefault(run["sweep"], []).append(run)
     parts = []
-    for name, trials in groups.items():
+    for name, found in groups.items():
+        trials = sorted(found, key=merit)
+        monitor = trials[0]["monitored"]
+        other = monitor["key"] != "val/Mean_IoU"
         keys = differing_keys(trials)[:MOST_KEYS]
         best = ", ".join(f"<code>{escape(key)}={escape(shown(trials[0]['config'].get(key)))}</code>" for key in keys)
-        columns = [("trial", "name", ""), ("mean IoU", "iou", "num"), *((key, key, "") for key in keys)]
-        rows = ""
-        for trial in trials:
-            cells = "".join(f"<td><code>{escape(shown(trial['config'].get(key)))}</code></td>" for key in keys)
-            value = number_cell(number(trial["Mean_IoU"]), trial["Mean_IoU"])
-            rows += f'<tr><th scope="row"><a href="{trial["href"]}">{escape(trial["name"])}</a></th>{value}{cells}</tr>'
+        columns = [("trial", "name", ""), (monitor["key"], "m", "num")] if other else [("trial", "name", "")]
+        columns += [("mean IoU", "iou", "num"), *((key, key, "") for key in keys)]
+        rows = "".join(trial_row(trial, keys, monitored=other) for trial in trials)
         count = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
         parts.append(
             f"<h3>{escape(name)}</h3><p>{count}. Best: <b>{escape(trials[0]['name'])}</b>, "
-            f"mean IoU {number(trials[0]['Mean_IoU'])}{': ' + best if best else ''}.</p>"
+            f"{escape(monitor['key']) if other else 'mean IoU'} "
+            f"{number(monitor['value'] if other else trials[0]['Mean_IoU'])}{': ' + best if best else ''}.</p>"
             + table("", columns, rows, caption=f"Trials of {name}")
         )
     return f'<section id="sweeps"><h2>Sweeps</h2>{"".join(parts)}</section>' if parts else ""
+
+
+def merit(trial: Mapping[str, Any]) -> tuple[bool, float, str]:
+    """What to sort trials by, so that the best finished one is first."""
+    monitor = trial["monitored"]
+    value = monitor["value"]
+    return trial["state"] != "finished", LAST if value is None else -monitor["sign"] * value, trial["name"]
+
+
+def trial_row(trial: Mapping[str, Any], keys: Sequence[str], *, monitored: bool) -> str:
+    """The row of one trial: what its sweep watches, if that is shown too, its mean IoU and its values of `keys`."""
+    state = "" if trial["state"] == "finished" else ' <span class="warn small">not finished</span>'
+    watched = trial["monitored"]["value"]
+    values = number_cell(number(watched, 4), watched) if monitored else ""
+    values += number_cell(number(trial["Mean_IoU"]), trial["Mean_IoU"])
+    cells = "".join(f"<td><code>{escape(shown(trial['config'].get(key)))}</code></td>" for key in keys)
+    name = f'<a href="{trial["href"]}">{escape(trial["name"])}</a>{state}'
+    return f'<tr><th scope="row">{name}</th>{values}{cells}</tr>'
 
 
 def differing_keys(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -250,7 +293,7 @@ def differing_keys(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def changed_keys(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The config keys that are not the same in all runs, with their values."""
+    """The config keys that are not the same in all runs: a drawing that index.js makes, and a table of their values."""
     changed = differing_keys(runs)
     if not changed:
         return ""
@@ -261,11 +304,17 @@ def changed_keys(runs: Sequence[Mapping[str, Any]]) -> str:
         cells = "".join(f"<td><code>{escape(shown(values[key][index]))}</code></td>" for key in changed[:MOST_KEYS])
         name = f"{escape(run['name'])} {escape(run['run'])}"
         value = number_cell(number(run["Mean_IoU"]), run["Mean_IoU"])
-        rows += f'<tr><th scope="row">{name}</th>{value}{cells}</tr>'
+        rows += f'<tr data-run="{index}"><th scope="row">{name}</th>{value}{cells}</tr>'
     more = len(changed) - MOST_KEYS
     note = f'<p class="muted small">{more} more keys differ.</p>' if more > 0 else ""
     found = table("changed", columns, rows, caption="Config keys that differ between runs")
-    return f"<section><h2>What differs in the configs</h2>{found}{note}</section>"
+    drawing = (
+        '<figure class="parallel"><figcaption class="muted small">A line is a run, an axis a key that differs among '
+        "the runs shown; the last one is the mean IoU. Point at a line, or at a run in a table.</figcaption>"
+        '<div class="scroll" id="parallel" tabindex="0" role="region" aria-label="Changed keys against mean IoU"></div>'
+        '<output class="readout" id="parallel-readout">&nbsp;</output></figure>'
+    )
+    return f"<section><h2>What differs in the configs</h2>{drawing}{found}{note}</section>"
 
 
 def shown(value: Any) -> str:

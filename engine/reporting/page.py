@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from statistics import median
 from typing import Any
 
 from engine.reporting import figures
 from engine.reporting.collect import SURE
 from engine.reporting.content import BLOCK, as_block
 from engine.reporting.curves import charts, curves_section
-from engine.reporting.errors import SMALLEST
+from engine.reporting.errors import SIZE_BINS, SMALLEST
 from engine.reporting.parts import (
     chip,
     document,
@@ -40,6 +41,7 @@ from engine.reporting.sections import (
     last_validation,
 )
 
+MOST_SIZES = 4  # of images, that are told one by one
 SMALLEST_BIN = SMALLEST.bit_length() - 1  # of object sizes: those below are empty
 VIEWER = (
     '<dialog id="viewer" aria-labelledby="viewer-title"><div class="viewer-head"><h2 id="viewer-title"></h2>'
@@ -154,16 +156,15 @@ def data_section(content: Mapping[str, Any]) -> str:
     evaluation, data, classes = content["evaluation"], content["data"], content["classes"]
     parts = []
     if evaluation:
-        sizes = ", ".join(f"{each['width']}×{each['height']} ({each['images']})" for each in evaluation["sizes"][:4])
-        more = len(evaluation["sizes"]) - 4
-        sizes += f" and {more} other sizes" if more > 0 else ""
+        sizes = size_words(evaluation["sizes"])
         parts.append(
-            f"<p>Validation: {len(evaluation['images'])} images of {sizes}; {percent(evaluation['void'])} void.</p>"
+            f"<p>Validation: {len(evaluation['images'])} images, {sizes}; {percent(evaluation['void'])} void.</p>"
         )
     if data:
+        sizes = size_words(data.get("training_sizes") or [])
         parts.append(
-            f"<p>Training: {data['training_images']:,} images; {percent(data['training_void'])} void in "
-            f"{data['labels_counted']} labels that were counted.</p>"
+            f"<p>Training: {data['training_images']:,} images; the {data['labels_counted']} of them that were looked "
+            f"at: {sizes + '; ' if sizes else ''}{percent(data['training_void'])} void.</p>"
         )
     parts.append(findings_list(data))
     if evaluation:
@@ -180,13 +181,41 @@ def data_section(content: Mapping[str, Any]) -> str:
         )
     if evaluation:
         parts.append(area_table(evaluation, data, classes))
-        by_class = [row["object_sizes"] for row in evaluation["table"]]
-        sizes_of_objects = [sum(counts) for counts in zip(*by_class, strict=True)][SMALLEST_BIN:]
-        if sum(sizes_of_objects):
-            edges = [2.0 ** (k + SMALLEST_BIN) for k in range(len(sizes_of_objects) + 1)]
-            drawing = figures.histogram({"objects": sizes_of_objects}, edges, x_label="pixels of an object", log_x=True)
-            parts.append(plain_figure("Sizes of objects in the validation labels", drawing, {}))
+        parts.append(object_sizes(evaluation, data))
     return "".join(parts)
+
+
+def size_words(sizes: Sequence[Mapping[str, int]]) -> str:
+    """Widths and heights of images, most frequent first; of many, their range and median."""
+    if len(sizes) == 1:
+        return f"all {sizes[0]['width']}×{sizes[0]['height']}"
+    if len(sizes) <= MOST_SIZES:
+        return join_words([f"{each['width']}×{each['height']} ({each['images']})" for each in sizes]) if sizes else ""
+    parts = []
+    for side in ("width", "height"):
+        values = [each[side] for each in sizes for _ in range(each["images"])]
+        parts.append(f"{side} {min(values)} to {max(values)} (median {median(values):.0f})")
+    return join_words(parts)
+
+
+def object_sizes(evaluation: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
+    """How large the objects in the labels are, those of validation and those of training."""
+    by_class = [row["object_sizes"] for row in evaluation["table"]]
+    groups = {"validation": [sum(counts) for counts in zip(*by_class, strict=True)]}
+    note = ""
+    if data and sum(data.get("training_objects", [])):
+        groups["training"] = data["training_objects"]
+        note = f" Training: in {data['labels_with_objects']} labels, drawn at random."
+    groups = {name: counts[SMALLEST_BIN:] for name, counts in groups.items() if sum(counts)}
+    if not groups:
+        return ""
+    edges = [2.0 ** (k + SMALLEST_BIN) for k in range(SIZE_BINS - SMALLEST_BIN + 1)]
+    drawing = figures.histogram(groups, edges, x_label="pixels of an object", log_x=True)
+    legend = {name: index for index, name in enumerate(groups)}
+    return (
+        f"{plain_figure('Sizes of objects in the labels', drawing, legend)}"
+        f'<p class="muted small">An object is a connected region of a class, of {SMALLEST} pixels or more.{note}</p>'
+    )
 
 
 def findings_list(data: Mapping[str, Any] | None) -> str:
@@ -240,8 +269,8 @@ def area_table(evaluation: Mapping[str, Any], data: Mapping[str, Any] | None, cl
         if training:
             cells.append(share_cell(training[index] / (sum(training) or 1)))
         cells.append(number_cell(f"{row['objects']:,}", row["objects"]))
-        median = row["median_object"]
-        cells.append(number_cell("–" if median is None else f"{median:,.0f}", median))
+        area = row["median_object"]
+        cells.append(number_cell("–" if area is None else f"{area:,.0f}", area))
         body += f"<tr>{''.join(cells)}</tr>"
     return "<h3>Areas</h3>" + table("area-table", columns, body, caption="Areas of the classes")
 

@@ -120,5 +120,6 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
         f"{len(scales)} scales" if len(scales) > 1 else "",
         "flipped too" if protocol.get("flip") else "",
         str(protocol.get("precision", "")),
+        f"{protocol['models']} models averaged" if "models" in protocol else "",
     ]
     return " · ".join(part for part in parts if part)

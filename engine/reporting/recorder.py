@@ -1,7 +1,7 @@
 """Writes down what happens during a run, with times, and refreshes its report after validations.
 
-The file `steps.jsonl` of a run's folder has a line for every log step and one for every start. It is for the report
-alone: unlike metrics.jsonl it holds times, so it is not the same when a run is repeated.
+The file `steps.jsonl` of a run's folder has a line for every log step, every start and every stop by a signal. It is
+for the report alone: unlike metrics.jsonl it holds times, so it is not the same when a run is repeated.
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ class RunRecorder:
 
     def close(self) -> None:
         """Nothing is pending."""
+
+
+def note_stop(run_dir: Path, step: int, reason: str) -> None:
+    """Write down that a run was stopped after `step`, and by what: the name of a signal, or `trainer.max_time`."""
+    line = {"step": step, "event": "stop", "reason": reason, "time": now()}
+    with suppress(OSError), (run_dir / STEPS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def now() -> str:
