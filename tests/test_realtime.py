@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape
+from engine.exporting import graph
+from models.backbones.mscan import _ChannelNorm
 from models.build import initialize
 from models.heads.light_ham import _Factorization
 from models.heads.manet import _PositionAttention
@@ -355,6 +357,28 @@ def test_strips_see_as_far_as_published_and_dilation_spreads_them() -> None:
         strips = [conv for strip in attention.strips for conv in strip]
         assert [conv.kernel_size for conv in strips] == [(1, 7), (7, 1), (1, 11), (11, 1), (1, 21), (21, 1)]
         assert {conv.dilation for conv in strips} == {(dilation, dilation)}
+
+
+def test_the_norm_between_mscans_stages_is_a_layer_norm_of_each_pixel() -> None:
+    torch.manual_seed(0)
+    norm = _ChannelNorm(6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, 6, 3, 4)
+    expected = nn.functional.layer_norm(x.movedim(1, -1), (6,), norm.weight, norm.bias).movedim(-1, 1)
+    torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["DDRNet_23_slim", "SegNeXt_T"])
+def test_one_graph_is_for_images_of_every_size(kind: str) -> None:
+    torch.manual_seed(0)
+    model = build(kind, SMALL[kind]).eval()
+    program = graph.trace(model, 3, ("logits",), None).module()
+    for size in ((32, 32), (65, 97), (130, 33)):
+        images = torch.randint(256, (1, 3, *size), dtype=torch.uint8)
+        with torch.no_grad():
+            (logits,) = program(images)
+            torch.testing.assert_close(logits, model(images).full(size).logits, rtol=1e-3, atol=1e-4)
 
 
 def test_filters_of_one_channel_start_as_wide_as_their_size_asks() -> None:

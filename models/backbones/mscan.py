@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
-from models.blocks import OutputStride, Width, scaled, strides_and_dilations
+from models.blocks import OutputStride, Width, scaled, strides_and_dilations, without_autocast
 from utils.registry import BACKBONES
 from utils.schema import Between
 
@@ -100,10 +100,19 @@ class _Residual(nn.Module):
 
 
 class _ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each pixel of (N, C, H, W)."""
+    """Layer norm over the channels of each pixel of (N, C, H, W).
+
+    It does not permute: a graph of every size cannot tell how a map of a single pixel then lies in memory.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        with without_autocast(x.device):  # as torch computes layer norms
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            centered = wide - wide.mean(1, keepdim=True)
+            variance = centered.square().mean(1, keepdim=True)
+            normed = centered * torch.rsqrt(variance + self.eps)
+            shifted = normed * self.weight[:, None, None] + self.bias[:, None, None]
+        return shifted.to(x.dtype)
 
 
 def _embed(in_channels: int, channels: int, stride: int, dilation: int) -> list[nn.Module]:

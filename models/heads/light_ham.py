@@ -45,7 +45,8 @@ class _Factorization(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x.device):  # quotients of sums over all pixels
             values = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
-            bases = self.bases.to(values.dtype)  # (C, R), and (N, C, R) after the first update
+            # One copy for each image: a graph of every size can express no product with a shared one.
+            bases = self.bases.to(values.dtype) + values.new_zeros(values.shape[0], 1, 1)
             coefficients = (values.mT @ bases).softmax(-1)
             for _ in range(TRAIN_STEPS if self.training else EVAL_STEPS):
                 coefficients = _updated(coefficients, values.mT, bases)
