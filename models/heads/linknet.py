@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Head
@@ -21,7 +22,7 @@ class _Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         refined: Tensor = self.refine(resize_like(self.reduce(x), skip))
-        return skip + self.expand(refined)
+        return torch.add(skip, self.expand(refined))
 
 
 @HEADS.register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,7 +44,7 @@ class _PyramidAttention(nn.Module):
             finer = maps.pop()
             weights = finer + resize_like(weights, finer)
         weighed: Tensor = self.plain(x) * resize_like(weights, x)
-        return weighed + self.whole(x)
+        return torch.add(weighed, self.whole(x))
 
 
 class _AttentionUp(nn.Module):
