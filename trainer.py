@@ -179,7 +179,7 @@ class Trainer(BaseTrainer):
 
         Args:
             micro_batch: A part of the batch of the step being taken.
-            normalizers: (K,), of the whole batch, for the K terms of the loss.
+            normalizers: Of the whole batch, see `Criterion.normalizers`.
         """
         with self.autocast:
             output = self.network(micro_batch.images)

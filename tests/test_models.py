@@ -52,6 +52,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "ENet": {},
     "PSPDenseNet": {"backbone": narrow("densenet121")},
     "DeepLab_DUC_HDC": {"backbone": NARROW_50},
+    "DDRNet_23": {"width_mult": 0.125},
+    "DDRNet_23_slim": {"width_mult": 0.25},
+    "PIDNet_L": {"width_mult": 0.125},
+    "PIDNet_M": {"width_mult": 0.125},
+    "PIDNet_S": {"width_mult": 0.25},
+    "BiSeNetV2": {"width_mult": 0.125, "channels": 16},
+    "FastSCNN": {"width_mult": 0.25},
+    "SegNeXt_B": {"backbone": narrow("mscan_t"), "channels": 16},
+    "SegNeXt_L": {"backbone": narrow("mscan_t"), "channels": 16},
+    "SegNeXt_S": {"backbone": narrow("mscan_s"), "channels": 16},
+    "SegNeXt_T": {"backbone": narrow("mscan_t"), "channels": 16},
+    "PPLiteSeg_B": {"backbone": narrow("stdc2"), "widths": (8, 8, 16), "context_channels": 8, "channels": 8},
+    "PPLiteSeg_T": {"backbone": narrow("stdc1"), "widths": (8, 8, 16), "context_channels": 8},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),
@@ -139,6 +152,8 @@ def test_a_backbone_delivers_the_shapes_it_announces(name: str, stride: int) -> 
         ("xception71", {}),
         ("densenet121", {}),
         ("resnet50_gcn", {}),
+        ("stdc1", {}),
+        ("mscan_t", {}),
     ],
 )
 def test_a_dilated_backbone_computes_the_strided_features_at_more_places(
@@ -321,7 +336,7 @@ def test_a_training_step_reaches_every_parameter(kind: str, args: dict[str, Any]
     model = build(kind, args)
     output = model(torch.randint(256, (2, 3, 65, 97), dtype=torch.uint8))
     assert output.logits.shape[:2] == (2, CLASSES)
-    sum(logits.square().mean() for logits in (output.logits, *output.aux)).backward()
+    sum(logits.square().mean() for logits in (output.logits, *output.aux, *output.edges)).backward()
     lost = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert lost == []
 
@@ -692,7 +707,10 @@ def test_a_head_whose_level_is_missing_names_its_place(monkeypatch: pytest.Monke
     assert problem.startswith(
         "arch.args.head: DeepLabV3PlusHead needs a feature map of level 2, but is offered levels 3, 4, 5."
     )
-    assert problem.endswith("or take a head that fits: ASPPv2Head, FCNHead, LRASPPHead, UNetHead.")
+    heads = (
+        "ASPPv2Head, FCNHead, LRASPPHead, LightHamHead, LinkNetHead, MAnetHead, UAFMHead, UNetHead, UNetPlusPlusHead"
+    )
+    assert problem.endswith(f"or take a head that fits: {heads}.")
     with pytest.raises(ConfigError, match=r"^arch.args.DeepLabV3PlusHead: DeepLabV3PlusHead needs a feature map"):
         build("resnet18+KeepCoarse+DeepLabV3PlusHead", {"resnet18": {"width_mult": 0.125}})
 

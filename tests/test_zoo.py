@@ -444,11 +444,22 @@ STRIDES = (32, 16, 8, 4, 2)
 NECK_ARGS: dict[str, dict[str, Any]] = {name: {"channels": 8} for name in NECKS}
 HEAD_ARGS: dict[str, dict[str, Any]] = {name: {"channels": 8} for name in HEADS}
 HEAD_ARGS["LargeKernelHead"] = {"kernel_size": 5}
+HEAD_ARGS["UAFMHead"] = {"widths": (8, 8, 8), "context_channels": 8, "channels": 8}
 HEAD_ARGS["UNetHead"] = {"channels": (8, 8, 8, 8)}
 HEAD_ARGS["LinearHead"] = {}
 NECK_ARGS["DPT"]["widths"] = (8, 8, 8, 8)
 # One of each class; its sisters differ in depth only.
-FAMILIES = ("resnet18", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception41")
+FAMILIES = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "vgg16_bn",
+    "densenet121",
+    "drn26",
+    "xception41",
+    "stdc1",
+    "mscan_t",
+)
 
 
 def distinct(registry: Any) -> list[str]:

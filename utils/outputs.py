@@ -18,10 +18,12 @@ class SegOutput(NamedTuple):
 
     logits: Tensor  # (N, num_classes, h, w): the head's own resolution
     aux: tuple[Tensor, ...] = ()  # logits of auxiliary heads, likewise; empty in evaluation
+    edges: tuple[Tensor, ...] = ()  # (N, 1, h, w) each: logits of class boundaries, of networks that learn these
 
     def full(self, size: tuple[int, int]) -> SegOutput:
         """The same output with all logits resized to `size` (height, width)."""
-        return SegOutput(resize(self.logits, size), tuple(resize(logits, size) for logits in self.aux))
+        aux = tuple(resize(logits, size) for logits in self.aux)
+        return SegOutput(resize(self.logits, size), aux, tuple(resize(logits, size) for logits in self.edges))
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

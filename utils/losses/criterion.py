@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from utils.classes import with_class_facts
 from utils.errors import ConfigError
-from utils.losses.base import Loss
+from utils.losses.base import Loss, labelled_images
+from utils.losses.boundary import boundary_loss, near_boundaries
 from utils.losses.strips import accumulation_dtype
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
 from utils.schema import Above, Mismatch, convert, did_you_mean, join, show
+
+BOUNDARY_FACTOR = 20.0  # of the loss of boundaries, in PIDNet
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Criterion(nn.Module):
     Args:
         terms: Name, loss and factor of each; names are unique.
         aux_factor: Factor of the sum for each auxiliary output; 0.4 in PSPNet, https://arxiv.org/abs/1612.01105.
+
+    Where a network learns boundaries too (`SegOutput.edges`), their loss comes on top, and the sum once more for the
+    pixels at which the network is sure of one. Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3.1.
     """
 
     def __init__(self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: float = 0.4) -> None:
@@ -49,11 +55,17 @@ class Criterion(nn.Module):
         self.aux_factor = aux_factor
 
     def normalizers(self, labels: Tensor) -> Tensor:
-        """Return what labels (N, H, W) add to the denominators of the K terms: (K,) on their device, no host sync.
+        """Return what labels (N, H, W) add to the denominators of the K terms and of the loss of boundaries: (K + 1,).
+
+        They are on the labels' device, and no host sync is needed.
 
         To train on a batch in micro-batches, add up the normalizers of all of them on all processes, give `forward`
         that sum with each micro-batch, and add up its results.
         """
+        images = labelled_images(labels).to(accumulation_dtype(labels.device))
+        return torch.cat([self._term_normalizers(labels), images[None]])
+
+    def _term_normalizers(self, labels: Tensor) -> Tensor:
         found = []
         for loss in self._losses():
             # What is not additive is averaged over micro-batches, and each counts as much as it has images.
@@ -67,16 +79,17 @@ class Criterion(nn.Module):
         """Compute the loss of `output` for labels (N, H, W), and the terms that it consists of.
 
         Args:
-            normalizers: (K,), those of the whole batch when `labels` are a micro-batch of it; else None.
+            normalizers: (K + 1,), those of the whole batch when `labels` are a micro-batch of it; else None.
             step: Optimiser step that is being taken, from 0, for losses that change in the course of training.
 
         Returns:
             "loss", to call `backward` on, and, detached, each term by name, for the main logits and without its
-            factor, and "aux", if there is any.
+            factor, and "aux" and "boundary", if there are any.
         """
         if normalizers is None:
             normalizers = self.normalizers(labels)
         self._set_step(step)
+        normalizers, images = normalizers[:-1], normalizers[-1]
         terms = self._values(output.logits, labels, normalizers)
         loss = self._total(terms)
         detached = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}
@@ -85,6 +98,11 @@ class Criterion(nn.Module):
             aux = torch.stack(totals).sum()
             loss = loss + self.aux_factor * aux
             detached["aux"] = aux.detach()
+        for edges in output.edges:
+            boundary = boundary_loss(edges, labels, images)
+            near = self._total(self._values(output.logits, near_boundaries(edges, labels), normalizers))
+            loss = loss + BOUNDARY_FACTOR * boundary + near
+            detached["boundary"] = boundary.detach()
         return {"loss": loss, **detached}
 
     @torch.no_grad()
@@ -96,7 +114,7 @@ class Criterion(nn.Module):
         numerators, normalizers = [], []
         self._set_step(None)  # what validation measures is the same in every epoch
         for logits, label in zip(torch.split(output.logits, 1), torch.split(labels, 1), strict=True):
-            own = self.normalizers(label)
+            own = self._term_normalizers(label)
             numerators.append(torch.stack(self._values(logits, label, own)) * own)
             normalizers.append(own)
         return torch.stack(numerators).sum(0), torch.stack(normalizers).sum(0)
