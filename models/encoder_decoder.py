@@ -49,13 +49,14 @@ class EncoderDecoder(BaseModel):
 
     def predict(self, images: Tensor) -> SegOutput:
         features = self.backbone(images)
-        logits, aux = _output(self.head(self.necks(features)))
+        found = _output(self.head(self.necks(features)))
+        aux = found.aux
         for head in self.aux_heads if self.training else ():
-            main, further = _output(head(features))
-            aux += (main, *further)
+            further = _output(head(features))
+            aux += (further.logits, *further.aux)
         # Heads that make whole blocks of pixels out of each may reach beyond an image of another size.
         height, width = images.shape[-2:]
-        return SegOutput(logits[..., :height, :width], tuple(each[..., :height, :width] for each in aux))
+        return SegOutput(found.logits[..., :height, :width], tuple(each[..., :height, :width] for each in aux))
 
     def backbone_modules(self) -> Sequence[nn.Module]:
         return (self.backbone,)
@@ -78,7 +79,7 @@ def _levels_taken(bricks: Sequence[nn.Module], shapes: Sequence[FeatureShape]) -
     for shape in shapes:
         side = 128 // shape.stride
         maps.append(torch.empty(1, shape.channels, side, side, device="meta", requires_grad=True))
-    logits, _ = _output(torch.func.functional_call(tail.eval(), tensors, (list(maps),)))
+    logits = _output(torch.func.functional_call(tail.eval(), tensors, (list(maps),))).logits
     for module, mode in modes.items():
         module.training = mode
     gradients = torch.autograd.grad(logits.sum(), maps, allow_unused=True)
