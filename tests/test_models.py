@@ -708,7 +708,8 @@ def test_a_head_whose_level_is_missing_names_its_place(monkeypatch: pytest.Monke
         "arch.args.head: DeepLabV3PlusHead needs a feature map of level 2, but is offered levels 3, 4, 5."
     )
     heads = (
-        "ASPPv2Head, FCNHead, LRASPPHead, LightHamHead, LinkNetHead, MAnetHead, UAFMHead, UNetHead, UNetPlusPlusHead"
+        "ASPPv2Head, FCNHead, LRASPPHead, LightHamHead, LinearHead, LinkNetHead, MAnetHead, SegmenterHead, UAFMHead, "
+        "UNetHead, UNetPlusPlusHead"
     )
     assert problem.endswith(f"or take a head that fits: {heads}.")
     with pytest.raises(ConfigError, match=r"^arch.args.DeepLabV3PlusHead: DeepLabV3PlusHead needs a feature map"):
