@@ -36,6 +36,7 @@ from utils.protocol import EvaluationProtocol
 from utils.reproducibility import seed_micro_batch
 from utils.step_progress import StepProgress
 from utils.visualize import confusion_heatmap
+from utils.writers import samples_of_weights
 
 logger = logging.getLogger("segwright")
 
@@ -304,6 +305,10 @@ class Trainer(BaseTrainer):
             }
             for writer, (tag, picture) in itertools.product(shown_by, shown.items()):
                 writer.image(tag, picture, self.progress.step)
+        for writer in self.writers:
+            histogram: Any = getattr(writer, "histogram", None)  # which not every writer has
+            for name, weights in samples_of_weights(model).items() if histogram else ():
+                histogram(f"weights/{name}", weights, self.progress.step)
         return {**losses.results(), **self.matrix.results()}
 
     def after_validation(self, value: float) -> None:

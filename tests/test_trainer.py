@@ -541,6 +541,7 @@ def test_tensorboard_shows_what_the_documents_promise(tmp_path: Path) -> None:
     assert scalars <= set(events.Tags()["scalars"])
     assert set(events.Tags()["images"]) == {"val/inputs_targets_predictions", "val/confusion_matrix"}
     assert all(event.value > 0 for event in events.Scalars("train/images_per_second"))
+    assert {tag.partition("/")[0] for tag in events.Tags()["histograms"]} == {"weights"}
     rates = [events.Scalars(f"train/Learning_rate_{i}")[0].value for i in (0, 1)]
     assert rates[0] == pytest.approx(10 * rates[1])
 

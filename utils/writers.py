@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import torch
+from torch import nn
 
 from utils.config import dump_json
 from utils.errors import ConfigError, first_line
@@ -93,6 +95,10 @@ class TensorBoardWriter:
         picture.encoded_image_string = jpeg(image)
         self._file.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Write how often values (N,) of each size occur, at an optimiser step."""
+        self._writer.add_histogram(tag, values, step)
+
     def close(self) -> None:
         """Write out what is pending."""
         self._writer.close()
@@ -110,6 +116,7 @@ class Tolerant:
         self.writer = writer
         self.where = where
         self.takes_images: bool = getattr(writer, "takes_images", True)
+        self.takes_histograms = hasattr(writer, "histogram")
         self.failed_at: float | None = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -121,6 +128,11 @@ class Tolerant:
         """Show a picture (H, W, 3) uint8 at an optimiser step."""
         if not self.is_paused():
             self.attempt(self.writer.image, tag, image, step)
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Show how often values (N,) of each size occur, if the writer can, at an optimiser step."""
+        if self.takes_histograms and not self.is_paused():
+            self.attempt(self.writer.histogram, tag, values, step)
 
     def close(self) -> None:
         """Let the writer end its work, whatever went before."""
@@ -176,6 +188,17 @@ def open_writer(
         logger.warning("%s. The run goes on without it.", problem)
         return []
     return [Tolerant(made, place)]
+
+
+def samples_of_weights(network: nn.Module, most: int = 10_000) -> dict[str, np.ndarray]:
+    """Pick weights of each part of a network, evenly spread over its parameters, at most so many; (n,) float32."""
+    samples = {}
+    for name, part in network.named_children():
+        weights = [parameter.detach().flatten() for parameter in part.parameters()]
+        if weights:
+            step = -(-sum(map(len, weights)) // most)
+            samples[name] = torch.cat([each[::step] for each in weights]).float().cpu().numpy()
+    return samples
 
 
 def leaves(value: Any, where: str = "") -> dict[str, str | int | float | bool]:
