@@ -36,6 +36,8 @@ def metadata_of(
     about = {RENAMED.get(key, key): state[key] for key in DESCRIBED}
     about["modules"] = state["environment"].get("modules", [])
     about["registered"] = state["environment"].get("registered", {})
+    if (channels_last := state["environment"].get("channels_last")) is not None:  # not in early checkpoints
+        about["channels_last"] = channels_last
     about |= {"outputs": list(outputs), "size": None if size is None else list(size), "int8": int8}
     return {MARK: VERSION, **{key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}}
 
@@ -53,6 +55,8 @@ def about_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     if missing := [key for key in (*DESCRIBED, "modules", "outputs", "size") if key not in about]:
         raise ValueError(f"it lacks '{missing[0]}'")
     about["environment"] = {"modules": about.pop("modules"), "registered": about.pop("registered", {})}
+    if "channels_last" in about:
+        about["environment"]["channels_last"] = about.pop("channels_last")
     return about
 
 
