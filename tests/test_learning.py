@@ -40,6 +40,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "UNet": QUARTER,
     "UNetResnet": {"backbone": narrow("resnet50", **QUARTER)},
     "UperNet": {"backbone": narrow("resnet50", **QUARTER), "fpn_out": 64, "use_aux": True},
+    "BiSeNetV2": {"width_mult": 0.5, "channels": 64},
+    "DDRNet_23": QUARTER,
+    "DDRNet_23_slim": {"width_mult": 0.5},
+    "FastSCNN": {"width_mult": 0.5},
+    "PIDNet_S": {"width_mult": 0.5},
+    "PIDNet_M": QUARTER,
+    "PIDNet_L": QUARTER,
+    "PPLiteSeg_T": {"backbone": narrow("stdc1", **QUARTER)},
+    "PPLiteSeg_B": {"backbone": narrow("stdc2", **QUARTER)},
+    "SegNeXt_T": {"backbone": narrow("mscan_t", width_mult=0.5), "channels": 64},
+    "SegNeXt_S": {"backbone": narrow("mscan_s", **QUARTER), "channels": 64},
+    "SegNeXt_B": {"backbone": narrow("mscan_b", **QUARTER), "channels": 64},
+    "SegNeXt_L": {"backbone": narrow("mscan_l", **QUARTER), "channels": 64},
 }
 
 
