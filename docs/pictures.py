@@ -1,6 +1,6 @@
 """Draw the pictures in the documents: ``python -m docs.pictures saved/street/latest``.
 
-The run is one of `make train`, which leaves street.png as its predictions.png. The scenes of inference.png are
+The run is one of `make train`, whose first images of validation street.png shows. The scenes of inference.png are
 generated ones that it has not seen, larger than its training's. report.png shows its report, and compare.png the page
 of all runs beside it with the best two compared; both take playwright, and a Chromium of its own or the system's.
 """
@@ -22,7 +22,7 @@ from inference import load
 from utils.images import write_picture
 from utils.predict import Predictor
 from utils.prediction_flags import SCALES
-from utils.visualize import colorize, legend, overlay, side_by_side, strip_of_text
+from utils.visualize import colorize, comparisons_sheet, legend, overlay, side_by_side, strip_of_text
 
 IMAGES = Path(__file__).parent / "images"
 SCREEN = {"width": 1440, "height": 1380}  # pixels of a page
@@ -82,10 +82,20 @@ def photograph_pages(run_dir: Path) -> None:
         browser.close()
 
 
+def first_scenes(predictor: Predictor, count: int = 3) -> np.ndarray:
+    """The first images that the run was validated on, with truth and prediction; (h, w, 3) uint8."""
+    scenes = Synthetic(split="val", length=60, size=(192, 256))
+    rows = []
+    for index in range(count):
+        image, label, key = scenes.read(index)
+        rows.append((key, "", image, [label, predictor.predict_image(image)]))
+    return comparisons_sheet(rows, predictor.classes, ("image", "truth", "prediction"), 1000)
+
+
 def main(argv: Sequence[str]) -> int:
     run_dir = Path(argv[0])
-    shutil.copy(run_dir / "predictions.png", IMAGES / "street.png")
     predictor = load(run_dir)
+    write_picture(IMAGES / "street.png", first_scenes(predictor))
     scenes = Synthetic(split="val", length=16, size=(240, 336), seed=1)
     first, second = (scenes.read(index).image for index in SCENES)
     picture = [row(kinds(predictor, first)), row(looks(predictor, second)), legend(predictor.classes)]
