@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,12 @@ BACKGROUND_LABELS = ("_background_", "background")
 NOTHING_LIKE_THIS = "is no annotation of LabelMe, nor of COCO, CVAT or Label Studio"
 FIX = "Correct it in the tool and export again"
 NO_AREA = ("point", "points", "line", "linestrip", "polyline", "tag", "skeleton", "keypoint", "keypointlabels")
+
+# What a description that is something else than expected makes its reader raise; Pillow's has many ways.
+UNREADABLE = (
+    *(TypeError, AttributeError, IndexError, OverflowError, OSError, SyntaxError, StopIteration),
+    *(EOFError, struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def naming(where: str) -> Iterator[None]:
             raise
         reason = str(error) if str(error).startswith(("its ", "expected ")) else "makes no sense"
         raise DataError(f"{where}: {reason}. {FIX}.") from None
-    except (TypeError, AttributeError, IndexError, OverflowError, OSError, SyntaxError, MemoryError):
+    except UNREADABLE:
         raise DataError(f"{where}: makes no sense. {FIX}.") from None
 
 
@@ -329,7 +337,9 @@ def from_coco(path: Path, content: Mapping[str, Any]) -> Annotations:
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list):
             raise DataError(f"{path}: {NOTHING_LIKE_THIS} ('{key}' is missing). Name such a file.")
-    labels, names, drawn = {}, {}, {}
+    labels: dict[Any, str] = {}
+    names: dict[Any, tuple[Mapping[str, Any], str]] = {}
+    drawn: dict[Any, list[tuple[Shape, float]]] = {}
     for number, category in enumerate(content["categories"], start=1):
         with naming(f"{path}, category {number}"):
             labels[category["id"]] = str(category["name"])
@@ -340,13 +350,14 @@ def from_coco(path: Path, content: Mapping[str, Any]) -> Annotations:
     for number, each in enumerate(content["annotations"], start=1):
         name = f"annotation {number}"
         with naming(f"{path}, {name}"):
-            if isinstance(each.get("id"), int):
-                name = f"annotation with id {each['id']}"
             if each["image_id"] not in drawn:
                 raise ValueError("its image_id is no image's")
             if each["category_id"] not in labels:
                 raise ValueError("its category_id is no category's")
-            drawn[each["image_id"]].append(coco_object(each, labels[each["category_id"]], name))
+            label = labels[each["category_id"]]
+        where = f"annotation with id {each['id']} ({label})" if "id" in each else f"{name} ({label})"
+        with naming(f"{path}, {where}"):
+            drawn[each["image_id"]].append(coco_object(each, label, where))
     pictures = []
     for key, (image, name) in names.items():
         size = size_of(f"{path}, {name}", image.get("height"), image.get("width"))
@@ -355,9 +366,9 @@ def from_coco(path: Path, content: Mapping[str, Any]) -> Annotations:
     return Annotations([labels[key] for key in sorted(labels)], pictures)
 
 
-def coco_object(each: Mapping[str, Any], label: str, name: str) -> tuple[Shape, float]:
+def coco_object(each: Mapping[str, Any], label: str, where: str) -> tuple[Shape, float]:
     """Read an object of COCO's and its area."""
-    segmentation, where = each["segmentation"], f"{name} ({label})"
+    segmentation = each["segmentation"]
     void = bool(each.get("iscrowd"))
     if isinstance(segmentation, list):
         area = sum(area_of(corners(points)) for points in segmentation) if "area" not in each else each["area"]
