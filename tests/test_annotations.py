@@ -246,7 +246,7 @@ BAD = {
     "coco far": (coco({"segmentation": [[*SQUARE[:-1], 1e12]], "area": 1}), "annotation 1 (car)"),
     "coco text": (coco({"segmentation": "here"}), "annotation 1"),
     "coco none": (coco({"segmentation": None}), "annotation 1"),
-    "coco no segmentation": (coco({}), "annotation 1: has no 'segmentation'"),
+    "coco no segmentation": (coco({}), "annotation 1 (car): has no 'segmentation'"),
     "coco runs": (coco({"segmentation": {"counts": [1, 2, 3], "size": [*SIZE]}}), "annotation 1 (car)"),
     "coco negative": (coco({"segmentation": {"counts": [-1, 2401], "size": [*SIZE]}}), "annotation 1 (car)"),
     "coco other size": (coco({"segmentation": {"counts": [2400], "size": [60, 40]}}), "annotation 1 (car)"),

@@ -12,17 +12,10 @@ from urllib.parse import unquote
 import numpy as np
 
 from base.base_dataset import BaseDataset, Item, Sample
+from dataloader.datasets.annotation_files import read_annotations, read_yolo
 from dataloader.datasets.files import below, image_files
 from dataloader.datasets.folder import ClassSource, read_classes
-from dataloader.datasets.shapes import (
-    BACKGROUND_LABELS,
-    VOID_LABELS,
-    Picture,
-    Size,
-    draw,
-    read_annotations,
-    read_yolo,
-)
+from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, Size, draw
 from utils.classes import BACKGROUND, IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.registry import DATASETS

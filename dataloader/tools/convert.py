@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from dataloader.datasets.annotation_files import read_annotations
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import read_classes
-from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, draw, read_annotations
+from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, draw
 from utils.classes import IGNORE, default_colors
 from utils.config import dump_json
 from utils.errors import ConfigError, DataError, Stopped
