@@ -98,8 +98,8 @@ def labelme(labels: np.ndarray, names: Sequence[str], image: str) -> bytes:
     shapes = []
     for region in regions(labels, names, holes=True):
         label = "_background_" if region.label.lower() in BACKGROUND else region.label
-        shape = {"label": label, "points": polygon(region), "group_id": None, "shape_type": "polygon", "flags": {}}
-        shapes.append(shape)
+        about = {"group_id": None, "shape_type": "polygon", "flags": {}}
+        shapes.append({"label": label, "points": polygon(region), **about})
     height, width = labels.shape
     size = {"imageHeight": height, "imageWidth": width}
     content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image, "imageData": None, **size}
@@ -149,7 +149,8 @@ class AnnotationFile:
         used = {each["label"] for _, objects in images.values() for each in objects}
         names = [name for name in (*self.names, VOID) if name != VOID or name in used]
         names = [name for name in names if name.lower() not in BACKGROUND]
-        listed, annotations = [], []
+        listed: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number, (name, ((height, width), objects)) in enumerate(images.items(), start=1):
             listed.append({"id": number, "file_name": name, "height": height, "width": width})
             for each in objects:

@@ -195,9 +195,9 @@ def cvat_object(each: ElementTree.Element) -> tuple[str, Any]:
         pairs = attribute["points"].split(";")
         return "polygons", [[[float(x), float(y)] for x, y in (pair.split(",") for pair in pairs)]]
     if each.tag == "box":
-        return "polygons", [box_corners(*numbers("xtl", "ytl", "xbr", "ybr"), degrees)]
+        return "polygons", [box_corners(*numbers("xtl", "ytl", "xbr", "ybr"), degrees=degrees)]
     if each.tag == "ellipse":
-        return "polygons", [ellipse_corners(*numbers("cx", "cy", "rx", "ry"), degrees)]
+        return "polygons", [ellipse_corners(*numbers("cx", "cy", "rx", "ry"), degrees=degrees)]
     if each.tag == "mask":
         runs = [int(run) for run in attribute["rle"].split(",")]
         return "window", (*map(int, numbers("left", "top", "width", "height")), runs)

@@ -237,7 +237,7 @@ def ellipse_corners(x: float, y: float, rx: float, ry: float, degrees: float = 0
 def turned(points: np.ndarray, middle: np.ndarray, degrees: float) -> np.ndarray:
     """Turn points (N, 2) clockwise around a middle."""
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    return (points - middle) @ np.array([[cos, sin], [-sin, cos]]) + middle
+    return np.asarray((points - middle) @ np.array([[cos, sin], [-sin, cos]]) + middle)
 
 
 def area_of(points: np.ndarray) -> float:
