@@ -98,7 +98,7 @@ def labelme(labels: np.ndarray, names: Sequence[str], image: str) -> bytes:
     shapes = []
     for region in regions(labels, names, holes=True):
         label = "_background_" if region.label.lower() in BACKGROUND else region.label
-        about = {"group_id": None, "shape_type": "polygon", "flags": {}}
+        about: dict[str, Any] = {"group_id": None, "shape_type": "polygon", "flags": {}}
         shapes.append({"label": label, "points": polygon(region), **about})
     height, width = labels.shape
     size = {"imageHeight": height, "imageWidth": width}

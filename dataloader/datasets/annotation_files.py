@@ -195,9 +195,11 @@ def cvat_object(each: ElementTree.Element) -> tuple[str, Any]:
         pairs = attribute["points"].split(";")
         return "polygons", [[[float(x), float(y)] for x, y in (pair.split(",") for pair in pairs)]]
     if each.tag == "box":
-        return "polygons", [box_corners(*numbers("xtl", "ytl", "xbr", "ybr"), degrees=degrees)]
+        x0, y0, x1, y1 = numbers("xtl", "ytl", "xbr", "ybr")
+        return "polygons", [box_corners(x0, y0, x1, y1, degrees)]
     if each.tag == "ellipse":
-        return "polygons", [ellipse_corners(*numbers("cx", "cy", "rx", "ry"), degrees=degrees)]
+        x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
+        return "polygons", [ellipse_corners(x, y, rx, ry, degrees)]
     if each.tag == "mask":
         runs = [int(run) for run in attribute["rle"].split(",")]
         return "window", (*map(int, numbers("left", "top", "width", "height")), runs)
