@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from utils.predict import Predictor
 
-KINDS = ("color", "index", "overlay", "probability", "probabilities")
+SHARED = {"coco": "coco.json", "cvat": "cvat.xml", "labelstudio": "labelstudio.json"}  # one file for all images
+KINDS = ("color", "index", "overlay", "probability", "probabilities", "labelme", *SHARED)
+ENDINGS = {"probabilities": "npz", "labelme": "json"}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,14 +94,20 @@ def predict(args: argparse.Namespace) -> list[str]:
     check_targets(found.paths, files)
     make_folder(args.output)
 
+    from engine.annotation_files import AnnotationFile
     from engine.films import predict_films
-    from engine.prediction import LEGEND, Job, predict_files, write_legend
+    from engine.prediction import LEGEND, Job, predict_files, write_legend, writing
 
     for line in found.passed_over:
         print(one_line(line), file=sys.stderr)
     if args.batch_size > 1 and args.mode != "sliding":
         print("--batch-size: of equally likely classes another may win than with one image at a time", file=sys.stderr)
-    jobs = [Job(path, each) for path, each in zip(found.paths, files, strict=True)]
+    names = predictor.classes.names
+    shared = {kind: AnnotationFile(kind, args.output / SHARED[kind], names) for kind in wanted if kind in SHARED}
+    jobs = [
+        Job(path, each, Path(name).with_name(path.name).as_posix(), shared)
+        for path, name, each in zip(found.paths, found.names, files, strict=True)
+    ]
     started = time.monotonic()
     films = [job for job in jobs if is_film(job.path)]
     pictures = [job for job in jobs if not is_film(job.path)]
@@ -107,6 +115,9 @@ def predict(args: argparse.Namespace) -> list[str]:
     broken = predict_files(predictor, pictures, batch_size=batch_size) if pictures else []
     broken += predict_films(predictor, films, batch_size=batch_size)
     done, seconds = len(jobs) - len(broken), time.monotonic() - started
+    for file in shared.values():
+        with writing(file.path):
+            file.write()
     if {"color", "overlay"} & set(wanted) and done and LEGEND not in found.names:
         write_legend(args.output / f"{LEGEND}.png", predictor.classes)
     for line in broken:
@@ -180,12 +191,12 @@ def targets(folder: Path, name: str, wanted: Sequence[str], source: Path) -> dic
     keeps_place, files = is_georeferenced(source), {}
     for kind in wanted:
         stem = name if len(wanted) == 1 else f"{name}_{kind}"
-        ending = "npz" if kind == "probabilities" else "png"
+        ending = ENDINGS.get(kind, "png")
         if keeps_place and kind in ("color", "index"):
             ending = "tif"
         elif is_film(source):
             ending = "mp4"
-        files[kind] = folder / f"{stem}.{ending}"
+        files[kind] = folder / SHARED.get(kind, f"{stem}.{ending}")
     return files
 
 

@@ -131,11 +131,11 @@ def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
     add_shared(group, "--output", " the config (default: OLD-migrated.json)")
     add_shared(group, "--force")
 
-    text = "make masks with label values of JPEG masks, of colors, of LabelMe's polygons or of COCO's annotations"
+    text = "make masks with label values of JPEG masks, of colors or of files of annotation tools"
     example = ("--masks colored -o masks --classes classes.csv", "colors to label values")
     made = command("convert", text, example, "--masks PATH -o DIR")
     group = made.add_argument_group("masks")
-    shown = ": their folder, one of LabelMe files, or a COCO file"
+    shown = ": their folder, one of LabelMe files, or a file of COCO, CVAT or Label Studio"
     add_shared(group, "--masks", shown, required=True, metavar="PATH")
     add_shared(group, "--names", ", darkest color first; of polygons, which ones to draw")
     shown = "JSON or CSV file with the color of each class (for pictures)"

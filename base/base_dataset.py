@@ -100,6 +100,7 @@ class BaseDataset(ABC):
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet, where a dataset has none of its own
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     channels: ClassVar[int] = 3
+    packs: ClassVar[bool] = True  # each example has a label file of its own, which `prepare.py pack` can store
     reading_options: ClassVar[tuple[str, ...]] = ("label_map",)  # that do not decide which files there are
     raw_labels: bool = field(init=False, repr=False, default=True)  # files hold values that `classes` translates
 

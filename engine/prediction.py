@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.annotation_files import AnnotationFile, labelme
 from engine.huge_images import FORMS, predict_in_bands, windows_of
 from utils import images
 from utils.classes import IGNORE, ClassTable
@@ -28,7 +29,7 @@ from utils.predict import Prediction, Predictor, as_batch
 from utils.rasters import ArrayRaster, ModelRaster, open_raster, size_of_tiff, write_tiff
 from utils.visualize import legend, overlay, png_palette
 
-KINDS = ("color", "index", "overlay", "probability", "probabilities")
+KINDS = ("color", "index", "overlay", "probability", "probabilities", "labelme", "coco", "cvat", "labelstudio")
 LEGEND = "_legend"  # name of the picture that says which color is which class
 
 THREADS = max(1, min(4, os.cpu_count() or 1))  # that decode, and as many that write
@@ -49,10 +50,14 @@ class Job:
     Args:
         path: Its file.
         files: The file to write for each kind of output.
+        name: What a file for all images calls it.
+        shared: That file for each kind that has one; written by whoever made it.
     """
 
     path: Path
     files: Mapping[str, Path]
+    name: str = ""
+    shared: Mapping[str, AnnotationFile] = field(default_factory=dict)
 
 
 class Huge(NamedTuple):
@@ -356,7 +361,8 @@ def write(job: Job, image: np.ndarray, predicted: Callable[[], Prediction], clas
     Args:
         job: Has a path for each kind: "color" and "index" are label maps with the classes' colors or gray values as
             palette, "overlay" is color over the image, "probability" the winning class's from 0 to 255, and
-            "probabilities" those of all classes, (C, H, W) float16.
+            "probabilities" those of all classes, (C, H, W) float16; "labelme" is a file of that tool, and those of
+            `shared` are added to one.
         image: (H, W, C).
         predicted: Gives the prediction, on the CPU.
         classes: Their colors.
@@ -377,6 +383,11 @@ def write(job: Job, image: np.ndarray, predicted: Callable[[], Prediction], clas
                 write_picture(path, overlay(image, labels, classes))
             elif kind == "probability" and prediction.winning is not None:
                 write_label(path, np.rint(255 * prediction.winning.numpy()).astype(np.uint8), gray_palette())
+            elif kind == "labelme":
+                image_path = Path(os.path.relpath(job.path, path.parent)).as_posix()
+                path.write_bytes(labelme(labels, classes.names, image_path))
+            elif kind in job.shared:
+                job.shared[kind].add(job.name or job.path.name, labels)
             elif kind == "probabilities" and prediction.probabilities is not None:
                 np.savez_compressed(path, probabilities=prediction.probabilities.numpy().astype(np.float16))
             else:

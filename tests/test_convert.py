@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dataloader.datasets.folder import Folder
-from dataloader.tools.convert import decode_runs
+from dataloader.datasets.run_lengths import decode_runs, encode_runs
 from tests.conftest import Answer
 
 SIZE = (65, 97)
@@ -162,18 +162,6 @@ def test_annotations_of_coco(tmp_path: Path, convert: Callable[..., Answer]) -> 
     assert (mask[25:35, 45:75] == 1).all()
     assert (mask[:, :3] == 255).all()
     assert (mask[40:, 5:] == 0).all()
-
-
-def encode_runs(runs: list[int]) -> str:
-    """Compress run lengths as COCO's `rleToString` does."""
-    text = ""
-    for index, run in enumerate(runs):
-        value, goes_on = run - (runs[index - 2] if index > 2 else 0), True
-        while goes_on:
-            bits, value = value & 31, value >> 5
-            goes_on = value != (-1 if bits & 16 else 0)
-            text += chr((bits | 32 if goes_on else bits) + 48)
-    return text
 
 
 @pytest.mark.parametrize("runs", [[6, 1, 40, 4, 5, 4, 5, 4, 21], [0, 100], [0, 3, 70000, 12, 1, 500, 3], [6305]])

@@ -63,7 +63,7 @@ def test_a_dataset_takes_no_name_of_the_loader_or_the_chain(name):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_a_dataset_knows_its_classes_without_its_files(name):
-    options = {"classes": ["a", "b"]} if name == "Folder" else {}
+    options = {"classes": ["a", "b"]} if name in ("Folder", "Annotations") else {}
     table = DATASETS[name].func.class_table(**options)
     assert len(set(table.names)) == len(set(table.colors)) == len(table)
     assert set(table.train_ids(np.arange(256, dtype=np.uint8))) == {*range(len(table)), IGNORE}
@@ -71,7 +71,7 @@ def test_a_dataset_knows_its_classes_without_its_files(name):
 
 @pytest.mark.parametrize("name", [n for n in DATASETS if parameters_of(DATASETS[n])["data_dir"].default is EMPTY])
 def test_a_missing_folder_is_named(name, tmp_path):
-    options = {"classes": ("a",)} if name == "Folder" else {}
+    options = {"classes": ("a",)} if name in ("Folder", "Annotations") else {}
     split = DATASETS[name].func.splits[0]
     (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path / "no where", split=split, **options))
     assert problem.startswith("data_dir: ")
@@ -80,7 +80,7 @@ def test_a_missing_folder_is_named(name, tmp_path):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_an_unknown_split_is_named(name, tmp_path):
-    options = {"classes": ("a",)} if name == "Folder" else {}
+    options = {"classes": ("a",)} if name in ("Folder", "Annotations") else {}
     split = DATASETS[name].func.splits[-1]
     (problem,) = problems(lambda: DATASETS[name](data_dir=tmp_path, split=f"{split}x", **options))
     assert f"Did you mean '{split}'?" in problem

@@ -846,3 +846,17 @@ def test_an_image_of_many_forward_passes_has_a_bar_that_moves_with_them(
     assert (windows.unit, windows.desc) == ("window", "x.png")
     assert sum(windows.moved) == windows.total > 16
     assert len(windows.moved) > 8
+
+
+def test_predictions_as_files_of_annotation_tools_hold_every_image(file_run, inference_command, tmp_path):
+    run_dir, data = file_run
+    images, output = data / "val" / "images", tmp_path / "out"
+    answer = predict(inference_command, run_dir, images, output, "--save", "index,coco,labelme,cvat,labelstudio")
+    assert answer.status == 0, answer.err
+    names = sorted(path.name for path in images.iterdir())
+    assert [image["file_name"] for image in json.loads((output / "coco.json").read_text())["images"]] == names
+    assert all(f'name="{name}"' in (output / "cvat.xml").read_text() for name in names)
+    assert len(json.loads((output / "labelstudio.json").read_text())) == len(names)
+    for path in images.iterdir():
+        content = json.loads((output / f"{path.stem}_labelme.json").read_text())
+        assert (output / content["imagePath"]).resolve() == path.resolve()

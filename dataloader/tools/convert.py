@@ -1,21 +1,21 @@
-"""Make index masks, which `Folder` reads, of others: JPEG files, colors, polygons of LabelMe, annotations of COCO."""
+"""Make index masks, which `Folder` reads, of others: JPEG files, colors, files of annotation tools."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from dataloader.datasets.annotation_files import read_annotations
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import read_classes
+from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, draw
 from utils.classes import IGNORE, default_colors
 from utils.config import dump_json
 from utils.errors import ConfigError, DataError, Stopped
@@ -28,12 +28,8 @@ MOST_CLASSES = 64  # colors in masks; more of them are no classes
 PEAK = 0.005  # share of plain areas that a color must have to be a class, where others come from compression
 PLAIN = 12  # difference of neighbours, in a channel, up to which an area is plain
 NEAR = 40  # difference of a channel up to which compression, or a soft edge, may have changed a color
-WIDEST = 2**27  # pixels of a mask
 CLASS_FILE = "classes.json"
-VOID_LABELS = ("__ignore__", "void")  # LabelMe's word for what has no class
-BACKGROUND_LABELS = ("_background_", "background")
-NAME_ONE = "Name a folder of masks or of LabelMe's files, or COCO's file"
-NOTHING_LIKE_THIS = f"is no annotation of LabelMe, nor of COCO. {NAME_ONE}"
+NAME_ONE = "Name a folder of masks or of LabelMe's files, or a file of COCO, CVAT or Label Studio"
 
 
 @dataclass
@@ -65,7 +61,7 @@ def convert(
     """Write index masks and a file of their classes.
 
     Args:
-        source: Folder of masks or of LabelMe's files, or COCO's file.
+        source: Folder of masks or of LabelMe's files, or a file of COCO, CVAT or Label Studio.
         output: Folder to write to.
         names: Names of the classes, by value; of annotations, those to draw, without the background.
         classes: File with a color for each class, as `Folder` reads it.
@@ -115,15 +111,13 @@ def convert(
 def plan(source: Path, *, names: Sequence[str] | None, classes: Path | None, nested: bool) -> Conversion:
     """Find out what `source` is, and what is to be made of it; arguments as of `convert`."""
     if source.is_file():
-        return from_coco(source, names)
+        return from_files(source, [source], names)
     if not source.is_dir():
         raise DataError(f"--masks {source}: is neither a folder nor a file. {NAME_ONE}.")
     pictures = image_files(source, nested=nested)
     files = sorted(source.rglob("*.json") if nested else source.glob("*.json"))
-    if files and not pictures:
-        return from_labelme(source, files, names)
-    if files and pictures and any("shapes" in read_annotation(path) for path in files[:1]):
-        return from_labelme(source, files, names)  # LabelMe writes beside the photos
+    if files and (not pictures or is_labelme(files[0])):  # which writes beside the photos
+        return from_files(source, [path for path in files if is_labelme(path)] or files[:1], names)
     if not pictures:
         raise DataError(f"--masks {source}: holds neither pictures nor annotations. Name a folder of masks.")
     return from_pictures(pictures, names, classes)
@@ -233,23 +227,15 @@ def names_of(colors: Sequence[Color], names: Sequence[str] | None) -> list[str]:
     return list(names)
 
 
-# Polygons -------------------------------------------------------------------------------------------------------------
+# Annotations ----------------------------------------------------------------------------------------------------------
 
 
-def read_annotation(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DataError: It cannot be read, or is something else.
-    """
+def is_labelme(path: Path) -> bool:
+    """Say whether a file looks like one of LabelMe's; what cannot be read is said where it is read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "no JSON"
-        raise DataError(f"{path}: cannot be read ({reason}). Get the file again.") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: {NOTHING_LIKE_THIS}.")
-    return value
+        return '"shapes"' in path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return True
 
 
 def classes_of(labels: Sequence[str], names: Sequence[str] | None, source: Path) -> Conversion:
@@ -270,143 +256,21 @@ def classes_of(labels: Sequence[str], names: Sequence[str] | None, source: Path)
     return work
 
 
-def from_labelme(source: Path, files: Sequence[Path], names: Sequence[str] | None) -> Conversion:
-    """Draw the shapes of LabelMe's files, a mask for each; later shapes lie over earlier ones."""
-    contents = {path: read_annotation(path) for path in files}
-    contents = {path: content for path, content in contents.items() if isinstance(content.get("shapes"), list)}
-    if not contents:
-        raise DataError(f"{files[0]}: {NOTHING_LIKE_THIS}.")
-    labels: set[str] = set()
-    for content in contents.values():
-        labels |= {str(shape.get("label")) for shape in content["shapes"] if isinstance(shape, dict)}
-    work = classes_of(sorted(labels - {*VOID_LABELS, *BACKGROUND_LABELS}), names, source)
+def from_files(source: Path, files: Sequence[Path], names: Sequence[str] | None) -> Conversion:
+    """Draw the objects of annotation tools' files, a mask for each image, see `Annotations`."""
+    found = {path: read_annotations(path) for path in files}
+    if len(found) == 1:
+        labels = next(iter(found.values())).labels
+    else:
+        labels = sorted({label for each in found.values() for label in each.labels})
+    work = classes_of([label for label in labels if label not in (*VOID_LABELS, *BACKGROUND_LABELS)], names, source)
     values = {name: value for value, name in enumerate(work.names)}
     values |= dict.fromkeys(VOID_LABELS, IGNORE) | dict.fromkeys(BACKGROUND_LABELS, 0)
-    for path, content in contents.items():
-        key = path.relative_to(source).with_suffix("").as_posix()
-        work.masks[key] = lambda path=path, content=content: draw_labelme(path, content, values)  # type: ignore[misc]
+    for path, each in found.items():
+        for picture in each.pictures:
+            name = path.relative_to(source) if source.is_dir() else Path(picture.name)
+            if name.is_absolute() or ".." in name.parts:
+                raise DataError(f"{source}: '{name}' lies outside its folder. Give plain names.")
+            key = name.with_suffix("").as_posix()
+            work.masks[key] = lambda picture=picture: draw(picture, values, unknown="skip")  # type: ignore[misc]
     return work
-
-
-def draw_labelme(path: Path, content: Mapping[str, Any], values: Mapping[str, int]) -> np.ndarray:
-    """Draw the shapes of a file of LabelMe: polygons, rectangles and circles; points and lines have no area.
-
-    Raises:
-        DataError: Its sizes or shapes make no sense.
-    """
-    mask = blank(path, content.get("imageHeight"), content.get("imageWidth"))
-    try:
-        for shape in content["shapes"]:
-            value, kind = values.get(str(shape["label"])), shape.get("shape_type") or "polygon"
-            points = np.array(shape["points"], np.float64).reshape(-1, 2)
-            if value is None or not np.isfinite(points).all():
-                continue
-            if kind == "rectangle" and len(points) == 2:
-                (x0, y0), (x1, y1) = points
-                points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-            if kind == "circle" and len(points) == 2:
-                radius = float(np.hypot(*(points[1] - points[0])))
-                center = int(points[0][0]), int(points[0][1])
-                cv2.circle(mask, center, max(1, round(radius)), value, -1)
-            elif kind in ("polygon", "rectangle") and len(points) > 2:
-                fill(mask, points, value)
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path}: a shape makes no sense. Open and save it in LabelMe.") from None
-    return mask
-
-
-def blank(where: Path | str, height: Any, width: Any) -> np.ndarray:
-    """Make an empty mask.
-
-    Raises:
-        DataError: It has no size.
-    """
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= WIDEST and height > 0):
-        raise DataError(f"{where}: has no size of an image ({height} x {width}). Annotate it again.")
-    return np.zeros((height, width), np.uint8)
-
-
-def fill(mask: np.ndarray, points: np.ndarray, value: int) -> None:
-    """Draw a polygon whose corners (N, 2), x before y, may lie between pixels: 0 is the left edge of the first."""
-    shifted = np.rint((points - 0.5) * 16).astype(np.int32)
-    cv2.fillPoly(mask, [shifted.reshape(-1, 1, 2)], value, shift=4)
-
-
-def from_coco(source: Path, names: Sequence[str] | None) -> Conversion:
-    """Draw the annotations of COCO's file, a mask for each image: large ones first, so that none is hidden."""
-    content = read_annotation(source)
-    try:
-        images = {image["id"]: image for image in content["images"]}
-        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-        drawn: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
-        for annotation in content["annotations"]:
-            drawn[annotation["image_id"]].append(annotation)
-        labels = [categories[key] for key in sorted(categories)]
-        files = {key: Path(str(image["file_name"])) for key, image in images.items()}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{source}: {NOTHING_LIKE_THIS} ({error} is missing).") from None
-    work = classes_of(labels, names, source)
-    numbers = {name: value for value, name in enumerate(work.names)}
-    values = {key: numbers[name] for key, name in categories.items() if name in numbers}
-    for key, image in images.items():
-        if files[key].is_absolute() or ".." in files[key].parts:
-            raise DataError(f"{source}: '{files[key]}' lies outside its folder. Give plain names.")
-        name = files[key].with_suffix("").as_posix()
-        work.masks[name] = lambda image=image, shapes=drawn[key]: draw_coco(source, image, shapes, values)  # type: ignore[misc]
-    return work
-
-
-def draw_coco(
-    source: Path, image: Mapping[str, Any], shapes: Sequence[Mapping[str, Any]], values: Mapping[Any, int]
-) -> np.ndarray:
-    """Draw the annotations of an image of COCO's; crowds are void.
-
-    Raises:
-        DataError: They make no sense.
-    """
-    where = f"{source}: {image.get('file_name')}"
-    mask = blank(where, image.get("height"), image.get("width"))
-    try:
-        for shape in sorted(shapes, key=lambda each: -float(each.get("area", 0))):
-            value = IGNORE if shape.get("iscrowd") else values.get(shape["category_id"])
-            if value is None:
-                continue
-            for region in regions_of(shape["segmentation"], mask.shape):
-                if region.dtype == bool:
-                    mask[region] = value
-                else:
-                    fill(mask, region, value)
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise DataError(f"{where}: an annotation makes no sense. Export it again.") from None
-    return mask
-
-
-def regions_of(segmentation: Any, size: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Read a segmentation of COCO's: corners (N, 2) of polygons, or a mask (H, W) bool of run lengths."""
-    if isinstance(segmentation, list):
-        for corners in segmentation:
-            yield np.array(corners, np.float64).reshape(-1, 2)
-        return
-    counts = segmentation["counts"]
-    runs = decode_runs(counts) if isinstance(counts, str) else list(counts)
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    yield flat.reshape(size[1], size[0]).T  # column by column
-
-
-def decode_runs(text: str) -> list[int]:
-    """Decode compressed run lengths: 5 bits and a bit for "goes on" in each character, from the third on as a
-    difference to the last but one. Source: maskApi.c of https://github.com/cocodataset/cocoapi, `rleFrString`.
-    """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    return runs

@@ -80,6 +80,9 @@ def check_target(dataset: BaseDataset, target: Path, force: bool) -> None:
     """
     if not has_files(dataset):
         raise ConfigError(f"{type(dataset).__name__}: is generated and has no files to pack. Name another dataset.")
+    if not dataset.packs:
+        fix = "`python prepare.py convert` makes masks of them, which can be"
+        raise ConfigError(f"{type(dataset).__name__}: files of annotation tools are not packed. {fix}.")
     if target.parent.exists() and not target.parent.is_dir():
         raise ConfigError(f"{target.parent}: is a file. Name another --output.")
     if target.exists() and not (target / INDEX).is_file():
