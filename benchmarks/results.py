@@ -20,7 +20,7 @@ from utils.run_folder import environment
 
 FOLDER = Path(__file__).resolve().parent / "results"
 PAGE = FOLDER.parent.parent / "BENCHMARKS.md"
-STAMP = ("versions", "platform", "device_name", "num_threads", "git", "command")  # of what a run's environment holds
+STAMP = ("versions", "device_name", "num_threads", "git", "command")  # of what a run's environment holds
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -67,8 +67,8 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"| {row['what']} | {row['median']:g} {row['unit']} | {spread} | {row['runs']} |")
     stamp = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
-    lines += ["", f"Commit {stamp['git']}; {stamp['num_threads']} threads of {stamp['cores']} cores, load"]
-    lines[-1] += f" {stamp['load']:g}; {versions}."
+    machine = f"threads {stamp['num_threads']}, cores {stamp['cores']}, load {stamp['load']:g}"
+    lines += ["", f"Commit {stamp['git']}; {machine}; {versions}."]
     return "\n".join(lines) + "\n"
 
 
