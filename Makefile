@@ -5,7 +5,7 @@ CONFIG ?= config.json
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: train test test-slow check lint types schema catalogue reference docs clean help
+.PHONY: train test test-slow check lint types bench schema catalogue reference docs clean help
 
 train: .venv/.installed  ## train on generated street scenes (or CONFIG=...), then show where the results are
 	$(BIN)/python train.py --config $(CONFIG)
@@ -24,6 +24,12 @@ lint: .venv/.installed-dev
 
 types: .venv/.installed-dev
 	$(BIN)/mypy
+
+bench: .venv/.installed-dev  ## measure, and write benchmarks/results/ and the tables of BENCHMARKS.md
+	$(BIN)/python -m benchmarks.losses --classes 21 --no-memory --json
+	$(BIN)/python -m benchmarks.report --json
+	$(BIN)/python -m benchmarks.inference --frames 50 --json
+	$(BIN)/python -m benchmarks.results
 
 schema: .venv/.installed  ## write config.schema.json anew, after a signature changed
 	$(BIN)/python -m engine.config > config.schema.json.new && mv config.schema.json.new config.schema.json

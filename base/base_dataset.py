@@ -50,6 +50,25 @@ def size_after(step: Transform, size: Size | None) -> Size | None:
     return None if rule is None else rule(size)
 
 
+class Mix(Protocol):
+    """Puts a part of another image, and of its label, into an image."""
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        other: Callable[[], tuple[np.ndarray, np.ndarray]],
+        rng: np.random.Generator,
+        /,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image (H, W, C) and label (H, W), changed; neither may be written to, for a cache may own them.
+
+        Args:
+            other: Reads and augments another example of the set, drawn at random; called only where it is needed.
+            rng: All randomness comes from it.
+        """
+
+
 class KeepsSize:
     """A transform whose images stay as large as they were."""
 
@@ -314,6 +333,8 @@ class DatasetView(Examples):
         on_bad_sample: What is to become of files that cannot be used: "stop" at the first, or "skip" some.
         read: Gives an example of `dataset` by its number, in arrays that may be read-only; None for ``dataset.read``.
         first: Number of the dataset's first example among those of all that are joined; randomness goes by it.
+        mix: Called with the image and label that `transform` made, and a function that gives those of another of
+            these examples; None to leave them alone.
     """
 
     def __init__(
@@ -326,6 +347,7 @@ class DatasetView(Examples):
         on_bad_sample: Literal["stop", "skip"] = "stop",
         read: Callable[[int], Item] | None = None,
         first: int = 0,
+        mix: Mix | None = None,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
@@ -334,6 +356,7 @@ class DatasetView(Examples):
         self.on_bad_sample = on_bad_sample
         self.read = read or (dataset.open if getattr(transform, "cuts", False) else dataset.read)
         self.first = first
+        self.mix = mix
         self.classes = dataset.classes
         self.channels = dataset.channels
 
@@ -355,16 +378,23 @@ class DatasetView(Examples):
 
     def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        source = self.indices[index]
-        image, label, key = self.read(source)
+        rng = stream(self.seed, "augmentation", epoch, self.first + self.indices[index])
+        image, label, key = self._augmented(index, rng)
+        if self.mix is not None:
+            # Drawn after its own augmentation, which is therefore the same with and without a mix.
+            image, label = self.mix(image, label, lambda: self._augmented(int(rng.integers(len(self))), rng)[:2], rng)
+        # A cache gives arrays that may be read only, and torch shares memory with what it is given.
+        return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
+
+    def _augmented(self, index: int, rng: np.random.Generator) -> Item:
+        """The example at `index` as `transform` makes it."""
+        image, label, key = self.read(self.indices[index])
         if self.transform is not None:
-            rng = stream(self.seed, "augmentation", epoch, self.first + source)
             try:
                 image, label = self.transform(image, label, rng)
             except DataError as error:
                 raise DataError(*(f"{key}: {problem}" for problem in error.problems)) from None
-        # A cache gives arrays that may be read only, and torch shares memory with what it is given.
-        return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
+        return Item(image, label, key)
 
 
 class JoinedDatasetView(Examples):

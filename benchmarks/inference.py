@@ -1,7 +1,7 @@
 """What inference.py takes beside the bare forward passes of its network.
 
     python benchmarks/inference.py [--config configs/camvid.json] [--images DIR] [--frames 200] [--rounds 5]
-                                   [--threads N] [--device cpu]
+                                   [--threads N] [--device cpu] [--json]
 
 By turns in one process: the whole command, from loading the checkpoint to the last PNG, and forward passes of the same
 network on the same frames, which lie decoded in memory. Medians of the rounds, and of their ratios. Without --images,
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import statistics
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 import inference
+from benchmarks.results import Figure, summary, write
 from dataloader.datasets.synthetic import Synthetic
 from engine.assemble import build_network, describe, load_predictor, validation_protocol
 from engine.check import check_config
@@ -91,6 +91,39 @@ def time_of_command(arguments: list[str]) -> float:
     return time.perf_counter() - started
 
 
+def measure(config: Path, images: Path | None, count: int, rounds: int, device: torch.device) -> list[Figure]:
+    """Measure command and forward passes by turns.
+
+    Args:
+        config: Says which network; its weights are random.
+        images: Folder of frames; None generates them.
+        count: How many frames.
+        rounds: How often.
+        device: Where.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "frames").mkdir()
+        write_checkpoint(config, folder / "model.pth")
+        if images is None:
+            draw_frames(folder / "frames", count)
+        paths = find_images([str(images or folder / "frames")]).paths[:count]
+        frames = [as_batch([read_image(path)]).to(device) for path in paths]
+        network = load_predictor(folder / "model.pth", device).model
+        command = ["-m", str(folder / "model.pth"), "-o", str(folder / "out"), "-d", str(device), "-i"]
+        command += [str(path) for path in paths]
+        time_of_forward_passes(network, frames[:10], device)  # warm
+        bare, whole = [], []
+        for _ in range(rounds):
+            bare.append(time_of_forward_passes(network, frames, device))
+            whole.append(time_of_command(command))
+    return [
+        Figure("bare forward passes", "images/s", [len(frames) / seconds for seconds in bare]),
+        Figure("inference.py, from the checkpoint to the last PNG", "images/s", [len(frames) / s for s in whole]),
+        Figure("inference.py / bare forward passes", "x", [w / b for w, b in zip(whole, bare, strict=True)]),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
@@ -100,37 +133,17 @@ def main() -> None:
     add("--rounds", type=int, default=5)
     add("--threads", type=int, help="of torch (default: its own choice)")
     add("--device", default="cpu")
+    add("--json", action="store_true", help="write the figures to benchmarks/results/")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = choose_device(args.device)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "frames").mkdir()
-        write_checkpoint(args.config, folder / "model.pth")
-        if args.images is None:
-            draw_frames(folder / "frames", args.frames)
-        source = args.images or folder / "frames"
-        paths = find_images([str(source)]).paths[: args.frames]
-        frames = [as_batch([read_image(path)]).to(device) for path in paths]
-        network = load_predictor(folder / "model.pth", device).model
-        command = ["-m", str(folder / "model.pth"), "-o", str(folder / "out"), "-d", args.device, "-i"]
-        command += [str(path) for path in paths]
-        time_of_forward_passes(network, frames[:10], device)  # warm
-        bare, whole = [], []
-        for _ in range(args.rounds):
-            bare.append(time_of_forward_passes(network, frames, device))
-            whole.append(time_of_command(command))
-        ratio = statistics.median(w / b for w, b in zip(whole, bare, strict=True))
-        threads = torch.get_num_threads()
-        print(f"{len(frames)} frames on {device}, {threads} threads; medians of {args.rounds} rounds")
-        print(
-            f"bare forward passes  {statistics.median(bare):7.2f} s   {len(frames) / statistics.median(bare):7.1f} /s"
-        )
-        print(
-            f"inference.py         {statistics.median(whole):7.2f} s   {len(frames) / statistics.median(whole):7.1f} /s"
-        )
-        print(f"ratio                {ratio:7.3f}")
+    figures = measure(args.config, args.images, args.frames, args.rounds, choose_device(args.device))
+    print(f"{args.frames} frames on {args.device}, {torch.get_num_threads()} threads; medians of {args.rounds} rounds")
+    for figure in figures:
+        print(summary(figure))
+    if args.json:
+        title = f"{args.frames} frames, network of {args.config.name}, {args.device}"
+        write("inference", title, figures, device=args.device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time and peak memory of losses and of confusion matrices, beside what others would use instead.
 
     python benchmarks/losses.py [--classes 21 150 171] [--only CE Dice] [--yassouali DIR] [--no-memory]
+                               [--json]
     python benchmarks/losses.py --metrics [--yassouali DIR]
 
 Losses: forward and backward from 64 x 64 logits to 512 x 512 labels, 4 images. With --metrics: confusion matrices of
@@ -36,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.results import Figure, write
 from dataloader.datasets.synthetic import Synthetic
 from utils.classes import IGNORE
 from utils.losses.cross_entropy import CrossEntropyLoss2d, FocalLoss, TopKCrossEntropyLoss
@@ -207,13 +209,28 @@ def once(case: Case, logits: Tensor, labels: Tensor) -> float:
     return 1e3 * (time.process_time() - start)
 
 
-def medians(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median of each case's milliseconds, taking turns; slow rows are repeated less often, but never just once."""
+def by_turns(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each case, taking turns; slow rows are repeated less often, but never just once."""
     start, times = time.process_time(), {who: [case()] for who, case in cases.items()}
     while len(times["ours"]) < repeats and (time.process_time() - start < SECONDS or len(times["ours"]) < 2):
         for who, case in cases.items():
             times[who].append(case())
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median of each case's milliseconds."""
     return {who: statistics.median(column) for who, column in times.items()}
+
+
+def figures_of(name: str, num_classes: int, times: Mapping[str, list[float]]) -> list[Figure]:
+    """A row of the table with its spread: our milliseconds, and round by round how many times as long others take."""
+    what = f"{name}, {num_classes} classes"
+    found = [Figure(what, "ms", times["ours"])]
+    for who in times.keys() - {"ours"}:
+        ratios = [theirs / ours for theirs, ours in zip(times[who], times["ours"], strict=True)]
+        found.append(Figure(f"{what}: {who} / ours", "x", ratios))
+    return sorted(found)
 
 
 def peak(case: Case, num_classes: int) -> float:
@@ -248,12 +265,15 @@ def losses_table(arguments: argparse.Namespace) -> None:
     heads = ["", "classes", "ms", *(f"{who}: x" for who in others)]
     heads += [] if arguments.no_memory else ["MB", *(f"{who}: MB" for who in others)]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    figures: list[Figure] = []
     for num_classes in arguments.classes:
         logits, labels = inputs(num_classes)
         for name in arguments.only or OURS:
             cases = {who: losses[name] for who, losses in columns_.items() if name in losses}
             turns = {who: functools.partial(once, case, logits, labels) for who, case in cases.items()}
-            found = medians(turns, arguments.repeats)
+            times = by_turns(turns, arguments.repeats)
+            found = medians(times)
+            figures += figures_of(name, num_classes, times)
             row = [f"{found['ours']:.0f}", *(ratio(found, who) for who in others)]
             if not arguments.no_memory:
                 row += [
@@ -263,6 +283,9 @@ def losses_table(arguments: argparse.Namespace) -> None:
                     for who in columns_
                 ]
             print(f"| {name} | {num_classes} | {' | '.join(row)} |", flush=True)
+    if arguments.json:
+        title = "losses, forward and backward from 64x64 logits to 512x512 labels, 4 images; processor time"
+        write("losses", title, figures)
 
 
 def ratio(found: Mapping[str, float], who: str) -> str:
@@ -276,7 +299,7 @@ def metrics_table(arguments: argparse.Namespace) -> None:
             cases = make(num_classes, arguments.yassouali)
             results = [case() for who, case in cases.items() if who not in ("yassouali",)]
             assert all(np.array_equal(result, results[0]) for result in results), "somebody counts wrongly"
-            found = medians({who: functools.partial(milliseconds, case) for who, case in cases.items()}, 15)
+            found = medians(by_turns({who: functools.partial(milliseconds, case) for who, case in cases.items()}, 15))
             shown = ", ".join(f"{who} {found[who]:.1f} ms ({ratio(found, who)}x)" for who in cases if who != "ours")
             print(f"- from {kind}, {num_classes} classes: ours {found['ours']:.1f} ms; {shown}", flush=True)
 
@@ -364,6 +387,7 @@ def main() -> None:
     parser.add_argument("--yassouali", type=Path, metavar="DIR", help="a checkout of pytorch-segmentation")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--metrics", action="store_true", help="measure confusion matrices instead")
+    parser.add_argument("--json", action="store_true", help="write the losses' figures to benchmarks/results/")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from typing import Any
 from base.base_dataloader import Loader, LoaderOptions
 from base.base_dataset import BaseDataset, DatasetView, Transform
 from dataloader.hold_out import hold_out_problems
+from dataloader.label_statistics import class_pixels
 from dataloader.sample_cache import build_cache
 from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
@@ -18,7 +19,7 @@ from utils import distributed
 from utils.classes import IGNORE, ClassTable
 from utils.errors import ConfigError, Problem
 from utils.json_schema import object_schema
-from utils.registry import DATASETS
+from utils.registry import DATASETS, MIXES
 from utils.schema import Component, check_arguments, did_you_mean, fill_defaults, join, parameters_of, to_json
 
 
@@ -145,7 +146,7 @@ def build_view(
         folder, workers = default_cache() / "samples", batches.num_workers
         cache = build_cache(dataset, batches.cache, folder=folder, name=where, indices=indices, num_workers=workers)
         read = cache.read
-    return DatasetView(
+    view = DatasetView(
         dataset,
         build_chain(loader.chain, fill, where="args"),
         seed=seed,
@@ -154,6 +155,17 @@ def build_view(
         read=read,
         first=first,
     )
+    if loader.chain.mix is not None:
+        facts: dict[str, Any] = {"class_names": dataset.classes.names, "num_classes": len(dataset.classes)}
+        if needs_class_pixels(loader.chain.mix):
+            facts["class_pixels"] = class_pixels(view, batches.num_workers)
+        view.mix = MIXES.build(loader.chain.mix, where=f"{where}.args.mix", **facts)
+    return view
+
+
+def needs_class_pixels(mix: Component) -> bool:
+    """Tell whether `mix` chooses classes by their pixels, which costs a scan of the training set."""
+    return "class_pixels" in parameters_of(MIXES[mix.type]) and mix.args.get("classes") is None
 
 
 def build_val_loader(
@@ -177,7 +189,8 @@ def build_val_loader(
     """
     size = loader.chain.crop
     view = build_view(loader, dataset, seed=seed, indices=indices, where="val_loader")
-    view.transform = transform or view.transform
+    if transform is not None:
+        view.transform, view.mix = transform, None
     return Loader(
         view,
         max(loader.batches.batch_size if size else 1, distributed.world_size()),  # each process at least one image
@@ -252,7 +265,21 @@ def loader_problems(loader: LoaderConfig, where: str) -> list[str]:
         for problem in error.problems:  # they begin with an argument's name, or with that of a file of classes
             is_argument = re.split(r"\W", problem)[0] in arguments
             problems.append(join(where, problem) if is_argument else problem)
+    else:
+        problems += mix_problems(loader, join(where, "mix"))
     return problems
+
+
+def mix_problems(loader: LoaderConfig, where: str) -> list[str]:
+    """What is wrong with the mix of a loader, which stands at `where`, as far as it shows without the data."""
+    mix = loader.chain.mix
+    if mix is None or needs_class_pixels(mix):
+        return []
+    try:
+        MIXES.build(mix, where=where, class_names=loader.classes.names, num_classes=len(loader.classes))
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 # What the first of several training sets says for all.

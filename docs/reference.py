@@ -55,7 +55,15 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("normalization", Normalization, "`dataset`, `imagenet`, or an object with these."),
     ("init_from", InitFrom, "A path, or an object with these."),
 )
-COMPONENTS = ("datasets", "losses", "metrics", "schedulers", "transforms", "writers")  # of KINDS, if it has them
+COMPONENTS = (
+    "datasets",
+    "losses",
+    "metrics",
+    "schedulers",
+    "transforms",
+    "mixes",
+    "writers",
+)  # of KINDS, if it has them
 
 
 def config_page() -> str:

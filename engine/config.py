@@ -39,7 +39,7 @@ from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
 from utils.predict import Prepare
 from utils.protocol import EvaluationData, hash_of_names
-from utils.registry import BACKBONES, HEADS, LOSSES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
+from utils.registry import BACKBONES, HEADS, LOSSES, MIXES, NECKS, OPTIMIZERS, SCHEDULERS, TRANSFORMS, WRITERS, Registry
 from utils.schema import Between, join, to_json
 
 
@@ -276,7 +276,7 @@ def full_json_schema() -> dict[str, Any]:
     }
     schema["properties"]["$schema"] = {"type": "string"}
     schema["$defs"] = {
-        registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)
+        registry.kind: registry.json_schema() for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, MIXES, WRITERS)
     }
     schema["$defs"]["loader"] = loader_json_schema()
     del schema["required"]  # a file that extends another holds only the differences

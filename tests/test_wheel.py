@@ -169,6 +169,7 @@ def test_the_installed_wheel_works_beside_folders_that_have_our_names(site: Path
 
 # What is not run against the wheel, and why.
 ABOUT_THE_REPOSITORY = {
+    "test_benchmarks.py": "benchmarks/ is not installed",
     "test_data_benchmark.py": "benchmarks/ is not installed",
     "test_documents.py": "README and docs/ are not installed, and name the scripts of the repository",
     "test_flags.py": "compares with docs/, which is not installed",

@@ -313,6 +313,7 @@ def _torch_schedulers() -> dict[str, Factory]:
 MODELS, BACKBONES = Registry("model", reserved={"in_channels"}), Registry("backbone", reserved={"in_channels"})
 NECKS, HEADS = Registry("neck"), Registry("head")
 DATASETS, TRANSFORMS = Registry("dataset", reserved={"problems"}), Registry("transform")
+MIXES = Registry("mix")
 LOSSES = Registry("loss")
 OPTIMIZERS = Registry("optimizer", also=_torch_optimizers, reserved={"params"})
 METRICS = Registry("metric")
@@ -328,6 +329,7 @@ KINDS = {
     "metrics": METRICS,
     "datasets": DATASETS,
     "transforms": TRANSFORMS,
+    "mixes": MIXES,
     "optimizers": OPTIMIZERS,
     "schedulers": SCHEDULERS,
     "writers": WRITERS,

@@ -25,7 +25,7 @@ from dataloader.transforms.geometry import (
 )
 from utils.classes import IGNORE, count_values
 from utils.errors import ConfigError, DataError
-from utils.registry import TRANSFORMS
+from utils.registry import MIXES, TRANSFORMS
 from utils.schema import Between, Component, join
 
 
@@ -256,6 +256,7 @@ class ChainOptions:
         rare_crop: Place half of the crops, or this share, where they show a class drawn from those of the image, each
             as likely however small it is, so that rare classes are seen more often.
         transforms: Transforms to apply in this order, instead of all of the above.
+        mix: Paste a part of another image of this set into some, after both have been augmented.
     """
 
     augment: bool = False
@@ -271,6 +272,7 @@ class ChainOptions:
     color_jitter: bool | ColorJitter | None = None
     rare_crop: bool | Probability | None = None
     transforms: list[Annotated[Component, TRANSFORMS]] | None = None
+    mix: Annotated[Component, MIXES] | None = None
 
     @property
     def crop(self) -> Size | None:
@@ -290,7 +292,8 @@ class ChainOptions:
 
 
 T = TypeVar("T")
-_RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter", "rare_crop")  # what only `augment` turns on
+# What only `augment` turns on.
+_RANDOM = ("base_size", "scale", "flip", "rotate", "blur", "color_jitter", "rare_crop", "mix")
 
 
 def chain_problems(options: ChainOptions, where: str) -> list[str]:
@@ -327,7 +330,7 @@ def _list_problems(options: ChainOptions, where: str) -> list[str]:
     problems = [
         f'{join(where, name)}: has no effect beside "transforms". Remove it, or say it as a transform.'
         for name in _given(options)
-        if name not in ("transforms", "val_crop_size")
+        if name not in ("transforms", "val_crop_size", "mix")
     ]
     key = join(where, "transforms")
     try:

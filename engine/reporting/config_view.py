@@ -13,7 +13,7 @@ from engine.config import RunConfig
 from utils.config import differences, preset_or, read_json, read_with_parents
 from utils.errors import UserError
 from utils.json_schema import object_schema
-from utils.registry import BACKBONES, HEADS, NECKS, TRANSFORMS, WRITERS
+from utils.registry import BACKBONES, HEADS, MIXES, NECKS, TRANSFORMS, WRITERS
 from utils.schema import join
 
 Difference = dict[str, Any]  # {"key", "old", "new"}
@@ -31,7 +31,7 @@ class Definitions(dict[str, Any]):
     """
 
     def __missing__(self, kind: str) -> Any:
-        registries = {registry.kind: registry for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, WRITERS)}
+        registries = {registry.kind: registry for registry in (BACKBONES, NECKS, HEADS, TRANSFORMS, MIXES, WRITERS)}
         self[kind] = loader_json_schema() if kind == "loader" else registries[kind].json_schema()
         return self[kind]
 
