@@ -146,7 +146,7 @@ def dry_run(config: RunConfig) -> DryRun:
         logits=tuple(output.logits.shape),
         activation_bytes=meter.bytes,
         image_size=size,
-        unused=has_unused(parameters, [output.logits, *output.aux, *output.edges]),
+        unused=has_unused(parameters, [output.logits, *output.aux, *output.edges, *output.masks, *output.mask_classes]),
     )
 
 
