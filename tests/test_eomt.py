@@ -242,20 +242,22 @@ def test_encoders_of_timm_take_queries_and_queries_know_no_position(name: str) -
 
 def test_it_learns_tiny_scenes() -> None:
     torch.manual_seed(0)
-    items = [Squares(length=4, size=(32, 32)).read(index) for index in range(4)]
+    items = [Squares(length=4, size=(48, 48)).read(index) for index in range(4)]
     images = torch.stack([torch.from_numpy(item.image).permute(2, 0, 1) for item in items])
     labels = torch.stack([torch.from_numpy(item.label) for item in items])
     model = build(patch=4).train()
     criterion = build_criterion({"type": "MaskLoss", "args": {"points": 256}}, num_classes=C)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    steps = 300
+    steps = 160
+    decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps)
     for step in range(steps):
         model.start_step(step, steps)
         criterion(model(images), labels)["loss"].backward()
         optimizer.step()
+        decay.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        found = model.eval()(images).full((32, 32)).logits.argmax(1)
+        found = model.eval()(images).full((48, 48)).logits.argmax(1)
     ious = []
     for index in range(C):
         mine, theirs = (found == index) & (labels != IGNORE), labels == index

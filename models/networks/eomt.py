@@ -210,7 +210,7 @@ class EoMT(BaseModel):
         for index in range(encoder.depth):
             mask = None
             if index == self.first:
-                tokens = torch.cat([self.queries.expand(len(tokens), -1, -1), tokens], dim=1)
+                tokens = torch.cat([self.queries.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             if index >= self.first and self.training:
                 found.append(self._masks_and_classes(tokens, grid))
                 mask = self._attention_mask(found[-1][0], self.masked[index - self.first], grid)
