@@ -91,8 +91,8 @@ class _PlainTransformer(Backbone):
         for index in range(self.depth):
             tokens = self.block(index, tokens, None)
         stride = self.shapes[0].stride
-        plane = (images.shape[-2] // stride, images.shape[-1] // stride)
-        return [self.last_norm(tokens).transpose(1, 2).unflatten(2, plane)]
+        grid = (images.shape[-2] // stride, images.shape[-1] // stride)
+        return [_as_map(self.last_norm(tokens), grid)]
 
     def layers(self) -> list[list[nn.Parameter]]:
         blocks = [list(block.parameters()) for block in self.blocks]
@@ -226,7 +226,7 @@ class EoMT(BaseModel):
         normalized = self._encoder.last_norm(tokens)
         count = self.queries.shape[1]
         queries = normalized[:, :count]
-        patches = normalized[:, count + self._encoder.prefix :].transpose(1, 2).unflatten(2, grid)
+        patches = _as_map(normalized[:, count + self._encoder.prefix :], grid)
         masks = torch.einsum("nqd,ndhw->nqhw", self.mask_head(queries), self.upscale(patches))
         return masks, self.classify(queries)
 
@@ -243,6 +243,11 @@ class EoMT(BaseModel):
 
     def backbone_modules(self) -> Sequence[nn.Module]:
         return (self.backbone,)
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Arrange the tokens of patches (N, h * w, D) as a map (N, D, h, w)."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def _semantic(masks: Tensor, classes: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class MaskLoss(CrossEntropyLoss2d):
         if not len(pixels):
             return 0 * (masks.sum() + scores.sum())  # it teaches nothing, but gradients are there
         flat = label.flatten().long()
-        present = flat[pixels].unique()
+        present = torch.unique(flat[pixels])
         drawn = pixels[_draw(len(pixels), (self.points,), pixels.device)]
         with torch.no_grad():
             cost = self._costs(_at(masks, drawn.expand(len(masks), -1), label.shape), scores, present, flat[drawn])
