@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.check import check_config
+from engine.dry_run import dry_run
 from models.build import build_model
 from tests.test_resume import assert_same_end, only_run, train_in_child, write_config
-from tests.tiny import Squares
+from tests.test_trainer import make_trainer
+from tests.tiny import Squares, tiny_config
 from utils.classes import IGNORE, ClassFacts
 from utils.errors import ConfigError
 from utils.losses.criterion import Criterion, build_criterion
@@ -198,6 +201,22 @@ def test_a_query_looks_at_nothing_but_its_mask_until_it_is_freed() -> None:
     assert not held[:8, 11:].any()
     assert held[8:].all()
     assert model._attention_mask(masks, torch.zeros(()), (2, 3)).all()
+
+
+def test_the_trainer_tells_it_the_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, val=False)
+    heard: list[tuple[int, int]] = []
+    trainer.model.start_step = lambda step, total: heard.append((step, total))  # type: ignore[method-assign]
+    trainer.fit()
+    assert heard == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_a_loss_of_masks_is_refused_where_no_masks_are_predicted(tmp_path: Path) -> None:
+    config = check_config(tiny_config(tmp_path, loss="MaskLoss"))
+    with pytest.raises(ConfigError, match=r"^loss: MaskLoss needs masks, which EncoderDecoder does not predict"):
+        dry_run(config)
+    model = {"type": "EoMT", "args": TINY}
+    assert dry_run(check_config(tiny_config(tmp_path, loss="MaskLoss", arch=model))).logits == (2, C, 8, 8)
 
 
 def test_in_the_end_training_computes_what_prediction_does() -> None:
