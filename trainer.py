@@ -162,6 +162,7 @@ class Trainer(BaseTrainer):
         normalizers = distributed.all_reduce_sum(self.criterion.normalizers(batch.labels))
         loss = torch.zeros((), dtype=accumulation_dtype(self.device), device=self.device)
         self.guard.before_step()
+        self.model.start_step(step, self.total_steps)
         for index, micro_batch in micro_batches(batch, self.config.accumulate):
             seed_micro_batch(self.seed, step, index, distributed.rank())
             with distributed.no_sync(self.network, index + 1 < self.config.accumulate):

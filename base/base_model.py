@@ -156,6 +156,9 @@ class BaseModel(nn.Module, ABC):
         """Compute the logits of raw images (N, in_channels, H, W) with values 0..255, uint8 or floating."""
         return self.predict(self.normalize(images))
 
+    def start_step(self, step: int, total_steps: int) -> None:
+        """Prepare for optimizer step `step`, from 0, of `total_steps`: for networks that change while they learn."""
+
     def backbone_modules(self) -> Sequence[nn.Module]:
         """List what may start from pretrained weights: it gets the lower learning rate and can be frozen."""
         return ()

@@ -139,6 +139,8 @@ def dry_run(config: RunConfig) -> DryRun:
         raise ConfigError(
             f"arch: cannot train on images of {size[0]}x{size[1]} ({reason}). Use another crop_size or arch."
         ) from None
+    if not output.masks and any(term.type == "MaskLoss" for term in config.loss):
+        raise ConfigError(f"loss: MaskLoss needs masks, which {config.arch.type} does not predict. Take EoMT for arch.")
     parameters = list(model.parameters())
     return DryRun(
         parameters=sum(p.numel() for p in parameters),
@@ -146,7 +148,7 @@ def dry_run(config: RunConfig) -> DryRun:
         logits=tuple(output.logits.shape),
         activation_bytes=meter.bytes,
         image_size=size,
-        unused=has_unused(parameters, [output.logits, *output.aux, *output.edges]),
+        unused=has_unused(parameters, [output.logits, *output.aux, *output.edges, *output.masks, *output.mask_classes]),
     )
 
 

@@ -154,6 +154,39 @@ def with_aux(logits: Tensor, classifiers: nn.ModuleList, maps: Sequence[Tensor])
     return SegOutput(logits, tuple(classify(x) for classify, x in zip(classifiers, maps, strict=True)))
 
 
+class TransformerBlock(nn.Module):
+    """Attention of all tokens to all, then two layers for each token, both with layer norm before and a shortcut.
+
+    Args:
+        channels: Of a token.
+        heads: Of the attention, by which the channels are divisible.
+        dropout: Share of what both add that is dropped in training.
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.mix = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix tokens (N, T, channels); `mask` (N, 1, T, T) is true where one (row) may look at another (column)."""
+        x = x + self.dropout(self.attend(self.norm1(x), mask))
+        added: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return added
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        count, tokens, channels = x.shape
+        query, key, value = self.qkv(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed: Tensor = self.mix(seen.transpose(1, 2).reshape(count, tokens, channels))
+        return mixed
+
+
 class ChannelGate(nn.Module):
     """Weigh each channel by what the whole map holds (cSE).
 

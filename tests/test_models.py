@@ -65,6 +65,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "SegNeXt_T": {"backbone": narrow("mscan_t"), "channels": 16},
     "PPLiteSeg_B": {"backbone": narrow("stdc2"), "widths": (8, 8, 16), "context_channels": 8, "channels": 8},
     "PPLiteSeg_T": {"backbone": narrow("stdc1"), "widths": (8, 8, 16), "context_channels": 8},
+    "EoMT": {"channels": 16, "depth": 3, "heads": 2, "queries": 8, "query_blocks": 2},
 }
 VARIANTS = [
     *((name, args) for name, args in SMALL.items()),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 timm = pytest.importorskip("timm")
 
 from base.base_model import Backbone, MissingLevel  # noqa: E402
-from models.backbones.timm_encoders import _covering  # noqa: E402
+from models.backbones.timm_encoders import covering  # noqa: E402
 from models.weights import load_backbone, load_pretrained  # noqa: E402
 from tests.test_models import CLASSES, build, randomized  # noqa: E402
 from tests.test_zoo import HEAD_ARGS, distinct, full_backbone  # noqa: E402
@@ -159,11 +159,11 @@ def test_maps_of_padded_images_end_where_the_image_does() -> None:
     rows = (torch.arange(6.0) + 0.5) * 16
     whole = rows[:, None].expand(6, 8)[None, None]
     for height, wanted in ((80, 5), (81, 6), (95, 6), (96, 6)):
-        cut = _covering(whole, 16, height, 100)
+        cut = covering(whole, 16, height, 100)
         assert cut.shape == (1, 1, wanted, 7)
         expected = ((torch.arange(wanted) + 0.5) * height / wanted).clamp(min=8)
         torch.testing.assert_close(cut[0, 0, :, 3], expected)
-    assert torch.equal(_covering(whole, 16, 64, 32), whole[..., :4, :2])
+    assert torch.equal(covering(whole, 16, 64, 32), whole[..., :4, :2])
 
 
 def test_a_prediction_is_that_of_the_padded_image() -> None:

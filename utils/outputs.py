@@ -19,11 +19,15 @@ class SegOutput(NamedTuple):
     logits: Tensor  # (N, num_classes, h, w): the head's own resolution
     aux: tuple[Tensor, ...] = ()  # logits of auxiliary heads, likewise; empty in evaluation
     edges: tuple[Tensor, ...] = ()  # (N, 1, h, w) each: logits of class boundaries, of networks that learn these
+    masks: tuple[Tensor, ...] = ()  # (N, Q, h, w) each: logits of the masks of queries, in training
+    mask_classes: tuple[Tensor, ...] = ()  # (N, Q, num_classes + 1) each: logits of their classes, the last is none
 
     def full(self, size: tuple[int, int]) -> SegOutput:
         """The same output with all logits resized to `size` (height, width)."""
         aux = tuple(resize(logits, size) for logits in self.aux)
-        return SegOutput(resize(self.logits, size), aux, tuple(resize(logits, size) for logits in self.edges))
+        edges = tuple(resize(logits, size) for logits in self.edges)
+        masks = tuple(resize(logits, size) for logits in self.masks)
+        return SegOutput(resize(self.logits, size), aux, edges, masks, self.mask_classes)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -115,6 +115,10 @@ class TimmEncoder(Backbone):
         self.weights = f"timm/{name}"
         self.multiple = way.multiple
         self.channels_last = way.channels_last
+        self.is_plain = way.is_plain
+        if way.is_plain:
+            self.depth = len(self.net.model.blocks)
+            self.prefix = int(self.net.model.num_prefix_tokens)
         levels = [stride.bit_length() - 1 for _, stride in way.maps]
         if way.is_plain:
             levels = [*range(6 - len(levels), 6)]
@@ -133,8 +137,34 @@ class TimmEncoder(Backbone):
         if self.channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         if self.multiple > 1:
-            maps = [_covering(x, shape.stride, height, width) for x, shape in zip(maps, self.shapes, strict=True)]
+            maps = [covering(x, shape.stride, height, width) for x, shape in zip(maps, self.shapes, strict=True)]
         return maps
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the tokens of images (N, C, H, W) before the first block, and the rotations of their positions.
+
+        Of plain transformers only, as are the three below; both sides are multiples of the patch.
+        """
+        found = self.net.model._pos_embed(self.net.model.patch_embed(images))
+        tokens, rotations = found if isinstance(found, tuple) else (found, None)
+        return self.net.model.norm_pre(tokens), rotations
+
+    def block(self, index: int, tokens: Tensor, rotations: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Compute a block; `mask` (N, 1, T, T) is true where a token (row) may look at another (column)."""
+        options = {} if rotations is None else {"rope": rotations}
+        mixed: Tensor = self.net.model.blocks[index](tokens, attn_mask=mask, **options)
+        return mixed
+
+    def last_norm(self, tokens: Tensor) -> Tensor:
+        """Normalize tokens as the network ends."""
+        normalized: Tensor = self.net.model.norm(tokens)
+        return normalized
+
+    def reserve(self, first: int, count: int) -> None:
+        """Expect, from block `first` on, `count` tokens without a position before all others."""
+        for block in self.net.model.blocks[first:]:
+            if hasattr(block.attn, "num_prefix_tokens"):
+                block.attn.num_prefix_tokens += count
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Sort the parameters by depth, as timm groups them: mostly block by block."""
@@ -386,7 +416,7 @@ def _covers(found: Sequence[int], size: Sequence[int], stride: int, *, exactly: 
     return True
 
 
-def _covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
+def covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
     """Take from a map (N, C, h, w) of a padded image what covers its upper left `height` x `width` pixels.
 
     Where these are no multiples of `stride`, values are interpolated: a map cut at whole pixels would be stretched

@@ -9,35 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.base_model import FeatureShape, Head
-from models.blocks import Positive
+from models.blocks import Positive, TransformerBlock
 from utils.registry import HEADS
 from utils.schema import Between
-
-
-class _Block(nn.Module):
-    """Attention of all tokens to all, then two layers for each token, both with layer norm before and a shortcut."""
-
-    def __init__(self, channels: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.mix = nn.Linear(channels, channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attend(self.norm1(x)))
-        added: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
-        return added
-
-    def attend(self, x: Tensor) -> Tensor:
-        count, tokens, channels = x.shape
-        query, key, value = self.qkv(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(query, key, value)
-        mixed: Tensor = self.mix(seen.transpose(1, 2).reshape(count, tokens, channels))
-        return mixed
 
 
 @HEADS.register()
@@ -73,7 +47,7 @@ class SegmenterHead(Head):
             raise ValueError(f"needs a width that is a multiple of its {heads} 'heads', but has {width} channels")
         self.embed = nn.Linear(shapes[-1].channels, width)
         self.classes = nn.Parameter(torch.zeros(1, num_classes, width))
-        self.blocks = nn.Sequential(*(_Block(width, heads, dropout) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.project_pixels = nn.Linear(width, width, bias=False)
         self.project_classes = nn.Linear(width, width, bias=False)

@@ -14,7 +14,7 @@ from utils.registry import NECKS
 LEVELS = (2, 3, 4, 5)
 
 
-class _LayerNorm2d(nn.LayerNorm):
+class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each pixel of (N, C, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ def _level(in_channels: int, stride: int, wanted: int, channels: int) -> nn.Sequ
     width = in_channels
     while stride > wanted:
         if layers:
-            layers += [_LayerNorm2d(width), nn.GELU()]
+            layers += [LayerNorm2d(width), nn.GELU()]
         narrower = max(1, width // 2)
         layers.append(nn.ConvTranspose2d(width, narrower, 2, stride=2))
         width = narrower
         stride //= 2
-    layers += [nn.Conv2d(width, channels, 1, bias=False), _LayerNorm2d(channels)]
-    layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), _LayerNorm2d(channels)]
+    layers += [nn.Conv2d(width, channels, 1, bias=False), LayerNorm2d(channels)]
+    layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels)]
     return nn.Sequential(*layers)

@@ -13,6 +13,7 @@ from utils.classes import with_class_facts
 from utils.errors import ConfigError
 from utils.losses.base import Loss, labelled_images
 from utils.losses.boundary import boundary_loss, near_boundaries
+from utils.losses.masks import MaskLoss
 from utils.losses.strips import accumulation_dtype
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
@@ -90,17 +91,17 @@ class Criterion(nn.Module):
             normalizers = self.normalizers(labels)
         self._set_step(step)
         normalizers, images = normalizers[:-1], normalizers[-1]
-        terms = self._values(output.logits, labels, normalizers)
+        terms = self._values(output, labels, normalizers)
         loss = self._total(terms)
         detached = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}
         if output.aux:
-            totals = [self._total(self._values(logits, labels, normalizers)) for logits in output.aux]
+            totals = [self._total(self._values(SegOutput(logits), labels, normalizers)) for logits in output.aux]
             aux = torch.stack(totals).sum()
             loss = loss + self.aux_factor * aux
             detached["aux"] = aux.detach()
         for edges in output.edges:
             boundary = boundary_loss(edges, labels, images)
-            near = self._total(self._values(output.logits, near_boundaries(edges, labels), normalizers))
+            near = self._total(self._values(SegOutput(output.logits), near_boundaries(edges, labels), normalizers))
             loss = loss + BOUNDARY_FACTOR * boundary + near
             detached["boundary"] = boundary.detach()
         return {"loss": loss, **detached}
@@ -115,7 +116,7 @@ class Criterion(nn.Module):
         self._set_step(None)  # what validation measures is the same in every epoch
         for logits, label in zip(torch.split(output.logits, 1), torch.split(labels, 1), strict=True):
             own = self._term_normalizers(label)
-            numerators.append(torch.stack(self._values(logits, label, own)) * own)
+            numerators.append(torch.stack(self._values(SegOutput(logits), label, own)) * own)
             normalizers.append(own)
         return torch.stack(numerators).sum(0), torch.stack(normalizers).sum(0)
 
@@ -125,10 +126,13 @@ class Criterion(nn.Module):
         loss = sum(factor * value for factor, value in zip(self.factors, values, strict=True))
         return {"loss": loss, **dict(zip(self.names, values, strict=True))}
 
-    def _values(self, logits: Tensor, labels: Tensor, normalizers: Tensor) -> list[Tensor]:
+    def _values(self, output: SegOutput, labels: Tensor, normalizers: Tensor) -> list[Tensor]:
         values = []
         for loss, norm in zip(self._losses(), normalizers, strict=True):
-            values.append(loss(logits, labels, norm if loss.additive else norm / len(labels)))
+            if output.masks and isinstance(loss, MaskLoss):
+                values.append(loss.of_masks(output.masks, output.mask_classes, labels, norm))
+            else:
+                values.append(loss(output.logits, labels, norm if loss.additive else norm / len(labels)))
         return values
 
     def _total(self, terms: Sequence[Tensor]) -> Tensor:
