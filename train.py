@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch takes two seconds to import; --help and a mistyped fi
 
 KINDS = (
     *("models", "backbones", "necks", "heads", "losses", "datasets", "schedulers", "optimizers", "transforms"),
-    *("metrics", "writers"),
+    *("mixes", "metrics", "writers"),
 )
 
 
