@@ -210,7 +210,7 @@ def transfer_by_class_name(
         if name not in own:
             continue
         if name in axes:
-            rows = _rows_of_classes(own[name], value, axes[name], pairs, len(initial.classes))
+            rows = _rows_of_classes(own[name], value, axes[name], pairs, (len(classes), len(initial.classes)))
             if rows is not None:
                 mapped[name] = rows
         elif own[name].shape == value.shape:
@@ -225,6 +225,7 @@ def class_axes(model: nn.Module, larger: nn.Module, num_classes: int) -> dict[st
 
     What grows with the number of classes is found by comparison, so that classifiers, learned upsampling and scores
     that are refined by further convolutions are all treated alike, and no axis that is as long by accident.
+    Behind all classes there may be entries of one more, of what is none of them.
 
     Args:
         model: Has `num_classes` classes.
@@ -236,7 +237,7 @@ def class_axes(model: nn.Module, larger: nn.Module, num_classes: int) -> dict[st
     for name, value in model.state_dict().items():
         for axis, (size, larger_size) in enumerate(zip(value.shape, shapes[name], strict=True)):
             rows = larger_size - size
-            if rows and rows * num_classes == size:
+            if rows and size in (rows * num_classes, rows * (num_classes + 1)):
                 found.setdefault(name, {})[axis] = rows
     return found
 
@@ -260,28 +261,31 @@ def _plain(name: str) -> str:
 
 
 def _rows_of_classes(
-    own: Tensor, value: Tensor, axes: Mapping[int, int], pairs: Mapping[int, int], count: int
+    own: Tensor, value: Tensor, axes: Mapping[int, int], pairs: Mapping[int, int], counts: tuple[int, int]
 ) -> Tensor | None:
-    """Make `own` with the entries of classes in `pairs` from `value`, which has `count` classes; None if it cannot be.
+    """Make `own` with the entries of classes in `pairs` from `value`; None if it cannot be.
 
     Args:
         own: A parameter of the model, of any shape.
         value: The one of that name in the file, as long as `own` along all axes that do not stand for classes.
         axes: Entries of each class along each axis that does.
         pairs: Index in the file of each class, by its index in the model.
-        count: Classes in the file.
+        counts: Classes of the model, and in the file.
     """
     expected = list(own.shape)
     for axis, rows in axes.items():
-        expected[axis] = rows * count
+        expected[axis] += rows * (counts[1] - counts[0])
     if list(value.shape) != expected:
         return None
     targets, sources = [], []
     for axis, size in enumerate(own.shape):
         ours = theirs = torch.arange(size)
         if axis in axes:
-            ours = _entries(pairs.keys(), axes[axis])
-            theirs = _entries(pairs.values(), axes[axis])
+            rows = axes[axis]
+            # What is none of the classes has its entries behind theirs.
+            known = pairs if size == rows * counts[0] else {**pairs, counts[0]: counts[1]}
+            ours = _entries(known.keys(), rows)
+            theirs = _entries(known.values(), rows)
         # An open mesh: the indices of each axis are broadcast along all others.
         shape = [-1 if other == axis else 1 for other in range(own.dim())]
         targets.append(ours.view(shape))

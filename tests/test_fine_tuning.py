@@ -54,7 +54,7 @@ def test_a_class_of_the_same_name_keeps_its_logits(kind: str, classes: tuple[str
     report = by_name(new, kind, args, classes, start_of(old))
     assert report.mapped
     assert report.fresh == report.unused == ()
-    if kind == "GCN":  # it refines the scores of all classes together
+    if kind in ("GCN", "EoMT"):  # they refine, or compare, the scores of all classes together
         return
     with torch.no_grad():
         before, after = old(images).logits, new(images).logits
@@ -238,3 +238,11 @@ def test_checking_a_config_downloads_nothing_and_knows_the_names(
     ]
     answer = train_command("-c", config_file({"init_from": {"path": "x.pth", "by_clas_name": True}}), *common)
     assert answer.errors == ["init_from.by_clas_name: unknown key. Did you mean 'by_class_name'?"]
+
+
+def test_what_is_none_of_the_classes_keeps_its_entries_behind_them() -> None:
+    args, classes = SMALL["EoMT"], ("tree", "car", "sky", "road")
+    old, new = randomized(build("EoMT", args, 4)), build("EoMT", args, 4)
+    by_name(new, "EoMT", args, classes, start_of(old))
+    before, after = (dict(model.named_parameters())["classify.bias"] for model in (old, new))
+    assert after.tolist() == [*(before[OLD.index(name)].item() for name in classes), before[-1].item()]

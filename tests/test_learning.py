@@ -40,6 +40,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "UNet": QUARTER,
     "UNetResnet": {"backbone": narrow("resnet50", **QUARTER)},
     "UperNet": {"backbone": narrow("resnet50", **QUARTER), "fpn_out": 64, "use_aux": True},
+    "EoMT": {"channels": 96, "depth": 4, "heads": 3, "queries": 20},
     "BiSeNetV2": {"width_mult": 0.5, "channels": 64},
     "DDRNet_23": QUARTER,
     "DDRNet_23_slim": {"width_mult": 0.5},
