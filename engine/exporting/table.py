@@ -38,7 +38,14 @@ TRAINED_AT = (96, 128)
 STEPS, BATCH, LR = 60, 4, 3e-3
 SIX = ("resnet18", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception41")
 SAME = {"aspp_plus": "ASPP", "deeplabv3_plus_decoder": "DeepLabV3PlusHead"}  # second names of bricks
-WIDTHS = {"width_mult": 0.125, "channels": 16, "fpn_out": 16, "aspp_depth": 16}  # of narrow networks, by argument
+# Of narrow networks, by argument.
+WIDTHS = {"width_mult": 0.125, "channels": 16, "fpn_out": 16, "aspp_depth": 16, "heads": 2}
+    "width_mult": 0.125,
+    "channels": 16,
+    "fpn_out": 16,
+    "aspp_depth": 16,
+    "heads": 2,
+}  # of narrow networks, by argument
 WIDER = {"mobilenet_v2": 0.25}
 
 
@@ -77,7 +84,7 @@ def narrow(registry: Registry, name: str) -> dict[str, Any]:
             continue  # a width for each step
         if argument in WIDTHS:
             args[argument] = WIDER.get(name, WIDTHS[argument]) if argument == "width_mult" else WIDTHS[argument]
-        elif argument == "backbone":
+        elif argument == "backbone" and parameter.default is not None:
             # Rounding errors of a deep network without training grow until they decide labels.
             usual = parameter.default.type
             args[argument] = narrow(BACKBONES, "resnet18" if usual.startswith("resnet") else usual)
