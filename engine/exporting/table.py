@@ -40,12 +40,6 @@ SIX = ("resnet18", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception
 SAME = {"aspp_plus": "ASPP", "deeplabv3_plus_decoder": "DeepLabV3PlusHead"}  # second names of bricks
 # Of narrow networks, by argument.
 WIDTHS = {"width_mult": 0.125, "channels": 16, "fpn_out": 16, "aspp_depth": 16, "heads": 2}
-    "width_mult": 0.125,
-    "channels": 16,
-    "fpn_out": 16,
-    "aspp_depth": 16,
-    "heads": 2,
-}  # of narrow networks, by argument
 WIDER = {"mobilenet_v2": 0.25}
 
 
