@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.devices import restrict_gpus
-from utils.errors import ConfigError, UserError, run
-from utils.flags import CommandParser, add_shared, program
+from utils.errors import UserError, run
+from utils.flags import CommandParser, add_shared, check_writable, program
 from utils.prediction_flags import add_flags, add_model_flags
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     """
     for flag, path in (("--output", args.output), ("--report", args.report), ("--canvas", args.canvas)):
         if path:
-            check_output(flag, path)
+            check_writable(flag, path)
 
 
 def written(args: argparse.Namespace, found: Evaluation, command: Sequence[str]) -> list[Path]:
@@ -186,21 +186,6 @@ def show_comparison(measurements: Sequence[Measurement], output: Path | None) ->
         write_json(output, {"comparisons": found})
         print(f"written to {output}")
     return 0
-
-
-def check_output(flag: str, path: Path) -> None:
-    """Make the folder of the file to write, before hours are spent on what is to be written there.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        reason = "it is a folder" if path.is_dir() else ""
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-    if reason:
-        raise ConfigError(f"{flag} {path}: cannot be written ({reason}). Name another file.")
 
 
 def check_metrics(names: Sequence[str]) -> Sequence[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.exporting.formats import FORMATS, OUTPUTS
-from utils.errors import ConfigError, UserError, one_line, run
-from utils.flags import CommandParser, add_shared, program
+from utils.errors import UserError, one_line, run
+from utils.flags import CommandParser, add_shared, check_writable, program
 
 if TYPE_CHECKING:  # torch takes two seconds to import; --help need not wait for it
     import argparse
@@ -73,7 +73,7 @@ def export(args: argparse.Namespace) -> tuple[Export, Exported]:
     log_to()
     model = find_model(args.model)
     output = args.output or model.with_suffix(FORMATS[kind])
-    check_output(output)
+    check_writable("--output", output)
 
     from engine.exporting.command import Export
     from engine.exporting.command import export as export_model
@@ -140,21 +140,6 @@ def check_flags(args: argparse.Namespace, kind: str) -> None:
         problems.append(f"--size {args.size[0]} {args.size[1]}: no size. Use two numbers of at least 1.")
     if problems:
         raise UserError(*problems)
-
-
-def check_output(path: Path) -> None:
-    """Make the folder of the file to write.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        reason = "it is a folder" if path.is_dir() else ""
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-    if reason:
-        raise ConfigError(f"--output {path}: cannot be written ({reason}). Name another file.")
 
 
 def report(job: Export, made: Exported) -> int:

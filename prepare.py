@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from utils.config import SCHEMA, load_config
 from utils.errors import UserError, one_line, run
-from utils.flags import CommandParser, add_shared, keep_name, program
+from utils.flags import CommandParser, add_shared, check_writable, keep_name, program
 
 if TYPE_CHECKING:
     from base.base_dataset import BaseDataset
@@ -282,10 +282,7 @@ def init(args: argparse.Namespace) -> int:
     schema = relative_path(SCHEMA, output.parent)
     proposal = propose(args.images, args.masks, **options, schema=schema)
     check_config({key: value for key, value in parse_json(proposal.text).items() if key != "$schema"})
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    check_writable("--output", output)
     write_text(output, proposal.text)
     print("\n".join(map(one_line, proposal.guesses)))
     print(f"pretrained weights: {source or NOWHERE}")
@@ -363,8 +360,7 @@ def migrate(args: argparse.Namespace) -> int:
     from utils.config import dump_json, read_json
 
     output: Path = args.output or args.old.with_name(f"{args.old.stem}-migrated.json")
-    if output.exists() and not args.force:
-        raise UserError(f"--output {output}: is there already. Name another file, or add --force.")
+    check_output(output, args.force)
 
     old = read_json(args.old)
 
@@ -375,10 +371,7 @@ def migrate(args: argparse.Namespace) -> int:
 
     import_modules(args.modules)
     found = migrate_config(old)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from None
+    check_writable("--output", output)
     write_text(output, dump_json(found.config))
     print("\n".join(map(one_line, [*found.changes, f"written to {output}"])))
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ArgumentParser
+from utils.errors import ArgumentParser, ConfigError
 from utils.terminal import width
 
 INSTALLED = __name__ != "utils.flags"  # in a package, where commands are words after `segwright`
@@ -119,6 +119,25 @@ def add_shared(
 def keep_name(group: argparse._ActionsContainer, former: str, action: argparse.Action) -> None:
     """Understand a former name of a flag, which the help does not show."""
     group._option_string_actions[former] = action
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Make the folder of the file to write, before hours are spent on what is to be written there.
+
+    Args:
+        flag: That named the file, for errors.
+        path: The file.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reason = "it is a folder" if path.is_dir() else ""
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise ConfigError(f"{flag} {path}: cannot be written ({reason}). Name another file.")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

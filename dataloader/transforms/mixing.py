@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -38,9 +39,28 @@ def paste(image: np.ndarray, label: np.ndarray, other: Pair, where: np.ndarray) 
     return cv2.copyTo(other[0], mask, image.copy()), cv2.copyTo(other[1], mask, label.copy())
 
 
+class Pasting(ABC):
+    """A mix that pastes a part of another image into some images; each kind says which part."""
+
+    p: Probability
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, other: Callable[[], Pair], rng: np.random.Generator
+    ) -> Pair:
+        """Paste into a share `p` of the images, see `base.base_dataset.Mix`."""
+        if rng.random() >= self.p:
+            return image, label
+        second = other()
+        return paste(image, label, second, self.part(second[1], rng))
+
+    @abstractmethod
+    def part(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Choose what to paste, (H, W) bool, by the other image's labels (H, W) uint8."""
+
+
 @MIXES.register()
 @dataclass(frozen=True, kw_only=True)
-class ClassMix:
+class ClassMix(Pasting):
     """Paste half of the classes of another image, drawn at random and rounded up, with all their pixels.
 
     Source: Olsson et al. 2021, https://arxiv.org/abs/2007.07936, section 3.1.
@@ -51,20 +71,15 @@ class ClassMix:
 
     p: Probability = 0.5
 
-    def __call__(
-        self, image: np.ndarray, label: np.ndarray, other: Callable[[], Pair], rng: np.random.Generator
-    ) -> Pair:
-        if rng.random() >= self.p:
-            return image, label
-        second = other()
-        classes = np.setdiff1d(second[1], [IGNORE])
+    def part(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        classes = np.setdiff1d(labels, [IGNORE])
         chosen = rng.permutation(classes)[: (len(classes) + 1) // 2]
-        return paste(image, label, second, np.isin(second[1], chosen))
+        return np.isin(labels, chosen)
 
 
 @MIXES.register()
 @dataclass(frozen=True, kw_only=True)
-class CutMix:
+class CutMix(Pasting):
     """Paste a box of another image, as wide for its height as the images are.
 
     The share of the image that it covers is drawn from Beta(alpha, alpha), its middle from all pixels; what would lie
@@ -78,24 +93,19 @@ class CutMix:
     p: Probability = 0.5
     alpha: Annotated[float, Above(0)] = 1.0
 
-    def __call__(
-        self, image: np.ndarray, label: np.ndarray, other: Callable[[], Pair], rng: np.random.Generator
-    ) -> Pair:
-        if rng.random() >= self.p:
-            return image, label
-        second = other()
+    def part(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         side = float(rng.beta(self.alpha, self.alpha)) ** 0.5
-        where = np.zeros(label.shape, bool)
+        where = np.zeros(labels.shape, bool)
         box = []
-        for length in label.shape:
+        for length in labels.shape:
             first = round(rng.integers(length) - side * length / 2)
             box.append(slice(max(0, first), max(0, first + round(side * length))))
         where[tuple(box)] = True
-        return paste(image, label, second, where)
+        return where
 
 
 @MIXES.register()
-class CopyPaste:
+class CopyPaste(Pasting):
     """Paste all pixels of rare classes from another image.
 
     Source: Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177, section 3, for classes instead of objects.
@@ -128,13 +138,8 @@ class CopyPaste:
         if not self.classes:
             raise ConfigError(f"{join(where, 'below')}: no class has less than {below:g} of the pixels. Name classes.")
 
-    def __call__(
-        self, image: np.ndarray, label: np.ndarray, other: Callable[[], Pair], rng: np.random.Generator
-    ) -> Pair:
-        if rng.random() >= self.p:
-            return image, label
-        second = other()
-        return paste(image, label, second, np.isin(second[1], self.classes))
+    def part(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.isin(labels, self.classes)
 
 
 def _indices(classes: Sequence[str], names: Sequence[str], where: str) -> list[int]:
