@@ -54,6 +54,17 @@ def resize_like(x: Tensor, reference: Tensor) -> Tensor:
     return resize(x, (reference.shape[-2], reference.shape[-1]))
 
 
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Pad images (N, C, H, W) with zeros, below and to the right, until both sides are multiples of `multiple`.
+
+    Too much is padded and cut off again: of this form torch knows, for symbols as well, that the sides are multiples.
+    """
+    height, width = images.shape[-2:]
+    rows = (height + multiple - 1) // multiple * multiple
+    columns = (width + multiple - 1) // multiple * multiple
+    return F.pad(images, (0, multiple - 1, 0, multiple - 1))[..., :rows, :columns]
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the types that tensors have, also under autocast, on devices that have it; the meta device has not."""
     if torch.amp.is_autocast_available(device.type):

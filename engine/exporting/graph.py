@@ -176,4 +176,6 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Constraints violated"):
+        return "it computes small and large images in two ways, of which a graph has one"
     return lines[0].rstrip(".:!")[:200] if lines else type(error).__name__

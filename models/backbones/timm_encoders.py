@@ -11,10 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from base.base_model import Backbone, FeatureShape
-from models.blocks import OutputStride, without_autocast
+from models.blocks import OutputStride, padded, without_autocast
 from utils.errors import ConfigError, first_line
 from utils.registry import BACKBONES
 from utils.schema import Range, did_you_mean
@@ -130,9 +129,7 @@ class TimmEncoder(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
         if self.multiple > 1:
-            if not (isinstance(height, int) and isinstance(width, int)):  # symbols, while a graph is made
-                raise ValueError(f"{self.weights} pads images, which a graph can do for one size only; give --size H W")
-            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+            images = padded(images, self.multiple)
         maps = list(self.net(images))
         if self.channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
@@ -425,7 +422,8 @@ def covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
     Returns:
         (N, C, ceil(height / stride), ceil(width / stride)).
     """
-    if height % stride == 0 and width % stride == 0:
+    known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
+    if known and height % stride == 0 and width % stride == 0:
         return x[..., : height // stride, : width // stride]
     with without_autocast(x.device):  # half precision knows positions to 1 in 256
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,11 +7,10 @@ from typing import Annotated, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from base.base_model import Backbone, BaseModel, FeatureShape
 from models.backbones.timm_encoders import covering
-from models.blocks import OutputStride, Positive, TransformerBlock, without_autocast
+from models.blocks import OutputStride, Positive, TransformerBlock, padded, without_autocast
 from models.necks.simple_fpn import LayerNorm2d
 from utils.errors import ConfigError
 from utils.outputs import SegOutput, resize
@@ -200,12 +199,10 @@ class EoMT(BaseModel):
 
     def predict(self, images: Tensor) -> SegOutput:
         height, width = images.shape[-2:]
-        if not (isinstance(height, int) and isinstance(width, int)):  # symbols, while a graph is made
-            raise ValueError("EoMT pads images, which a graph can do for one size only; give --size H W")
-        padded = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
-        grid = (padded.shape[-2] // self.stride, padded.shape[-1] // self.stride)
+        whole = padded(images, self.stride)
+        grid = (whole.shape[-2] // self.stride, whole.shape[-1] // self.stride)
         encoder = self._encoder
-        tokens, rotations = encoder.embed(padded)
+        tokens, rotations = encoder.embed(whole)
         found: list[tuple[Tensor, Tensor]] = []
         for index in range(encoder.depth):
             mask = None
