@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.outputs import resize
 from utils.tta import mirrored, multi_scale, sliding, window_starts
 
 SIZES = [(1024, 2048), (300, 1000), (1000, 300), (40, 30), (1, 1), (5, 700), (65, 97)]
@@ -100,3 +101,19 @@ def test_a_mirrored_prediction_is_symmetric() -> None:
     found = mirrored(sloped)(images)
     torch.testing.assert_close(found, found.flip(-1))
     torch.testing.assert_close(found, torch.full_like(found, 0.5))
+
+
+@pytest.mark.parametrize("blend", ["uniform", "linear"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_logits_of_windows_are_averaged_as_if_each_were_enlarged_first(images: int, blend: str) -> None:
+    def coarse(raw: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(raw.float(), 8, ceil_mode=True)
+
+    def enlarged(raw: torch.Tensor) -> torch.Tensor:
+        return resize(coarse(raw), (raw.shape[-2], raw.shape[-1]))
+
+    raw = torch.rand(images, 5, 90, 131, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        sliding(predict, raw, window=(40, 56), batch_size=2, blend=blend) for predict in (coarse, enlarged)
+    )
+    torch.testing.assert_close(found, expected)

@@ -13,6 +13,7 @@ operations, which gives second derivatives and is what tests compare with.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -154,6 +155,44 @@ def sum_at(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         assert total is not None
         rows = total.permute(1, 2, 0, 3).flatten(2)
         result[index, :, strip.top : strip.bottom] = rows[..., : size[1]]
+    return result
+
+
+@torch.no_grad()
+def sum_of_windows(
+    maps: Sequence[Tensor],
+    corners: Sequence[tuple[int, int]],
+    window: tuple[int, int],
+    size: tuple[int, int],
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Add up logits of windows of an image, each resized to the window's size: (N, C, H, W), the only full size.
+
+    Args:
+        maps: Logits (N, C, h, w) of each window.
+        corners: Row and column at which each window begins.
+        window: Their height and width.
+        size: Of the image.
+        weights: What each pixel of a window counts, of the window's size; None for 1.
+    """
+    images, channels = maps[0].shape[:2]
+    resizing = Resizing.of(maps[0], window)
+    rows = max(1, CPU_STRIP // (channels * size[1]))
+    buffer = maps[0].new_empty(channels, rows, size[1])
+    result = maps[0].new_empty(images, channels, *size)
+    for image, top in itertools.product(range(images), range(0, size[0], rows)):
+        bottom = min(top + rows, size[0])
+        strip = buffer[:, : bottom - top].zero_()
+        for logits, (upper, left) in zip(maps, corners, strict=True):
+            first, last = max(top, upper), min(bottom, upper + window[0])
+            if first >= last:
+                continue
+            tiles = resizing.enlarge(logits[image], resizing.strip(first - upper, last - upper))
+            shown = tiles.permute(1, 2, 0, 3).flatten(2)[..., : window[1]]
+            if weights is not None:
+                shown = shown * weights[first - upper : last - upper]
+            strip[:, first - top : last - top, left : left + window[1]] += shown
+        result[image, :, top:bottom] = strip
     return result
 
 
