@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from base.base_dataset import DatasetView, Examples
-from dataloader.scan import class_pixels_of, default_cache, examine, has_files, is_usable, remembered, sum_values
+from dataloader.scan import class_pixels_of, default_cache, examine, has_files, remembered_values
 from utils.classes import IGNORE, count_values
 from utils.errors import DataError
 from utils.metrics import ConfusionMatrix
@@ -78,14 +78,13 @@ def count_classes(view: Examples) -> DataCheck | None:
 
 def _count_classes(view: DatasetView) -> DataCheck | None:
     dataset = view.dataset
-    records = remembered(dataset, [int(index) for index in view.indices], default_cache())
-    if records is None:
+    found = remembered_values(dataset, [int(index) for index in view.indices], default_cache())
+    if found is None:
         return None
-    usable = [record for record in records.values() if is_usable(dataset, record)]
-    if view.on_bad_sample == "stop" and len(usable) < len(records):
-        dataset.read(next(index for index, record in records.items() if not is_usable(dataset, record)))
+    if view.on_bad_sample == "stop" and not found.usable.all():
+        dataset.read(int(view.indices[int(found.usable.argmin())]))
         return None  # nothing is wrong with it any more
-    return DataCheck(len(usable), *class_pixels_of(dataset, sum_values(usable)))
+    return DataCheck(int(found.usable.sum()), *class_pixels_of(dataset, found.pixels))
 
 
 def look_at(view: Examples) -> DataCheck:
