@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import gc
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -85,6 +87,18 @@ class Sample(NamedTuple):
     label: Path
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Make many objects that stay: Python would look through all of them again and again for what is no more used."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Item(NamedTuple):
     """One example."""
 
@@ -132,7 +146,8 @@ class BaseDataset(ABC):
         if self.split not in self.splits:
             raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
         self.classes = self.class_table(**self.options())
-        self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
+        with uncollected():
+            self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
         if not self.samples:
             what = f"{name} found no '{self.split}' images there"
             raise DataError(Problem(Fault.OTHER, self.data_dir, what, "Set data_dir to its folder"))

@@ -23,6 +23,7 @@ from utils.metrics import ConfusionMatrix
 from utils.reproducibility import stream
 
 SAMPLES = 200  # labels to read
+DRAWN = 20  # labels to draw where they are generated: no file of theirs can be wrong
 IMAGES = 8  # of them, those whose image is read too
 GRID = (90, 120)  # resolution of the location prior, height and width
 
@@ -109,9 +110,9 @@ def class_pixels(view: Examples, num_workers: int = 0) -> list[int]:
     return [int(count) for count in counted.pixels]
 
 
-def some_indices(length: int, seed: int) -> np.ndarray:
-    """Draw up to `SAMPLES` indices, ascending; the same ones however often this is done."""
-    chosen: np.ndarray = stream(seed, "split", 1).permutation(length)[:SAMPLES]
+def some_indices(length: int, seed: int, count: int = SAMPLES) -> np.ndarray:
+    """Draw up to `count` indices, ascending; the same ones however often this is done."""
+    chosen: np.ndarray = stream(seed, "split", 1).permutation(length)[:count]
     return np.sort(chosen)
 
 
@@ -125,7 +126,8 @@ def check_samples(view: Examples, *, everything: bool = False) -> DataCheck:
 
 
 def _labels_to_check(view: Examples, everything: bool) -> Iterator[np.ndarray]:
-    chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed)
+    count = SAMPLES if any(has_files(each.dataset) for each in view.views) else DRAWN
+    chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed, count)
     for number, index in enumerate(chosen):
         try:
             yield view.original(index).label if everything or number < IMAGES else view.label(index)
