@@ -142,17 +142,23 @@ class Trainer(BaseTrainer):
                     self.show_step(shown, float(result.loss), self.running.peek(result.logits, result.labels))
                 self.after_step()
             self.images_per_second = self.batch_size * shown.steps_per_second(shown.steps)
+        if self.validates() and self.val_loader is not None:
+            self.val_loader.prepare()  # while the state is copied
         self.guard.check_losses()
         steps = self.progress.position // self.batch_size - self.guard.skipped_steps
         return self.running.results(max(steps, 1))
 
     def batches(self) -> Iterator[Batch]:
         """Read the batches of the steps that are left before the next commit."""
-        left = self.steps_left
+        progress, left = self.progress, self.steps_left
+        is_last = progress.position // self.batch_size + left == self.steps_per_epoch  # of these steps, in the epoch
         if left:
-            source = self.train_loader.batches(self.progress.epoch, self.progress.position)
-            for _ in range(left):
-                yield next(source)
+            source = self.train_loader.batches(progress.epoch, progress.position)
+            for number in range(left):
+                batch = next(source)
+                if number == left - 1 and is_last and progress.step + 1 < self.total_steps:
+                    self.train_loader.prepare(progress.epoch + 1)  # while this step and a validation are computed
+                yield batch
 
     def train_step(self, batch: Batch) -> StepResult:
         """Take one optimiser step on `batch`, in `accumulate` micro-batches."""

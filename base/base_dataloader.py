@@ -312,6 +312,8 @@ class Loader:
             # Its own generator: an iterator draws a seed for its workers, which would move the global one.
             generator=torch.Generator().manual_seed(seed),
         )
+        # Epoch and position of the batch that comes next, and what gives it; None if nothing has been begun.
+        self._begun: tuple[tuple[int, int], Iterator[Batch | DataError]] | None = None
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -326,6 +328,22 @@ class Loader:
         chosen = self.sampler.order(epoch)[position : position + self.batch_size]
         return [self.view.key(int(index)) for index in chosen]
 
+    def prepare(self, epoch: int = 0, position: int = 0) -> None:
+        """Let workers that are running read what `batches` will be asked for next, `PREFETCHED` batches each.
+
+        What had been begun otherwise is forgotten; no batch is another for it.
+        """
+        if self._loader.num_workers and not self.starts_workers:
+            self._begun = (epoch, position), self._begin(epoch, position)
+
+    def _begin(self, epoch: int, position: int) -> Iterator[Batch | DataError]:
+        """Go on with what has been begun at this place, or begin there."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == (epoch, position):
+            return begun[1]
+        self.sampler.epoch, self.sampler.position = epoch, position
+        return iter(self._loader)
+
     def batches(self, epoch: int = 0, position: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` after its first `position` images.
 
@@ -333,9 +351,11 @@ class Loader:
             DataError: A sample cannot be used.
             Stopped: A worker process died.
         """
-        self.sampler.epoch, self.sampler.position = epoch, position
         try:
-            for batch in self._loader:
+            begun = self._begin(epoch, position)
+            for batch in begun:
+                position += self.batch_size
+                self._begun = (epoch, position), begun
                 if not isinstance(batch, DataError):
                     self._skip(batch.skipped)
                     yield batch

@@ -1,20 +1,22 @@
-"""Datasets of images with one class per pixel."""
+"""Datasets of images with one class per pixel, one subject: what they promise, and views of them."""
 
 from __future__ import annotations
 
 import bisect
+import gc
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from utils.classes import STRANGE, ClassTable, ranges
 from utils.errors import ConfigError, DataError, Fault, Problem
-from utils.images import read_image, read_image_for, read_label
+from utils.images import open_reducible, read_image, read_image_for, read_label
 from utils.reproducibility import stream
 from utils.schema import did_you_mean, show, to_json
 from utils.shards import find_packed
@@ -27,7 +29,7 @@ class Transform(Protocol):
 
     It may have a method ``size_after(size)``, which `size_after` asks; without it, the size of what it returns is
     taken to be unknown. If it has an attribute ``cuts`` that is true, large images come as arrays that are read where
-    they are cut, see `BaseDataset.open`.
+    they are cut, see `BaseDataset.open`; if ``reduces`` is true too, see `BaseDataset.open_reducible`.
     """
 
     def __call__(
@@ -85,6 +87,18 @@ class Sample(NamedTuple):
     label: Path
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python not look for unused objects while very many are made that stay, all of which it would look at."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Item(NamedTuple):
     """One example."""
 
@@ -132,7 +146,8 @@ class BaseDataset(ABC):
         if self.split not in self.splits:
             raise ConfigError(f"{name}: no split '{self.split}'. {did_you_mean(self.split, self.splits)}")
         self.classes = self.class_table(**self.options())
-        self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
+        with uncollected():
+            self.samples = sorted(self._packed_samples() or self.find_samples(self.data_dir, self.split))
         if not self.samples:
             what = f"{name} found no '{self.split}' images there"
             raise DataError(Problem(Fault.OTHER, self.data_dir, what, "Set data_dir to its folder"))
@@ -219,6 +234,23 @@ class BaseDataset(ABC):
             DataError: As for `read`; what is wrong with pixels comes up when they are read.
         """
         return self.read(index)
+
+    def open_reducible(self, index: int) -> Item:
+        """The example `index`, as `open` gives it, or with a JPEG image that is decoded when it is known how large.
+
+        Raises:
+            DataError: As for `open`.
+        """
+        image = open_reducible(self.samples[index].image) if self.reads_plainly else None
+        label = None if image is None else self.read_label(index)
+        if image is None or label is None or image.shape[:2] != label.shape:
+            return self.open(index)
+        return Item(cast("np.ndarray", image), label, self.samples[index].key)
+
+    @property
+    def reads_plainly(self) -> bool:
+        """Whether JPEG images are used as they are stored."""
+        return type(self).read is BaseDataset.read and type(self).read_image is BaseDataset.read_image
 
     def read_image(self, index: int, label_shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The image of example `index`, (H, W, `channels`), as large as its label if that is known.
@@ -354,7 +386,8 @@ class DatasetView(Examples):
         self.seed = seed
         self.indices = range(len(dataset)) if indices is None else indices
         self.on_bad_sample = on_bad_sample
-        self.read = read or (dataset.open if getattr(transform, "cuts", False) else dataset.read)
+        opened = dataset.open_reducible if getattr(transform, "reduces", False) else dataset.open
+        self.read = read or (opened if getattr(transform, "cuts", False) else dataset.read)
         self.first = first
         self.mix = mix
         self.classes = dataset.classes

@@ -66,6 +66,9 @@ class Memory:
         while True:
             yield self.batch
 
+    def prepare(self, epoch: int = 0, position: int = 0) -> None:
+        pass
+
 
 def make_trainer(folder: Path, arch: Any = ARCH) -> Trainer:
     """The trainer, on batches in memory."""

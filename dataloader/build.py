@@ -254,6 +254,10 @@ def loader_problems(loader: LoaderConfig, where: str) -> list[str]:
     if loader.split is not None and loader.split not in splits:
         return [f"{where}.split: {loader.type} has no '{loader.split}'. {did_you_mean(loader.split, splits)}"]
     problems = chain_problems(loader.chain, where)
+    if loader.chain.reduced_jpeg and loader.batches.cache:
+        problems.append(
+            f"{where}.reduced_jpeg: has no effect with a cache, which keeps whole images. Remove one of them."
+        )
     if loader.batches.held_out is not None:
         problems += hold_out_problems(loader.batches.held_out, f"{where}.val_split")
     if loader.chain.val_crop_size is not None and loader.batches.held_out is None:

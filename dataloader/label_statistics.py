@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from base.base_dataset import DatasetView, Examples
-from dataloader.scan import class_pixels_of, default_cache, examine, has_files, is_usable, remembered, sum_values
+from dataloader.scan import class_pixels_of, default_cache, examine, has_files, remembered_values
 from utils.classes import IGNORE, count_values
 from utils.errors import DataError
 from utils.metrics import ConfusionMatrix
 from utils.reproducibility import stream
 
 SAMPLES = 200  # labels to read
+DRAWN = 20  # labels to draw where they are generated: no file of theirs can be wrong
 IMAGES = 8  # of them, those whose image is read too
 GRID = (90, 120)  # resolution of the location prior, height and width
 
@@ -78,14 +79,13 @@ def count_classes(view: Examples) -> DataCheck | None:
 
 def _count_classes(view: DatasetView) -> DataCheck | None:
     dataset = view.dataset
-    records = remembered(dataset, [int(index) for index in view.indices], default_cache())
-    if records is None:
+    found = remembered_values(dataset, [int(index) for index in view.indices], default_cache())
+    if found is None:
         return None
-    usable = [record for record in records.values() if is_usable(dataset, record)]
-    if view.on_bad_sample == "stop" and len(usable) < len(records):
-        dataset.read(next(index for index, record in records.items() if not is_usable(dataset, record)))
+    if view.on_bad_sample == "stop" and not found.usable.all():
+        dataset.read(int(view.indices[int(found.usable.argmin())]))
         return None  # nothing is wrong with it any more
-    return DataCheck(len(usable), *class_pixels_of(dataset, sum_values(usable)))
+    return DataCheck(int(found.usable.sum()), *class_pixels_of(dataset, found.pixels))
 
 
 def look_at(view: Examples) -> DataCheck:
@@ -110,9 +110,9 @@ def class_pixels(view: Examples, num_workers: int = 0) -> list[int]:
     return [int(count) for count in counted.pixels]
 
 
-def some_indices(length: int, seed: int) -> np.ndarray:
-    """Draw up to `SAMPLES` indices, ascending; the same ones however often this is done."""
-    chosen: np.ndarray = stream(seed, "split", 1).permutation(length)[:SAMPLES]
+def some_indices(length: int, seed: int, count: int = SAMPLES) -> np.ndarray:
+    """Draw up to `count` indices, ascending; the same ones however often this is done."""
+    chosen: np.ndarray = stream(seed, "split", 1).permutation(length)[:count]
     return np.sort(chosen)
 
 
@@ -126,7 +126,8 @@ def check_samples(view: Examples, *, everything: bool = False) -> DataCheck:
 
 
 def _labels_to_check(view: Examples, everything: bool) -> Iterator[np.ndarray]:
-    chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed)
+    count = SAMPLES if any(has_files(each.dataset) for each in view.views) else DRAWN
+    chosen = np.arange(len(view)) if everything else some_indices(len(view), view.seed, count)
     for number, index in enumerate(chosen):
         try:
             yield view.original(index).label if everything or number < IMAGES else view.label(index)

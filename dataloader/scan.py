@@ -7,8 +7,9 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,15 @@ def stamp_of(sample: Sample) -> list[int]:
 
 def name_of(sample: Sample) -> str:
     """Return what records call an example: the paths of both files."""
+    image, label = str(sample.image), str(sample.label)
+    if os.path.isabs(image) and os.path.isabs(label):  # pathlib would take ten times as long
+        return f"{image} {label}"
     return f"{sample.image.absolute()} {sample.label.absolute()}"
+
+
+def number_of(name: str) -> int:
+    """Return 64 bits that stand for the name of an example."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def scan_sample(dataset: BaseDataset, index: int, *, images: bool = True) -> Record:
@@ -135,7 +144,7 @@ def examine(
     """
     if not has_files(dataset):
         raise ConfigError(f"{type(dataset).__name__}: is generated and has no files to check. Name another dataset.")
-    path = cache / f"{cache_key(dataset, images)}.json.gz" if cache else None
+    path = cache_file(cache, dataset, images) if cache else None
     known = recall(path)
     records, stale = {}, []
     for index, sample in enumerate(dataset.samples):
@@ -179,7 +188,7 @@ def remembered(dataset: BaseDataset, indices: Sequence[int], cache: Path) -> dic
     if not has_files(dataset):
         return None
     for images in (True, False):
-        known = recall(cache / f"{cache_key(dataset, images)}.json.gz")
+        known = recall(cache_file(cache, dataset, images))
         found = {}
         for index in indices:
             record = known.get(name_of(dataset.samples[index]))
@@ -189,6 +198,60 @@ def remembered(dataset: BaseDataset, indices: Sequence[int], cache: Path) -> dic
         else:
             return found
     return None
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """What `examine` saw of the labels of some examples, n of them.
+
+    Args:
+        usable: Whether ``dataset.read`` would give each example, (n,) bool.
+        pixels: Pixels of each value in the labels of these, (256,) int64.
+    """
+
+    usable: np.ndarray
+    pixels: np.ndarray
+
+
+def remembered_values(dataset: BaseDataset, indices: Sequence[int], cache: Path) -> LabelValues | None:
+    """Return what `examine` saw of the labels of examples; None unless it knows all of them as they are now.
+
+    No record is made of what was seen, so that a start with 100,000 examples takes no seconds.
+    """
+    if not has_files(dataset):
+        return None
+    wanted = [dataset.samples[index] for index in indices]
+    numbers = np.fromiter((number_of(name_of(sample)) for sample in wanted), np.uint64, len(wanted))
+    stamps: np.ndarray | None = None
+    for images in (True, False):
+        columns = recall_columns(cache_file(cache, dataset, images))
+        if columns is None or not len(columns["numbers"]):
+            continue
+        rows = np.searchsorted(columns["numbers"], numbers).clip(max=len(columns["numbers"]) - 1)
+        if (columns["numbers"][rows] != numbers).any():
+            continue
+        if stamps is None:
+            flat = (part for sample in wanted for path in sample[1:] for part in stamp(path))
+            stamps = np.fromiter(flat, np.int64, 4 * len(wanted)).reshape(-1, 4)
+        if (columns["stamps"][rows] == stamps).all():
+            return _label_values(dataset, columns, rows)
+    return None
+
+
+def _label_values(dataset: BaseDataset, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> LabelValues:
+    """What the chosen `rows` of `columns` say."""
+    usable = ~columns["faulty"]
+    row_of = np.repeat(np.arange(len(usable)), columns["kinds"])
+    if dataset.raw_labels and not dataset.takes_unknown:
+        is_known = np.zeros(256, bool)
+        is_known[list(dataset.classes.known)] = True
+        usable[row_of[~is_known[columns["values"]]]] = False
+    is_counted = np.zeros(len(usable), bool)
+    is_counted[rows] = usable[rows]
+    is_counted = is_counted[row_of]
+    pixels = np.zeros(256, np.int64)
+    np.add.at(pixels, columns["values"][is_counted], columns["pixels"][is_counted])
+    return LabelValues(usable[rows], pixels)
 
 
 def sum_values(records: Iterable[Record]) -> np.ndarray:
@@ -207,15 +270,6 @@ def class_pixels_of(dataset: BaseDataset, values: np.ndarray) -> tuple[np.ndarra
     return counts[: len(dataset.classes)], int(counts[IGNORE])
 
 
-def is_usable(dataset: BaseDataset, record: Record) -> bool:
-    """Say whether ``dataset.read`` would give the example that `record` is about."""
-    if record.problems:
-        return False
-    if not dataset.raw_labels or dataset.takes_unknown:
-        return True
-    return dataset.classes.known.issuperset(map(int, record.values))
-
-
 def has_files(dataset: BaseDataset) -> bool:
     """Say whether examples are read from files, not generated; generated ones may have paths at which nothing is."""
     first = dataset.samples[0]
@@ -231,13 +285,41 @@ def cache_key(dataset: BaseDataset, images: bool) -> str:
     return fingerprint([1, type(dataset).__name__, to_json(options), to_json(table), images])
 
 
+def cache_file(cache: Path, dataset: BaseDataset, images: bool) -> Path:
+    """Return the file in which records of `dataset` are kept."""
+    return cache / f"{cache_key(dataset, images)}.npz"
+
+
 def recall(path: Path | None) -> dict[str, Record]:
-    """Read the records in the file `path`, by label; none if it is not there or damaged."""
-    try:
-        rows = json.loads(gzip.decompress(path.read_bytes())) if path else {}
-        return {key: _record(row) for key, row in rows.items() if _is_current(row)}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError):
+    """Read the records in the file `path`, by name; none if it is not there or damaged."""
+    if path is None:
         return {}
+    try:
+        with _opened(path) as columns:
+            rows = json.loads(gzip.decompress(columns["rows"].tobytes()))
+        return {key: _record(row) for key, row in rows.items() if _is_current(row)}
+    except UNREADABLE:
+        return {}
+
+
+def recall_columns(path: Path) -> dict[str, np.ndarray] | None:
+    """Read what the file `path` says of labels, without its records; None if it is not there or damaged."""
+    try:
+        with _opened(path) as columns:
+            return {name: columns[name] for name in ("numbers", "stamps", "faulty", "kinds", "values", "pixels")}
+    except UNREADABLE:
+        return None
+
+
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, zipfile.BadZipFile)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    with np.load(path) as columns:  # each is read, and compared with its checksum, when it is asked for
+        if not isinstance(columns, Mapping):
+            raise ValueError("a single array")
+        yield columns
 
 
 def _is_current(row: dict[str, Any]) -> bool:
@@ -251,10 +333,26 @@ def _record(row: dict[str, Any]) -> Record:
 
 
 def remember(path: Path, records: Mapping[str, Record]) -> None:
-    """Write records so that the file is either the old or the new one; where that is impossible, do without."""
+    """Write records so that the file is either the old or the new one; where that is impossible, do without.
+
+    It holds them as JSON, and what every start of a training asks for in columns, ordered by `number_of` the names.
+    """
     rows = {key: asdict(record) for key, record in records.items()}
     text = json.dumps(rows, separators=(",", ":"), default=str)  # paths
+    numbers = np.array([number_of(name) for name in records], np.uint64)
+    order = np.argsort(numbers)
+    ordered = list(records.values())
+    ordered = [ordered[index] for index in order.tolist()]
+    columns = {
+        "numbers": numbers[order],
+        "stamps": np.array([record.stamp for record in ordered], np.int64).reshape(-1, 4),
+        "faulty": np.array([bool(record.problems) for record in ordered], bool),
+        "kinds": np.array([len(record.values) for record in ordered], np.int64),  # of values, in each label
+        "values": np.array([int(value) for record in ordered for value in record.values], np.uint8),
+        "pixels": np.array([count for record in ordered for count in record.values.values()], np.int64),
+        "rows": np.frombuffer(gzip.compress(text.encode(), compresslevel=1), np.uint8),
+    }
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(gzip.compress(text.encode(), compresslevel=1))
+            np.savez(file, **columns)  # type: ignore[arg-type]  # of the keywords, one is a flag

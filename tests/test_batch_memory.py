@@ -127,3 +127,29 @@ def test_workers_that_are_not_forked_do_without(monkeypatch):
     assert memory_of(loader(0)) is None
     monkeypatch.undo()
     assert memory_of(loader(1, reuse=False)) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_were_prepared_are_those_that_are_asked_for(workers):
+    ours, plain = loader(workers), loader(0)
+    ours.prepare(3)  # nothing is running yet
+    assert ours.starts_workers == (workers > 0)
+    assert_same(list(ours.batches(0)), list(plain.batches(0)))
+    ours.prepare(1)
+    assert_same(list(ours.batches(1)), list(plain.batches(1)))
+    ours.prepare(2, 8)
+    assert_same(list(ours.batches(2, 8)), list(plain.batches(2, 8)))
+    ours.prepare(3)
+    assert_same(list(ours.batches(4)), list(plain.batches(4)))  # something else after all
+    assert_same(list(ours.batches(4)), list(plain.batches(4)))  # and once more
+
+
+def test_what_workers_have_read_is_used_where_an_epoch_is_gone_on_with():
+    ours, plain = loader(2), loader(0)
+    source = ours.batches(1)
+    found = [next(source), next(source)]
+    sent = ours._loader._iterator._send_idx  # torch forgets it where it begins anew
+    more = ours.batches(1, 8)
+    found.append(next(more))
+    assert ours._loader._iterator._send_idx >= sent
+    assert_same([*found, *more], list(plain.batches(1)))

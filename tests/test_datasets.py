@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -555,3 +556,18 @@ def test_reading_datasets_takes_none_of_the_tools_around_them():
     check = f"import sys, {name}; print([found for found in sys.modules if found.startswith('{name}.tools')])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_of_generated_scenes_fewer_labels_are_drawn_before_training(monkeypatch):
+    drawn = []
+    real = Synthetic.read_label
+    monkeypatch.setattr(Synthetic, "read_label", lambda self, index: drawn.append(index) or real(self, index))
+    found = check_samples(DatasetView(Synthetic(split="train", length=100, size=(32, 32)), None))
+    assert found.labels == 20
+    assert len(drawn) == 12  # of the others, the image is drawn too
+
+
+def test_objects_that_are_no_more_used_are_collected_again_after_a_dataset_is_not_found(tmp_path):
+    with pytest.raises(DataError):
+        CamVid(data_dir=tmp_path, split="train")
+    assert gc.isenabled()

@@ -1,5 +1,9 @@
 """Which parameters an optimizer treats how."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -265,3 +269,18 @@ def test_one_kernel_computes_what_many_do_where_torch_has_it():
         torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-5)
     for config in ({"type": "SGD", "args": {"fused": False}}, {"type": "SGD", "args": {"foreach": True}}, "RMSprop"):
         assert not build_optimizer(config, Small(), fused=True).param_groups[0].get("fused")
+
+
+def test_checking_an_optimizer_does_not_wait_for_torch_s_compiler():
+    code = """
+import sys
+from utils.optimizers import check_optimizer
+from torch.optim import Optimizer
+before = Optimizer.add_param_group
+problems = []
+check_optimizer({"type": "AdamW", "args": {"lr": 0.1}}, problems=problems)
+print(problems, "torch._dynamo" in sys.modules, Optimizer.add_param_group is before)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "False", "True"]

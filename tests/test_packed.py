@@ -176,7 +176,7 @@ def test_what_was_cut_or_altered_is_refused_with_its_name(tmp_path: Path) -> Non
 
     archive.write_bytes(whole)
     data = folder(tmp_path / "packed")
-    _, offset, size, _ = shards.open_packed(archive.parent).members["000000.tar", "e.jpg"]
+    _, offset, size, _ = shards.open_packed(archive.parent).member("000000.tar", "e.jpg")
     archive.write_bytes(
         whole[: offset + size // 2] + bytes([whole[offset + size // 2] ^ 1]) + whole[offset + size // 2 + 1 :]
     )
@@ -189,6 +189,18 @@ def test_what_was_cut_or_altered_is_refused_with_its_name(tmp_path: Path) -> Non
     index.write_text(index.read_text().replace("e.jpg", "f.jpg", 1))
     assert f"{index}: is damaged" in problem_of(lambda: folder(tmp_path / "packed"))
     index.write_bytes(index.read_bytes()[:200])
+    assert f"{index}: is damaged" in problem_of(lambda: folder(tmp_path / "packed"))
+
+
+def test_an_index_of_an_early_version_is_read_and_compared_too(tmp_path: Path) -> None:
+    pack(folder(make(tmp_path / "data")), tmp_path / "packed")
+    index = tmp_path / "packed" / "train" / INDEX
+    samples = folder(tmp_path / "packed").samples
+    content = json.loads(index.read_text())
+    early = json.dumps({key: content[key] for key in ("format", "about", "archives", "examples", "checksum")})
+    index.write_text(early)
+    assert folder(tmp_path / "packed").samples == samples
+    index.write_text(early.replace("e.jpg", "f.jpg", 1))
     assert f"{index}: is damaged" in problem_of(lambda: folder(tmp_path / "packed"))
 
 

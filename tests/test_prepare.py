@@ -634,10 +634,13 @@ def test_what_an_older_version_remembered_of_unusable_files_is_read_again(tmp_pa
     first = scan.examine(dataset, cache=cache)
     assert [problem.fault for problem in first["003"].problems] == [Fault.EMPTY_FILE]
     (file,) = cache.iterdir()
-    rows = json.loads(gzip.decompress(file.read_bytes()))
+    with np.load(file) as saved:
+        columns = dict(saved)
+    rows = json.loads(gzip.decompress(columns["rows"].tobytes()))
     for row in rows.values():
         row["problems"] = ["003.png: is empty. Get the file again." for _ in row["problems"]]
-    file.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    columns["rows"] = np.frombuffer(gzip.compress(json.dumps(rows).encode()), np.uint8)
+    np.savez(file, **columns)
     assert sum(not record.problems for record in scan.recall(file).values()) == 7
     assert str(scan.examine(dataset, cache=cache)["003"].problems[0]) == str(first["003"].problems[0])
 
@@ -717,6 +720,38 @@ def test_what_changed_since_the_doctor_looked_is_read_again(
     assert label_statistics.count_classes(DatasetView(data, None)) is None
     assert label_statistics.class_pixels(DatasetView(data, None)) == expected.tolist()
     assert label_statistics.count_classes(DatasetView(data, None)) is not None  # remembered for the next run
+
+
+def test_a_start_finds_in_columns_what_records_say_of_labels(tmp_path: Path, cache: Path) -> None:
+    root = clean(tmp_path / "data")
+    save(root / "masks" / "train" / "002.png", np.full(SIZE, 9, np.uint8))  # no class
+    (root / "images" / "train" / "003.png").write_bytes(b"")
+    dataset = Folder(data_dir=root, split="train", classes=NAMES)
+    assert scan.remembered_values(dataset, range(8), cache) is None  # nobody has looked
+    records = list(scan.examine(dataset, cache=cache).values())
+    found = scan.remembered_values(dataset, [7, 2, 3, 0], cache)
+    assert found is not None
+    assert found.usable.tolist() == [True, False, False, True]
+    assert found.pixels.tolist() == scan.sum_values([records[7], records[0]]).tolist()
+    tolerant = Folder(data_dir=root, split="train", classes=NAMES, unknown="void")
+    assert scan.remembered_values(tolerant, [2], cache) is None  # other options, other records
+    scan.examine(tolerant, cache=cache)
+    seen = scan.remembered_values(tolerant, [2], cache)
+    assert seen is not None
+    assert seen.usable.tolist() == [True]
+    assert seen.pixels[9] == SIZE[0] * SIZE[1]
+
+
+@pytest.mark.parametrize("kept", [0, 50, 1000])
+def test_what_was_remembered_and_cut_short_is_no_reason_to_stop(tmp_path: Path, cache: Path, kept: int) -> None:
+    dataset = Folder(data_dir=clean(tmp_path / "data"), split="train", classes=NAMES)
+    scan.examine(dataset, cache=cache)
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:kept])
+    assert scan.remembered_values(dataset, range(8), cache) is None
+    assert scan.remembered(dataset, range(8), cache) is None
+    file.write_text("{}")
+    assert scan.remembered_values(dataset, range(8), cache) is None
 
 
 def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(

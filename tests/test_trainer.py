@@ -427,6 +427,27 @@ def test_a_data_worker_that_dies_during_a_step_is_named(tmp_path: Path) -> None:
         trainer.fit()
 
 
+def test_workers_begin_with_the_next_epoch_before_it_is_asked_for(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    prepared: list[tuple[str, int, tuple[int, ...]]] = []
+
+    def note(name: str) -> Any:
+        return lambda *where: prepared.append((name, trainer.progress.step, where))
+
+    assert trainer.val_loader is not None
+    trainer.train_loader.prepare = note("train")  # type: ignore[method-assign]
+    trainer.val_loader.prepare = note("val")  # type: ignore[method-assign]
+    trainer.fit()
+    steps, epochs = trainer.steps_per_epoch, trainer.progress.epoch
+    assert epochs > 1
+    expected: list[tuple[str, int, tuple[int, ...]]] = []
+    for epoch in range(epochs):
+        if epoch + 1 < epochs:
+            expected.append(("train", (epoch + 1) * steps - 1, (epoch + 1,)))
+        expected.append(("val", (epoch + 1) * steps, ()))
+    assert prepared == expected
+
+
 def test_errors_of_ours_stay_what_they_are(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.train_step = lambda batch: torch.zeros(1) @ torch.zeros(2)  # type: ignore[method-assign]

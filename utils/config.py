@@ -327,7 +327,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def canonical(value: Any) -> str:
+    """Plain JSON as text that does not depend on the order of keys."""
+    return json.dumps(_whole(value), sort_keys=True, separators=(",", ":"))
+
+
 def fingerprint(value: Any) -> str:
     """A hash of plain JSON that does not depend on the order of keys."""
-    canonical = json.dumps(_whole(value), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return fingerprint_of_text(canonical(value))
+
+
+def fingerprint_of_text(text: str) -> str:
+    """The hash of the value whose `canonical` text this is."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

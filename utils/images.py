@@ -1,4 +1,4 @@
-"""Read and write image and label files; every command reads them here, so that none sees other pixels.
+"""Read and write image and label files, one subject: every command reads them here, so that none sees other pixels.
 
 A file that is no image, was cut short, or means something else than it seems to (colors instead of label values,
 lossy labels, a turned camera) raises a `DataError` that names it. Nothing is guessed.
@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -95,6 +95,60 @@ def read_image_for(path: Path, label_shape: tuple[int, ...]) -> np.ndarray:
         fix = "Remove that tag from the image (`exiftool -Orientation= FILE`), or turn the label"
         raise DataError(Problem(Fault.TURNED_IMAGE, path, what, fix))
     raise DataError(Problem(Fault.DIFFERENT_SIZES, path, sizes, "Give both the same size"))
+
+
+class ReducibleImage:
+    """A JPEG image, of which less is decoded where it is going to shrink; for others, the array of its pixels.
+
+    Args:
+        path: Where it is, for errors.
+        data: What the file holds.
+        size: Height and width.
+    """
+
+    FLAGS: ClassVar = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+    def __init__(self, path: Path, data: bytes, size: tuple[int, int]) -> None:
+        self.path = path
+        self.data = data
+        self.shape = (*size, 3)
+        self.dtype = np.dtype(np.uint8)
+
+    def reduced(self, step: int) -> np.ndarray:
+        """Decode it with each 2 x 2, 4 x 4 or 8 x 8 pixels as one, (H, W, 3) uint8, RGB; sides are rounded up.
+
+        What JPEG stores of 8 x 8 pixels is turned into fewer, about their means.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        image = cv2.imdecode(np.frombuffer(self.data, np.uint8), self.FLAGS[step] | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None or image.shape[:2] != (-(-self.shape[0] // step), -(-self.shape[1] // step)):
+            raise DataError(_damaged(self.path))
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        return np.asarray(self)[window]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of it, as numpy asks for it."""
+        return np.asarray(read_image(self.path), dtype)
+
+
+def open_reducible(path: Path) -> ReducibleImage | None:
+    """Open an upright JPEG image without decoding it; None for all other files, and for damaged ones.
+
+    Raises:
+        DataError: It cannot be read at all.
+    """
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        return None
+    data = _read_file(path)
+    header = _open(path, data)
+    is_usual = header.format == "JPEG" and header.mode in ("RGB", "L") and _is_complete("JPEG", data)
+    if not is_usual or _orientation(header, data) != 1:
+        return None
+    return ReducibleImage(path, data, (header.height, header.width))
 
 
 def read_bands(path: Path, channels: int) -> np.ndarray:

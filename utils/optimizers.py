@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
@@ -188,9 +190,25 @@ def part_of(group: Mapping[str, Any]) -> str:
     return name.partition("/")[0]
 
 
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let optimizers be made without torch's compiler, whose import takes as long as that of all else together.
+
+    A decorator of `add_param_group` imports it to say that this is not to be compiled, which nobody does here.
+    """
+    decorated = Optimizer.add_param_group
+    if "torch._dynamo" not in sys.modules:
+        Optimizer.add_param_group = inspect.unwrap(decorated)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = decorated  # type: ignore[method-assign]
+
+
 def _make(kind: str, args: Mapping[str, Any], parameters: list[Any], where: str) -> Optimizer:
     try:
-        optimizer: Optimizer = OPTIMIZERS.make(kind, args, parameters, where=where)
+        with _without_compiler():
+            optimizer: Optimizer = OPTIMIZERS.make(kind, args, parameters, where=where)
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.config import fingerprint
+from utils.config import canonical, fingerprint, fingerprint_of_text
 from utils.errors import DataError, Fault, MissingData, Problem
 from utils.files import atomic_write
 
 INDEX = "shards.json"
 PACK_AGAIN = "Pack the dataset again with --force, or get a good copy"
 FORMAT = 1
+CHECKSUM = ',"checksum":"'  # stands last in an index, behind the text that it is of
 
 
 class Member(NamedTuple):
@@ -41,13 +42,21 @@ class Packed:
         folder: Where its archives are.
         about: Dataset, split and options that it was made of.
         rows: Key, image and label of each example, the latter as if archives were folders.
-        members: What the archives hold, by name of the archive and of the file.
+        members: What the archives hold, by name of the archive and of the file: the values of a `Member`.
     """
 
     folder: Path
     about: Mapping[str, Any]
     rows: list[tuple[str, Path, Path]]
-    members: Mapping[tuple[str, str], Member]
+    members: Mapping[str, Mapping[str, Sequence[Any]]]
+
+    def member(self, archive: str, name: str) -> Member:
+        """Say where a file lies.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        return Member(*self.members[archive][name])
 
 
 _opened: dict[Path, Packed] = {}  # by folder, so that an index is read once in a process
@@ -79,18 +88,19 @@ def open_packed(folder: Path) -> Packed:
     """
     path = folder / INDEX
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        checksum = content.pop("checksum")
-        if content["format"] != FORMAT or checksum != fingerprint(content):
-            raise ValueError("its checksum is another")
-        archives, examples = content["archives"], content["examples"]
+        content = _content(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}")
+        archives = content["archives"]
+        paths = [folder / name for name, _ in archives]
         rows: list[tuple[str, Path, Path]] = []
-        members: dict[tuple[str, str], Member] = {}
-        for key, number, *parts in examples:
-            archive = archives[number][0]
-            image, label = (Member(*part) for part in parts)
-            members |= {(archive, image.name): image, (archive, label.name): label}
-            rows.append((key, folder / archive / image.name, folder / archive / label.name))
+        files: list[dict[str, Sequence[Any]]] = [{} for _ in archives]
+        # Of a hundred thousand examples: what json made is kept as it is, and a path is joined once.
+        for key, number, image, label in content["examples"]:
+            files[number][image[0]] = image
+            files[number][label[0]] = label
+            rows.append((key, paths[number] / image[0], paths[number] / label[0]))
+        members = {name: each for (name, _), each in zip(archives, files, strict=True)}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(Problem(Fault.OTHER, path, f"is damaged ({error})", PACK_AGAIN)) from None
     for name, size in archives:
@@ -101,6 +111,22 @@ def open_packed(folder: Path) -> Packed:
             raise DataError(Problem(Fault.OTHER, archive_path, what, PACK_AGAIN))
     _opened[folder] = Packed(folder, content["about"], rows, members)
     return _opened[folder]
+
+
+def _content(text: str) -> dict[str, Any]:
+    """Read what `write_index` wrote.
+
+    Raises:
+        ValueError: It is not what was written.
+    """
+    body, _, end = text.rpartition(CHECKSUM)
+    content: dict[str, Any] = json.loads(text)
+    checksum = content.pop("checksum")
+    is_right = end == f'{checksum}"}}' and fingerprint_of_text(body + "}") == checksum
+    # Early indexes stand in another order, and have to be written anew to be compared.
+    if not is_right and fingerprint(content) != checksum:
+        raise ValueError("its checksum is another")
+    return content
 
 
 def write_index(
@@ -119,7 +145,8 @@ def write_index(
         examples: Key, number of the archive, image and label of each.
     """
     content = {"format": FORMAT, "about": dict(about), "archives": archives, "examples": examples}
-    text = json.dumps({**content, "checksum": fingerprint(json.loads(json.dumps(content)))})
+    text = canonical(json.loads(json.dumps(content)))
+    text = f'{text.removesuffix("}")}{CHECKSUM}{fingerprint_of_text(text)}"}}'
     with atomic_write(folder / INDEX) as file:
         file.write(text.encode())
 
@@ -171,13 +198,14 @@ def _member(path: Path) -> Member | None:
     Raises:
         FileNotFoundError: There is no such file in the archive.
     """
-    if path.parent.suffix != ".tar":
+    # Of a hundred thousand files, the text is looked at in a tenth of the time.
+    if ".tar" not in str(path) or path.parent.suffix != ".tar":
         return None
     folder = path.parent.parent
     if folder not in _opened and not is_packed(path):
         return None
     packed = _opened.get(folder) or open_packed(folder)
     try:
-        return packed.members[path.parent.name, path.name]
+        return packed.member(path.parent.name, path.name)
     except KeyError:
         raise FileNotFoundError(f"no '{path.name}' in {path.parent}") from None

@@ -66,11 +66,12 @@ def image_files(
     files: dict[str, Path] = {}
     endings, before, remove = (*IMAGE_SUFFIXES, *also), _composed(before), _composed(remove)
     for name in _nested_names(folder) if nested else _names(folder):
-        whole, ending = os.path.splitext(_composed(name))
-        parent, stem = os.path.split(whole)
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or ending.lower() not in endings:
+        if name.startswith(".") or "/." in name:  # hidden
             continue
+        whole, ending = os.path.splitext(_composed(name))
+        if ending.lower() not in endings:
+            continue
+        parent, _, stem = whole.rpartition("/")
         # The same letters cannot belong to both ends.
         if not (stem.startswith(before) and stem.removeprefix(before).endswith(remove)):
             continue

@@ -235,6 +235,11 @@ class Folder(BaseDataset):
             _check_sizes(path, image.shape, label_shape)
         return image
 
+    @property
+    def reads_plainly(self) -> bool:
+        """Whether images have the three channels of a JPEG's colors."""
+        return type(self).read is BaseDataset.read and type(self).read_image is Folder.read_image and self.channels == 3
+
     def open(self, index: int) -> Item:
         """The example `index`; of a large TIFF only what is cut out of it will be read, of its mask likewise."""
         sample = self.samples[index]

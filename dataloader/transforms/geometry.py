@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.classes import IGNORE
 from utils.errors import DataError
-from utils.images import MAX_PIXELS
+from utils.images import MAX_PIXELS, ReducibleImage
 from utils.schema import Between
 
 Side = Annotated[int, Between(1, 2**15 - 1)]  # pixels
@@ -141,28 +141,49 @@ def _warp_pair(
     fill: Sequence[float],
 ) -> Pair:
     """Interpolate a crop through a matrix from its pixels to the source, `steps` source rows and columns apart."""
-    # What the crop shows of the source, with a margin for interpolation; all else is left alone.
-    to_column, to_row = matrix.tolist()
-    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[0], steps[0])
-    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), label.shape[1], steps[1])
-    matrix[:, 2] -= left, top
-    image, label = image[top:bottom, left:right], label[top:bottom, left:right]
+    window, to_part = _needed(matrix, crop, label.shape, steps)
+    label = label[window]
     if max(label.shape) > LONGEST:
         raise DataError(f"is longer than {LONGEST:,} pixels, which takes OpenCV 5. Update it, or cut tiles.")
     label = cv2.warpAffine(
         label.astype(np.uint16),  # OpenCV takes a third less time for it than for 8 bits
-        matrix,
+        to_part,
         crop[::-1],
         flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST,
         # Half a pixel at the image's edge is nearer to the edge than to any pixel outside.
         borderMode=cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT,
         borderValue=IGNORE,
     ).astype(np.uint8)
+    if isinstance(image, ReducibleImage) and min(steps) > 1:
+        step = max(each for each in image.FLAGS if each <= min(steps))
+        image, matrix = image.reduced(step), _coarser(matrix, (step, step))
+        steps = steps[0] // step, steps[1] // step
+        window, to_part = _needed(matrix, crop, image.shape[:2], steps)
+    image = image[window]
     if steps != (1, 1):  # bilinear interpolation sees 2x2 pixels only, so that it would skip others below 1/2
         image = by_fours(image, lambda x, _: _reduce(x, steps))
-        half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
-        matrix = (matrix + half) / np.array(steps[::-1])[:, None] - half
-    return _warp_image(image, matrix, crop, inside, fill), label
+        to_part = _coarser(to_part, steps)
+    return _warp_image(image, to_part, crop, inside, fill), label
+
+
+def _needed(
+    matrix: np.ndarray, crop: tuple[int, int], size: tuple[int, ...], steps: tuple[int, int]
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Return what the crop shows of a source of `size`, with a margin for interpolation, and the matrix to that part.
+
+    All else is left alone.
+    """
+    to_column, to_row = matrix.tolist()
+    top, bottom = _region(_span(to_row, (0, crop[1] - 1), (0, crop[0] - 1)), size[0], steps[0])
+    left, right = _region(_span(to_column, (0, crop[1] - 1), (0, crop[0] - 1)), size[1], steps[1])
+    return (slice(top, bottom), slice(left, right)), matrix - [[0, 0, left], [0, 0, top]]
+
+
+def _coarser(matrix: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+    """Return the matrix to a source whose pixels are each so many rows x columns of the one before."""
+    half = np.array([0, 0, 0.5])  # pixels are squares around their coordinates
+    coarser: np.ndarray = (matrix + half) / np.array(steps[::-1])[:, None] - half
+    return coarser
 
 
 def _crop_to_source(
