@@ -57,8 +57,8 @@ def pp_liteseg(  # noqa: PLR0913  all but the first are named
     1024x2048 is 77.0 (T) and 79.0 (B), from ImageNet. The auxiliary losses weigh as much as the main one: set
     `aux_factor` to 1.
 
-    Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3 and table 1; widths of the heads are the
-    authors' program's.
+    Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3 and table 1; widths of the heads and both
+    figures are of https://github.com/PaddlePaddle/PaddleSeg, configs/pp_liteseg.
 
     Args:
         num_classes: Channels of the logits.
