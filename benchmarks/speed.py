@@ -1,6 +1,6 @@
 """Images per second of every network on one thread: ``python -m benchmarks.speed [--only NAME ...] [--json]``.
 
-Each predicts one image of 512x512 with default arguments and 21 classes: uint8 in, logits out at the network's own size.
+Each predicts one image of 512x512 with default arguments and 21 classes: uint8 in, logits of its own size out.
 Processor time, so that other programs matter less; medians of --rounds (5), after one that is not counted. With --json
 they are written to benchmarks/results/, from where docs/catalogue.md takes them: `make catalogue`.
 """

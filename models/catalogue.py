@@ -97,12 +97,12 @@ def _models() -> list[str]:
     costs, speeds = read_costs(), _speeds()
     rows = []
     for name in _names(MODELS):
-        parameters, counted = "", ["", ""]
+        parameters, counted, speed = "", ["", ""], ""
         if name != "EncoderDecoder":  # which is nothing without its bricks
             with torch.device("meta"):
                 parameters = _millions(build_model(Component(name), num_classes=NUM_CLASSES))
             counted = [_short(value) for value in costs[name]]
-        speed = _short(speeds[name]) if name in speeds else "–"
+            speed = _short(speeds[name]) if name in speeds else "–"
         rows.append((f"`{name}`", parameters, *counted, speed, _strides(MODELS[name]), summary(MODELS, name)))
     columns = ("model", "parameters", *COSTS, "images/s", "output strides", "what it is")
     table = _table(columns, rows)

@@ -603,7 +603,7 @@ def test_costs_are_those_of_the_networks_there_are() -> None:
 
 
 def test_multiply_adds_are_those_that_papers_count() -> None:
-    """ResNet-50 needs 4.09 billion at 224x224 with its classifier; DDRNet-23-slim 36.3 at 1024x2048 (table IV)."""
+    """ResNet-50 needs 4.09 billion at 224x224 with its classifier; DDRNet-23-slim 36.3 at 1024x2048."""
     costs = read_costs()
     assert costs["resnet50"][0] * (224 / 512) ** 2 == pytest.approx(4.09, rel=0.01)
     assert costs["DDRNet_23_slim"][1] == pytest.approx(36.3, rel=0.01)
