@@ -29,6 +29,7 @@ bench: .venv/.installed-dev  ## measure, and write benchmarks/results/ and the t
 	$(BIN)/python -m benchmarks.losses --classes 21 --no-memory --json
 	$(BIN)/python -m benchmarks.report --json
 	$(BIN)/python -m benchmarks.inference --frames 50 --json
+	$(BIN)/python -m benchmarks.speed --json
 	$(BIN)/python -m benchmarks.results
 
 schema: .venv/.installed  ## write config.schema.json anew, after a signature changed

@@ -33,7 +33,7 @@ from utils.classes import IGNORE, ClassTable
 from utils.config import INPUTS, fingerprint
 from utils.errors import ConfigError
 from utils.json_schema import dump_schema, object_schema, share_repeated
-from utils.losses.criterion import LossTerm, check_loss, term_name
+from utils.losses.criterion import AuxFactor, LossTerm, check_loss, term_name
 from utils.lr_scheduler import SchedulerConfig, check_scheduler
 from utils.metrics import Metrics
 from utils.optimizers import OptimizerConfig, check_optimizer
@@ -158,7 +158,7 @@ class RunConfig:
         optimizer: Any of `torch.optim`, and the learning rates of the network's parts.
         trainer: How long, how to save, what to monitor.
         loss: A loss's name, an object with its arguments, or a list of those, which are added up.
-        aux_factor: Weight of the loss of auxiliary outputs.
+        aux_factor: Weight of the loss of each auxiliary output, or a list of one weight for each of them.
         ignore_index: 255 or -1: only void pixels are ignored. The index of a class: that class too.
         lr_scheduler: Course of the learning rate.
         normalization: The dataset's mean and std, ImageNet's, or numbers.
@@ -178,7 +178,7 @@ class RunConfig:
     trainer: TrainerConfig
     val_loader: Annotated[LoaderConfig, LOADER] | None = None
     loss: Annotated[list[LossTerm], LOSS] = "CrossEntropyLoss2d"  # type: ignore[assignment]  # as a config says it
-    aux_factor: Annotated[float, Between(0, 100)] = 0.4
+    aux_factor: AuxFactor = 0.4
     ignore_index: Annotated[int, Between(-1, IGNORE)] = IGNORE
     lr_scheduler: Annotated[SchedulerConfig, SCHEDULER] = "Poly"  # type: ignore[assignment]
     normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"

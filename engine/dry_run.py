@@ -139,6 +139,12 @@ def dry_run(config: RunConfig) -> DryRun:
         raise ConfigError(
             f"arch: cannot train on images of {size[0]}x{size[1]} ({reason}). Use another crop_size or arch."
         ) from None
+    factors = config.aux_factor
+    if isinstance(factors, tuple) and len(factors) != len(output.aux):
+        raise ConfigError(
+            f"aux_factor: {len(factors)} numbers for the {len(output.aux)} auxiliary outputs of {config.arch.type}. "
+            f"Give one number for all of them, or one for each."
+        )
     if not output.masks and any(term.type == "MaskLoss" for term in config.loss):
         raise ConfigError(f"loss: MaskLoss needs masks, which {config.arch.type} does not predict. Take EoMT for arch.")
     parameters = list(model.parameters())

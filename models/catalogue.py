@@ -19,6 +19,7 @@ from torch import nn
 from base.base_model import Backbone, FeatureShape
 from models.backbones.timm_encoders import TimmEncoder
 from models.build import ModelOptions, build_model
+from models.costs import read_costs
 from utils.describe import summary
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
 from utils.schema import EMPTY, Component, describe_arguments, parameters_of, show, spell
@@ -30,8 +31,22 @@ INTRODUCTION = """\
 
 A model is named in `arch.type` of a config and takes the arguments below in `arch.args`, beside those of all models.
 Backbones, necks and heads are put together by the model `EncoderDecoder`, or by a name such as
-`"resnet101+ASPP+DeepLabV3PlusHead"`. Parameters are in millions, at 21 classes and with default arguments; a model
-without output strides of its own has none to choose.
+`"resnet101+ASPP+DeepLabV3PlusHead"`. Parameters are in millions, at 21 classes and with default arguments, those of
+auxiliary heads among them; a model without output strides of its own has none to choose.
+
+Multiply-adds are billions for one image of 512x512 and of 1024x2048, as `python -m models.costs` counts them. Images a
+second are those of one thread, one image of 512x512 at a time, as `python -m benchmarks.speed --json` measured them
+{machine}; a dash means that nobody has.
+"""
+
+WEIGHTS = """\
+Channels are those of levels 1 to 5, whose strides are 2 to 32 undilated; multiply-adds as above, without a head.
+
+torchvision states no license for its weights: ["may have their own licenses or terms and conditions derived from the
+dataset used for training"](https://github.com/pytorch/vision#pre-trained-model-license), which is ImageNet. Licenses of
+timm's weights are what their authors state, `timm.get_pretrained_cfg(NAME).license`; they are logged where weights are
+loaded. Not all allow commercial use: Hiera's are CC-BY-NC 4.0, DINOv3's have a license of their own, and SegFormer's
+encoders (MiT), which NVIDIA publishes for research alone, are not offered: `timm/pvt_v2_b0` to `b5` are of that kind.
 """
 
 FITTING = """\
@@ -49,14 +64,22 @@ Necks: {neck_names}. Heads: {head_names}.
 
 STRIDES = (32, 16, 8, 4, 2)
 NUM_CLASSES = 21
-VERIFIED = Path(__file__).parent.parent / "docs" / "verified.json"  # written by tests/test_zoo.py
+COSTS = ("multiply-adds, 512x512", "1024x2048")
+LICENSES = {  # as timm states them
+    "timm/xception41.tf_in1k": "Apache-2.0",
+    "timm/xception65.tf_in1k": "Apache-2.0",
+    "timm/xception71.tf_in1k": "Apache-2.0",
+}
+ROOT = Path(__file__).parent.parent
+VERIFIED = ROOT / "docs" / "verified.json"  # written by tests/test_zoo.py
+SPEED = ROOT / "benchmarks" / "results" / "speed.json"
 
 
 def catalogue() -> str:
     """The whole document, in Markdown."""
     resnet50: Backbone = _build(BACKBONES, "resnet50", in_channels=3, output_stride=16)
     lines = [
-        INTRODUCTION,
+        INTRODUCTION.format(machine=_machine()),
         *_models(),
         "",
         *_fitting(),
@@ -71,14 +94,18 @@ def catalogue() -> str:
 
 
 def _models() -> list[str]:
+    costs, speeds = read_costs(), _speeds()
     rows = []
     for name in _names(MODELS):
-        parameters = ""
+        parameters, counted, speed = "", ["", ""], ""
         if name != "EncoderDecoder":  # which is nothing without its bricks
             with torch.device("meta"):
                 parameters = _millions(build_model(Component(name), num_classes=NUM_CLASSES))
-        rows.append((f"`{name}`", parameters, _strides(MODELS[name]), summary(MODELS, name)))
-    table = _table(("model", "parameters", "output strides", "what it is"), rows)
+            counted = [_short(value) for value in costs[name]]
+            speed = _short(speeds[name]) if name in speeds else "–"
+        rows.append((f"`{name}`", parameters, *counted, speed, _strides(MODELS[name]), summary(MODELS, name)))
+    columns = ("model", "parameters", *COSTS, "images/s", "output strides", "what it is")
+    table = _table(columns, rows)
     common = ["", "### Arguments of all models", "", *_arguments(ModelOptions)]
     return ["## Models", "", *table, *common, *_details(MODELS)]
 
@@ -104,20 +131,19 @@ def _fitting() -> list[str]:
 
 
 def _backbones() -> list[str]:
+    costs = read_costs()
     rows = []
     for name in _names(BACKBONES):
         backbone: Backbone = _build(BACKBONES, name, in_channels=3)
         channels = ", ".join(str(shape.channels) for shape in backbone.shapes)
-        weights = backbone.weights or "–"
-        if backbone.weights and "/" not in backbone.weights:
-            weights = f"torchvision/{backbone.weights}"
-        rows.append((f"`{name}`", _millions(backbone), channels, _strides(BACKBONES[name]), weights))
+        counted = [_short(value) for value in costs[name]]
+        weights = _public_weights(backbone)
+        rows.append((f"`{name}`", _millions(backbone), *counted, channels, _strides(BACKBONES[name]), *weights))
     return [
         "## Backbones",
         "",
-        "Channels are those of levels 1 to 5, whose strides are 2 to 32 undilated.",
-        "",
-        *_table(("backbone", "parameters", "channels", "output strides", "public weights"), rows),
+        WEIGHTS,
+        *_table(("backbone", "parameters", *COSTS, "channels", "output strides", "public weights", "license"), rows),
         *_details(BACKBONES),
         "",
         "### timm/NAME",
@@ -128,6 +154,27 @@ def _backbones() -> list[str]:
         "",
         *_arguments(functools.partial(TimmEncoder, name=""), BACKBONES.reserved("timm/NAME")),
     ]
+
+
+def _public_weights(backbone: Backbone) -> tuple[str, str]:
+    """The public weights that fit, and their license."""
+    if backbone.weights is None:
+        return "–", "–"
+    if "/" not in backbone.weights:
+        return f"torchvision/{backbone.weights}", "not stated"
+    return backbone.weights, LICENSES[backbone.weights]
+
+
+def _speeds() -> dict[str, float]:
+    """Images per second by name, as far as they have been measured."""
+    measured = json.loads(SPEED.read_text(encoding="utf-8"))["figures"]
+    return {figure["what"]: figure["median"] for figure in measured}
+
+
+def _machine() -> str:
+    """What the speeds were measured on, and with which commit."""
+    stamp = json.loads(SPEED.read_text(encoding="utf-8"))["environment"]
+    return f"({stamp['device_name']}, load {stamp['load']:g}, commit {stamp['git']})"
 
 
 def _bricks(title: str, registry: Registry, shapes: tuple[FeatureShape, ...]) -> list[str]:
@@ -204,6 +251,11 @@ def _needed_levels(registry: Registry, name: str, shapes: tuple[FeatureShape, ..
 
 def _millions(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f}"
+
+
+def _short(value: float) -> str:
+    """A number to three digits."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def _strides(target: Callable[..., Any]) -> str:

@@ -92,13 +92,14 @@ def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: 
         reports.append(load_backbone(backbone, state, source=source, where=where))
         logger.info("%s", reports[-1])
         if source.startswith("timm's "):
-            _compare_normalization(model, source.removeprefix("timm's "))
+            _compare_with_published(model, source.removeprefix("timm's "))
     return reports
 
 
-def _compare_normalization(model: BaseModel, name: str) -> None:
-    """Warn where timm's weights `name` are used to other numbers than the images are normalized by."""
+def _compare_with_published(model: BaseModel, name: str) -> None:
+    """Say under which license timm's weights `name` are; warn where they are used to another normalization."""
     published = import_timm(f"timm/{name}", where="pretrained").get_pretrained_cfg(name)
+    logger.info("license of timm/%s: %s", name, published.license or "not stated")
     for ours, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
         own = ours.flatten().cpu() / 255
         if len(own) == len(theirs) and not torch.allclose(own, torch.tensor(theirs), atol=1e-3):

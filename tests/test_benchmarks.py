@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import losses, report
+from benchmarks import losses, report, speed
 from benchmarks.results import BLOCK, FOLDER, PAGE, Figure, page, table, write
 from tests.conftest import ROOT
 from tests.test_report import large_content
@@ -67,8 +67,14 @@ def test_a_report_is_measured_as_often_as_asked() -> None:
 
 def test_make_bench_writes_every_file() -> None:
     commands = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
-    assert re.findall(r"-m benchmarks\.(\w+).* --json", commands) == ["losses", "report", "inference"]
+    assert re.findall(r"-m benchmarks\.(\w+).* --json", commands) == ["losses", "report", "inference", "speed"]
     assert commands.rstrip().endswith("benchmarks.results")
+
+
+def test_networks_are_measured_one_by_one() -> None:
+    figure = speed.measure("FastSCNN", 2)
+    assert (figure.what, figure.unit, len(figure.values)) == ("FastSCNN", "images/s", 2)
+    assert min(figure.values) > 0
 
 
 def test_prediction_is_measured_beside_its_network(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_every_preset_is_listed_and_does_what_its_line_says(train_command: Calla
     assert answer.status == 0
     unwrapped = re.sub(r"\n {3,}", " ", answer.out)
     lines = dict(line.split(maxsplit=1) for line in unwrapped.splitlines()[1:])
-    assert len(lines) == len(list(PRESETS.glob("*/*.json"))) == 23
+    assert len(lines) == len(list(PRESETS.glob("*/*.json"))) == 24
     for name, text in lines.items():
         config = load_config(Path(name)), load_config(Path(name), ["optimizer.args.lr=0.5"])
         loader, trainer = config[0]["train_loader"]["args"], config[0]["trainer"]

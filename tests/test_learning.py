@@ -38,6 +38,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "SegNet": QUARTER,
     "SegResNet": QUARTER,
     "UNet": QUARTER,
+    "ResEncUNet": {"width_mult": 0.25, "stages": 6},
     "UNetResnet": {"backbone": narrow("resnet50", **QUARTER)},
     "UperNet": {"backbone": narrow("resnet50", **QUARTER), "fpn_out": 64, "use_aux": True},
     "EoMT": {"channels": 96, "depth": 4, "heads": 3, "queries": 20},

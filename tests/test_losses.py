@@ -471,6 +471,15 @@ def test_the_criterion_adds_terms_and_auxiliary_outputs_with_their_factors():
     torch.testing.assert_close(result["loss"], main[0] + 0.5 * main[1] + 0.3 * (side[0] + 0.5 * side[1]))
 
 
+def test_auxiliary_outputs_may_each_have_a_factor():
+    (logits, labels), (first, _), (second, _) = example(full=(33, 50)), example(1, low=(5, 7)), example(2, low=(3, 4))
+    output = SegOutput(logits, (first, second))
+    results = [build_criterion("DiceLoss", aux_factor=factor)(output, labels) for factor in ((0.5, 0.25), 0.5)]
+    main, *aux = (DiceLoss()(z, labels) for z in (logits, first, second))
+    torch.testing.assert_close(results[0]["loss"], main + 0.5 * aux[0] + 0.25 * aux[1])
+    assert torch.equal(results[0]["aux"], results[1]["aux"])
+
+
 @each_loss
 def test_the_criterion_adds_up_over_parts_of_a_batch(name, args):
     """What is additive equals the whole batch; what is not is averaged over parts by their number of images."""

@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "DeepLabV3_MobileNetV2": {"width_mult": 0.25, "channels": 16},
     "PSPNet": {"backbone": NARROW_50},
     "UNet": {"width_mult": 0.125},
+    "ResEncUNet": {"width_mult": 0.25},
     "UNetResnet": {"backbone": NARROW},
     "UperNet": {"backbone": NARROW, "fpn_out": 8, "use_aux": True},
     "GCN": {"backbone": NARROW, "num_filters": 5},

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from base.base_model import FeatureShape
+from engine.check import check_config
+from engine.dry_run import dry_run
 from engine.exporting import graph
 from models.backbones.mscan import _ChannelNorm
 from models.build import initialize
@@ -16,7 +20,9 @@ from models.heads.light_ham import _Factorization
 from models.heads.manet import _PositionAttention
 from models.heads.pan import _PyramidAttention
 from models.heads.uafm import SPPM, UAFM
+from models.networks.resenc_unet import _Residual
 from tests.test_models import CLASSES, SMALL, build, parameter_count
+from tests.tiny import tiny_config
 from utils.classes import IGNORE
 from utils.errors import ConfigError
 from utils.losses.boundary import boundaries, boundary_loss
@@ -42,6 +48,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float]] = [
     ("SegNeXt_S", {}, ADE20K, 13.9),
     ("SegNeXt_B", {}, ADE20K, 27.6),
     ("SegNeXt_L", {}, ADE20K, 48.9),
+    ("ResEncUNet", {}, CITYSCAPES, 140.04),
 ]
 # Name, input pixels per pixel of the logits, auxiliary outputs.
 OUTPUTS = [
@@ -511,3 +518,42 @@ def test_pyramid_attention_takes_maps_of_any_size() -> None:
     attend = _PyramidAttention(6, 4).eval()
     for size in ((1, 1), (2, 3), (7, 5)):
         assert attend(torch.randn(1, 6, *size)).shape == (1, 4, *size)
+
+
+# ResEncUNet
+
+
+def test_instances_are_normalized_each_by_itself_and_single_pixels_too() -> None:
+    torch.manual_seed(0)
+    model = build("ResEncUNet", {"width_mult": 0.25, "stages": 8}).eval()
+    images = torch.randint(256, (2, 3, 33, 65), dtype=torch.uint8)  # the coarsest map has a single pixel
+    with torch.no_grad():
+        both = model(images).logits
+        for image, logits in zip(images, both, strict=True):
+            torch.testing.assert_close(model(image[None]).logits[0], logits)
+    assert both.shape == (2, CLASSES, 33, 65)
+
+
+def test_residual_blocks_begin_as_their_shortcuts() -> None:
+    block = _Residual(8, 8, stride=2)
+    initialize(block, "kaiming")
+    x = torch.randn(1, 8, 6, 10)
+    torch.testing.assert_close(block(x), F.leaky_relu(F.avg_pool2d(x, 2), 0.01))
+
+
+def test_every_step_of_resencunets_decoder_but_the_coarsest_is_classified() -> None:
+    images = torch.randint(256, (1, 3, 65, 97), dtype=torch.uint8)
+    model = build("ResEncUNet", {"width_mult": 0.25, "stages": 6}).train()
+    sizes = [tuple(logits.shape[-2:]) for logits in (model(images).logits, *model(images).aux)]
+    assert sizes == [(65, 97), (33, 49), (17, 25), (9, 13)]
+    assert build("ResEncUNet", {"width_mult": 0.25, "deep_supervision": False}).train()(images).aux == ()
+
+
+def test_factors_of_auxiliary_outputs_are_as_many_as_these(tmp_path: Path) -> None:
+    arch = {"type": "ResEncUNet", "args": {"width_mult": 0.25, "stages": 6}}
+    raw = tiny_config(tmp_path, arch=arch, aux_factor=[0.5, 0.25])
+    with pytest.raises(
+        ConfigError, match=r"^aux_factor: 2 numbers for the 3 auxiliary outputs of ResEncUNet. Give one"
+    ):
+        dry_run(check_config(raw))
+    assert dry_run(check_config({**raw, "aux_factor": [0.5, 0.25, 0.125]})).logits == (2, 3, 32, 32)

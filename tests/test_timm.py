@@ -214,7 +214,7 @@ def test_patches_of_14_pixels_become_16_and_keep_their_positions() -> None:
     torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)
 
 
-def test_weights_used_to_another_normalization_say_so(
+def test_weights_name_their_license_and_warn_where_they_are_used_to_another_normalization(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = timm.create_model("test_vit").state_dict()
@@ -229,8 +229,9 @@ def test_weights_used_to_another_normalization_say_so(
     monkeypatch.setattr(timm, "create_model", offline)
     model = build("EncoderDecoder", with_head("test_vit"))
     mean, std = timm.get_pretrained_cfg("test_vit").mean, timm.get_pretrained_cfg("test_vit").std
-    with caplog.at_level(logging.WARNING, logger="segwright"):
+    with caplog.at_level(logging.INFO, logger="segwright"):
         load_pretrained(model, True, where="arch.args.pretrained")
+    assert f"license of timm/test_vit: {timm.get_pretrained_cfg('test_vit').license}" in caplog.text
     differs = not torch.allclose(model.normalize.mean.flatten() / 255, torch.tensor(mean), atol=1e-3)
     assert differs  # else this test tests nothing
     assert f'"normalization": {{"mean": {list(mean)}, "std": {list(std)}}}' in caplog.text

@@ -157,3 +157,26 @@ def test_deep_supervision_trains_a_classifier_on_every_map_of_the_decoder(
     # What is added is not needed to predict: weights of one network are those of the other.
     assert not plain.load_state_dict(model.state_dict(), strict=False).missing_keys
     assert torch.equal(plain.eval()(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("head", "sizes"),
+    [
+        ("UNetHead", [(5, 7), (9, 13), (17, 25)]),
+        ("MAnetHead", [(5, 7), (9, 13), (17, 25)]),
+        ("LinkNetHead", [(5, 7), (9, 13), (17, 25)]),
+        ("UNetPlusPlusHead", [(33, 49)] * 3),
+        ("UAFMHead", [(5, 7), (3, 4)]),
+        ("FPNHead", [(3, 4), (5, 7), (9, 13), (17, 25)]),
+    ],
+)
+def test_every_decoder_of_several_maps_can_be_supervised_at_each(head: str, sizes: list[tuple[int, int]]) -> None:
+    """Strides 16, 8 and 4; U-Net++ classifies earlier nodes of the finest level, the others coarser maps."""
+    torch.manual_seed(0)
+    bricks = {"backbone": narrow("resnet18"), "head": {"type": head, "args": {"deep_supervision": True}}}
+    model = build("EncoderDecoder", bricks).train()
+    output = model(torch.randint(256, (2, 3, 65, 97), dtype=torch.uint8))
+    assert [tuple(logits.shape[-2:]) for logits in output.aux] == sizes
+    sum(logits.square().mean() for logits in (output.logits, *output.aux)).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert model.eval()(torch.zeros(1, 3, 65, 97)).aux == ()

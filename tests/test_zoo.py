@@ -24,6 +24,7 @@ from base.base_model import Backbone, FeatureShape
 from models.blocks import OutputStride, unpool
 from models.build import check_model, initialize
 from models.catalogue import catalogue
+from models.costs import SIZES, multiply_adds, networks, read_costs
 from models.weights import load_backbone
 from tests.test_models import CLASSES, build, dilations, narrow, narrow_backbone, parameter_count, randomized
 from utils.errors import ConfigError
@@ -591,3 +592,18 @@ def test_the_catalogue_counts_parameters_as_the_models_have_them() -> None:
     for kind in ("DeepLab", "ENet", "SegResNet"):
         (found,) = re.findall(rf"^\| `{kind}` \| ([\d.]+) \|", text, re.MULTILINE)
         assert float(found) == pytest.approx(parameter_count(kind), abs=0.005)
+
+
+def test_costs_are_those_of_the_networks_there_are() -> None:
+    costs = read_costs()
+    assert sorted(costs) == sorted({*MODELS, *BACKBONES} - {"EncoderDecoder"}), "run: python -m models.costs"
+    for name, network in networks(("FastSCNN", "resnet18")):
+        counted = [multiply_adds(network, size) for size in SIZES]
+        assert counted == pytest.approx(costs[name], rel=1e-3), "run: python -m models.costs"
+
+
+def test_multiply_adds_are_those_that_papers_count() -> None:
+    """ResNet-50 needs 4.09 billion at 224x224 with its classifier; DDRNet-23-slim 36.3 at 1024x2048."""
+    costs = read_costs()
+    assert costs["resnet50"][0] * (224 / 512) ** 2 == pytest.approx(4.09, rel=0.01)
+    assert costs["DDRNet_23_slim"][1] == pytest.approx(36.3, rel=0.01)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Head
-from models.blocks import Classifier, ConvNormAct, Positive, resize_like
+from models.blocks import Classifier, ConvNormAct, Positive, resize_like, with_aux
+from utils.outputs import SegOutput
 from utils.registry import HEADS
 
 
@@ -36,9 +37,17 @@ class LinkNetHead(Head):
         shapes: Feature maps to expect, finest first.
         num_classes: Channels of the logits.
         channels: Width of the last two convolutions.
+        deep_supervision: Classify the map of every step in training, the coarser ones as auxiliary outputs.
     """
 
-    def __init__(self, shapes: tuple[FeatureShape, ...], num_classes: int, *, channels: Positive = 32) -> None:
+    def __init__(
+        self,
+        shapes: tuple[FeatureShape, ...],
+        num_classes: int,
+        *,
+        channels: Positive = 32,
+        deep_supervision: bool = False,
+    ) -> None:
         super().__init__()
         width = shapes[-1].channels
         self.steps = nn.ModuleList()
@@ -47,10 +56,13 @@ class LinkNetHead(Head):
             width = skip.channels
         self.refine = nn.Sequential(ConvNormAct(width, channels), ConvNormAct(channels, channels))
         self.classify = Classifier(channels, num_classes)
+        supervised = shapes[-2:0:-1] if deep_supervision else ()
+        self.classify_coarser = nn.ModuleList(Classifier(shape.channels, num_classes) for shape in supervised)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Tensor | SegOutput:
         *skips, x = features
+        maps = []
         for step, skip in zip(self.steps, reversed(skips), strict=True):
             x = step(x, skip)
-        logits: Tensor = self.classify(self.refine(x))
-        return logits
+            maps.append(x)
+        return with_aux(self.classify(self.refine(x)), self.classify_coarser, maps[:-1])

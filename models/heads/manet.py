@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Head
-from models.blocks import Classifier, ConvNormAct, Positive, resize_like
+from models.blocks import Classifier, ConvNormAct, Positive, resize_like, with_aux
+from utils.outputs import SegOutput
 from utils.registry import HEADS
 
 
@@ -73,6 +74,7 @@ class MAnetHead(Head):
         num_classes: Channels of the logits.
         channels: Width of the finest step, 8 times as many at the coarsest.
         inner: Channels in which pixels are compared.
+        deep_supervision: Classify the map of every step in training, the coarser ones as auxiliary outputs.
     """
 
     def __init__(
@@ -82,22 +84,28 @@ class MAnetHead(Head):
         *,
         channels: Positive = 32,
         inner: Positive = 64,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         *skips, coarsest = shapes
         width = coarsest.channels
         self.attend = _PositionAttention(width, inner)
+        widths = []
         self.steps = nn.ModuleList()
         for number, skip in reversed(list(enumerate(skips))):
             out = channels * 2 ** min(number, 3)
             self.steps.append(_Fusion(width, skip.channels, out))
             width = out
+            widths.append(width)
         self.classify = Classifier(width, num_classes)
+        supervised = widths[:-1] if deep_supervision else []
+        self.classify_coarser = nn.ModuleList(Classifier(width, num_classes) for width in supervised)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Tensor | SegOutput:
         *skips, coarsest = features
+        maps = []
         x = self.attend(coarsest)
         for step, skip in zip(self.steps, reversed(skips), strict=True):
             x = step(x, skip)
-        logits: Tensor = self.classify(x)
-        return logits
+            maps.append(x)
+        return with_aux(self.classify(x), self.classify_coarser, maps[:-1])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from base.base_model import FeatureShape, at_level
-from models.blocks import Classifier, ConvNormAct, Positive, resize_like
-from models.deep_supervision import Decoder
+from base.base_model import FeatureShape, Head, at_level
+from models.blocks import Classifier, ConvNormAct, Positive, resize_like, with_aux
 from models.necks.pyramid_pooling import GridMean
+from utils.outputs import SegOutput
 from utils.registry import HEADS
 
 LEVELS = (3, 4, 5)
@@ -67,8 +67,10 @@ class UAFM(nn.Module):
 
 
 @HEADS.register()
-class UAFMHead(Decoder):
+class UAFMHead(Head):
     """PP-LiteSeg's decoder: pyramid pooling on the coarsest map, which then meets one finer map after the other.
+
+    `decoded` describes the maps that `decode` makes, finest first.
 
     Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3, figure 2. The paper takes levels 3 to 5.
 
@@ -78,6 +80,7 @@ class UAFMHead(Decoder):
         widths: Channels behind the fusion with each of levels 3 to 5; (64, 96, 128) for PP-LiteSeg-B.
         context_channels: Width of the pyramid pooling.
         channels: Width of the 3x3 convolution before the classifier.
+        deep_supervision: Classify the two coarser maps too in training, as auxiliary outputs.
     """
 
     needs_batch = True  # of the pyramid pooling
@@ -90,6 +93,7 @@ class UAFMHead(Decoder):
         widths: tuple[Positive, ...] = (32, 64, 128),
         context_channels: Positive = 128,
         channels: Positive = 64,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != len(LEVELS):
@@ -106,8 +110,11 @@ class UAFMHead(Decoder):
         self.fusions = nn.ModuleList(fusions)
         self.decoded = tuple(decoded)
         self.head = nn.Sequential(ConvNormAct(coarse, channels), Classifier(channels, num_classes))
+        supervised = decoded[1:] if deep_supervision else []
+        self.classify_coarser = nn.ModuleList(Classifier(shape.channels, num_classes) for shape in supervised)
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
+        """Compute the maps (N, channels, h, w) of levels 3 to 5."""
         x = self.context(features[self.indices[-1]])
         maps: list[Tensor] = []
         for fuse, i in zip(self.fusions, reversed(self.indices), strict=True):
@@ -116,5 +123,10 @@ class UAFMHead(Decoder):
         return maps
 
     def classify(self, decoded: Tensor) -> Tensor:
+        """Compute logits (N, num_classes, h, w) of the finest map."""
         logits: Tensor = self.head(decoded)
         return logits
+
+    def forward(self, features: list[Tensor]) -> Tensor | SegOutput:
+        finest, *coarser = self.decode(features)
+        return with_aux(self.classify(finest), self.classify_coarser, coarser)

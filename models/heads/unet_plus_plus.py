@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Head
-from models.blocks import Classifier, ConvNormAct, Positive, resize_like
+from models.blocks import Classifier, ConvNormAct, Positive, resize_like, with_aux
+from utils.outputs import SegOutput
 from utils.registry import HEADS
 
 
@@ -17,15 +18,23 @@ class UNetPlusPlusHead(Head):
     The logits are of the finest map.
 
     Source: Zhou et al. 2018, https://arxiv.org/abs/1807.10165, section 3.1, equation 1, with 32 to 256 channels on
-    levels 1 to 4. Maps are resized, not deconvolved.
+    levels 1 to 4; section 3.2 for deep supervision. Maps are resized, not deconvolved.
 
     Args:
         shapes: Feature maps to expect, finest first.
         num_classes: Channels of the logits.
         channels: Width of the nodes of the finest level; each coarser level has twice as many.
+        deep_supervision: Classify all nodes of the finest level in training, the earlier ones as auxiliary outputs.
     """
 
-    def __init__(self, shapes: tuple[FeatureShape, ...], num_classes: int, *, channels: Positive = 32) -> None:
+    def __init__(
+        self,
+        shapes: tuple[FeatureShape, ...],
+        num_classes: int,
+        *,
+        channels: Positive = 32,
+        deep_supervision: bool = False,
+    ) -> None:
         super().__init__()
         if len(shapes) < 2:
             raise ValueError(f"needs two feature maps or more, but is offered {len(shapes)}")
@@ -45,8 +54,10 @@ class UNetPlusPlusHead(Head):
             columns.append(nn.ModuleList(column))
         self.columns = nn.ModuleList(columns)
         self.classify = Classifier(widths[0], num_classes)
+        supervised = columns[:-1] if deep_supervision else []
+        self.classify_earlier = nn.ModuleList(Classifier(widths[0], num_classes) for _ in supervised)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Tensor | SegOutput:
         seen = [[x] for x in features]  # nodes by level
         for column in self.columns:
             made: list[Tensor] = []
@@ -55,8 +66,8 @@ class UNetPlusPlusHead(Head):
                 made.append(node(torch.cat([*seen[level], enlarged], dim=1)))
             for nodes, x in zip(seen, made, strict=False):  # the coarsest level of the column gets none
                 nodes.append(x)
-        logits: Tensor = self.classify(seen[0][-1])
-        return logits
+        _, *earlier, last = seen[0]  # without the map that the backbone made
+        return with_aux(self.classify(last), self.classify_earlier, earlier)
 
 
 def _nodes(column: nn.Module) -> list[nn.Module]:

@@ -120,7 +120,8 @@ class EoMT(BaseModel):
     steps, and without any from there on to the end. Prediction has no masks.
 
     Source: Kerssies et al. 2025, https://arxiv.org/abs/2503.19108, sections 3.2 (queries and heads) and 3.3 (mask
-    annealing). 58.4 mean IoU on ADE20K with DINOv2 ViT-L as published, 59.5 with DINOv3.
+    annealing). 58.4 mean IoU on ADE20K with DINOv2 ViT-L, 59.5 with DINOv3:
+    https://github.com/tue-mps/eomt, model_zoo.
 
     Args:
         num_classes: Channels of the logits.

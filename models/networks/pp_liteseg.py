@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
+
+from torch import Tensor
 
 from models.blocks import OutputStride, Positive
-from models.deep_supervision import supervise
 from models.encoder_decoder import BrickSpec, EncoderDecoder, compose
+from models.heads.fcn import FCNHead
+from models.heads.uafm import UAFMHead
+from utils.outputs import SegOutput
 from utils.registry import BACKBONES, MODELS
 from utils.schema import Component
+
+
+class PPLiteSeg(EncoderDecoder):
+    """An encoder with a `UAFMHead`, and auxiliary heads of 64 channels on the decoder's two coarser maps.
+
+    Args:
+        model: The network without auxiliary heads.
+        num_classes: Channels of the logits.
+        in_channels: Channels of the images.
+    """
+
+    head: UAFMHead
+
+    def __init__(self, model: EncoderDecoder, num_classes: int, in_channels: int) -> None:
+        decoder = cast("UAFMHead", model.head)
+        aux_heads = [FCNHead(decoder.decoded, num_classes, level=level, channels=64, dropout=0.0) for level in (4, 5)]
+        super().__init__(model.backbone, [], decoder, aux_heads, in_channels=in_channels)
+
+    def predict(self, images: Tensor) -> SegOutput:
+        maps = self.head.decode(self.backbone(images))
+        aux = [head(maps) for head in self.aux_heads] if self.training else []
+        return SegOutput(self.head.classify(maps[0]), tuple(aux))
 
 
 @MODELS.register("PPLiteSeg_B", defaults={"backbone": Component("stdc2"), "widths": (64, 96, 128), "channels": 64})
@@ -31,8 +57,8 @@ def pp_liteseg(  # noqa: PLR0913  all but the first are named
     1024x2048 is 77.0 (T) and 79.0 (B), from ImageNet. The auxiliary losses weigh as much as the main one: set
     `aux_factor` to 1.
 
-    Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3 and table 1; widths of the heads are the
-    authors' program's.
+    Source: Peng et al. 2022, https://arxiv.org/abs/2204.02681, section 3 and table 1; widths of the heads and both
+    figures are of https://github.com/PaddlePaddle/PaddleSeg, configs/pp_liteseg.
 
     Args:
         num_classes: Channels of the logits.
@@ -54,4 +80,4 @@ def pp_liteseg(  # noqa: PLR0913  all but the first are named
         head=BrickSpec(f"{where}.backbone", Component("UAFMHead", args)),  # what does not fit is the backbone
         output_stride=output_stride,
     )
-    return supervise(model, num_classes, in_channels, levels=(4, 5), channels=64) if use_aux else model
+    return PPLiteSeg(model, num_classes, in_channels) if use_aux else model

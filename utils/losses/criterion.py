@@ -17,9 +17,11 @@ from utils.losses.masks import MaskLoss
 from utils.losses.strips import accumulation_dtype
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
-from utils.schema import Above, Mismatch, convert, did_you_mean, join, show
+from utils.schema import Above, Between, Mismatch, convert, did_you_mean, join, show
 
 BOUNDARY_FACTOR = 20.0  # of the loss of boundaries, in PIDNet
+Factor = Annotated[float, Between(0, 100)]
+AuxFactor = Factor | tuple[Factor, ...]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Criterion(nn.Module):
 
     Args:
         terms: Name, loss and factor of each; names are unique.
-        aux_factor: Factor of the sum for each auxiliary output; 0.4 in PSPNet, https://arxiv.org/abs/1612.01105.
+        aux_factor: Factor of the sum for each auxiliary output, or one for each of them; 0.4 in PSPNet,
+            https://arxiv.org/abs/1612.01105.
 
     Where a network learns boundaries too (`SegOutput.edges`), their loss comes on top, and the sum once more for the
     pixels at which the network is sure of one. Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3.1.
     """
 
-    def __init__(self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: float = 0.4) -> None:
+    def __init__(self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: AuxFactor = 0.4) -> None:
         super().__init__()
         self.names = tuple(name for name, _, _ in terms)
         self.factors = tuple(factor for _, _, factor in terms)
@@ -96,9 +99,9 @@ class Criterion(nn.Module):
         detached = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}
         if output.aux:
             totals = [self._total(self._values(SegOutput(logits), labels, normalizers)) for logits in output.aux]
-            aux = torch.stack(totals).sum()
-            loss = loss + self.aux_factor * aux
-            detached["aux"] = aux.detach()
+            aux = torch.stack(totals)
+            loss = loss + self._weighted(aux)
+            detached["aux"] = aux.sum().detach()
         for edges in output.edges:
             boundary = boundary_loss(edges, labels, images)
             near = self._total(self._values(SegOutput(output.logits), near_boundaries(edges, labels), normalizers))
@@ -137,6 +140,12 @@ class Criterion(nn.Module):
 
     def _total(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.stack([factor * term for factor, term in zip(self.factors, terms, strict=True)]).sum()
+
+    def _weighted(self, aux: Tensor) -> Tensor:
+        """Add up the losses of auxiliary outputs (K,) with their factors."""
+        if isinstance(self.aux_factor, float | int):
+            return self.aux_factor * aux.sum()
+        return (aux * aux.new_tensor(self.aux_factor)).sum()
 
     def _set_step(self, step: int | None) -> None:
         for loss in self._losses():
@@ -184,7 +193,7 @@ def _check_term(value: Any, where: str, problems: list[str]) -> LossTerm | None:
     return LossTerm(checked.type, checked.args, factor) if len(problems) == before else None
 
 
-def build_criterion(loss: Any, *, aux_factor: float = 0.4, where: str = "loss", **facts: Any) -> Criterion:
+def build_criterion(loss: Any, *, aux_factor: AuxFactor = 0.4, where: str = "loss", **facts: Any) -> Criterion:
     """Build the criterion that a "loss" section describes.
 
     Args:
