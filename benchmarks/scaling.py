@@ -33,7 +33,7 @@ def train_as_rank(folder: Path, shrink: int) -> None:
 
     warnings.filterwarnings("ignore")
     size = (engine.SIZE[0] // shrink // 8 * 8, engine.SIZE[1] // shrink // 8 * 8)
-    steps = engine.STEPS if shrink == 1 else 2
+    steps = 8 if shrink == 1 else 2
     torch.set_num_threads(1)
     with distributed.joined(torch.device("cpu")):
         trainer = engine.make_trainer(folder, size=size, steps=steps)
