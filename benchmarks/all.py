@@ -56,7 +56,7 @@ class Part(NamedTuple):
 COLUMNS = "--images 8 --only voc380 voc512 ade512 city2048 cityjpg2048"
 YASSOUALI = ("yassouali",)
 PARTS = {
-    "losses": Part("losses", 5.5, "--rounds 5", "--rounds 2 --classes 5 --shrink 8", YASSOUALI, True),
+    "losses": Part("losses", 5, "--rounds 5", "--rounds 2 --classes 5 --shrink 8", YASSOUALI, True),
     "metrics": Part(
         "losses", 1.25, "--metrics --classes 19 150", "--metrics --rounds 2 --classes 19 --shrink 8", YASSOUALI, True
     ),
@@ -68,7 +68,7 @@ PARTS = {
         YASSOUALI,
     ),
     "data": Part(
-        "data", 3.5, f"--rounds 6 {COLUMNS}", "--rounds 1 --images 2 --shrink 8 --only voc380", ("yassouali", "semseg")
+        "data", 3.25, f"--rounds 6 {COLUMNS}", "--rounds 1 --images 2 --shrink 8 --only voc380", ("yassouali", "semseg")
     ),
     "loaders": Part(
         "data",

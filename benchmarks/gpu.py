@@ -534,8 +534,8 @@ PARTS = {
     "throughput": Part(throughput, 3, "training steps"),
     "losses": Part(losses_part, 0.5, "losses, 64x64 logits to 512x512 labels, 4 images, forward and backward"),
     "loader": Part(loader_part, 1, "DeepLabV3+-R50 in bf16, channels last, fed by a loader"),
-    "syncbn": Part(syncbn, 0.5, "batch norm over processes"),
-    "precision": Part(precision_part, 2, "short trainings"),
+    "syncbn": Part(syncbn, 0.75, "batch norm over processes"),
+    "precision": Part(precision_part, 1.75, "short trainings"),
     "deterministic": Part(deterministic_part, 0.5, "a step in bf16, channels last, ms"),
     "recipe": Part(recipe, 30, "training"),
 }

@@ -5,8 +5,9 @@
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`, and shows results/NAME.json. A figure of a sentence
 stands between `<!-- figure: NAME; ROW; COLUMN -->` and `<!-- end -->`; with `*` for ROW, it is the range of all rows.
-Two tables are of several files: `targets` says where what benchmarks/targets.json aims at stands, and `busy` how ratios
-change while another process uses a core (files in results/busy/). Tests compare the pages with the files.
+Three places show several files: `targets` says where what benchmarks/targets.json aims at stands, `busy` how ratios
+change while another process uses a core (files in results/busy/), and `gpu` has the tables of all files called gpu_*.
+Tests compare the pages with the files.
 
 A file that was filled in from an older table has `measured`, a sentence that says how; its environment is of then.
 """
@@ -229,7 +230,7 @@ def table(results: Mapping[str, Any]) -> str:
     """Return the table of what `write` wrote, in Markdown, with a line of where it was measured."""
     figures = results["figures"]
     lines = crossed(results["title"], figures) if any("column" in each for each in figures) else listed(results)
-    lines += [f"Failed: {part}: {why}" for part, why in results.get("failed", {}).items()]
+    lines += [line([f"**failed**: {part}", why]) for part, why in results.get("failed", {}).items()]
     return "\n".join([*lines, "", stamp_line(results)]) + "\n"
 
 
@@ -329,6 +330,9 @@ def page(text: str, folder: Path = FOLDER) -> str:
             inside = "\n".join([heads, line(["---"] * 4), *map(line, targets(folder))]) + "\n"
         elif match[2] == "busy":
             inside = "\n".join(busy(folder)) + "\n"
+        elif match[2] == "gpu":
+            tables = [table(read(path.stem, folder)) for path in sorted(folder.glob("gpu_*.json"))]
+            inside = "\n".join(tables) or "Not measured yet: no GPU was at hand.\n"
         else:
             inside = table(read(match[2], folder))
         return f"{match[1]}{inside}{match[3]}"
