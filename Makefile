@@ -25,12 +25,8 @@ lint: .venv/.installed-dev
 types: .venv/.installed-dev
 	$(BIN)/mypy
 
-bench: .venv/.installed-dev  ## measure, and write benchmarks/results/ and the tables of BENCHMARKS.md
-	$(BIN)/python -m benchmarks.losses --classes 21 --no-memory --json
-	$(BIN)/python -m benchmarks.report --json
-	$(BIN)/python -m benchmarks.inference --frames 50 --json
-	$(BIN)/python -m benchmarks.speed --json
-	$(BIN)/python -m benchmarks.results
+bench: .venv/.installed-dev  ## measure everything on a CPU (BENCH="--yassouali DIR"), and write BENCHMARKS.md
+	$(BIN)/python -m benchmarks.all $(BENCH)
 
 schema: .venv/.installed  ## write config.schema.json anew, after a signature changed
 	$(BIN)/python -m engine.config > config.schema.json.new && mv config.schema.json.new config.schema.json

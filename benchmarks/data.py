@@ -1,7 +1,8 @@
 """Images per second of reading and augmenting, beside decoding alone and beside what others use.
 
-    python benchmarks/data.py [--frames CAMVID] [--only voc380 city2048] [--rounds 9] [--workers 2] [--malloc]
+    python benchmarks/data.py [--frames CAMVID] [--only voc380 city2048] [--rounds 9] [--malloc] [--json]
                               [--yassouali DIR] [--semseg DIR]
+    python benchmarks/data.py --workers 1 2 [...]       # whole loaders of that many processes
 
 One process, one thread, full training augmentation: scale 0.5 to 2, rotate, crop, mirror, blur. Images are frames of
 CamVid where that folder is given, else generated scenes, enlarged to the size of VOC, ADE20K and Cityscapes with a
@@ -12,7 +13,7 @@ they give in training: normalised float tensors; we give bytes, which the model 
 Each case runs in processes of its own, as a data worker does, with the allocator as its authors leave it: ours keeps
 memory that was freed (`--malloc` gives that to all). They take turns; what is printed is the median over rounds of the
 ratio to our loader in the same round, and only that means anything on a machine that does something else as well. Times
-are those of the processor, not of the clock. `--workers` measures whole loaders of that many processes too.
+are those of the processor; of whole loaders, by the clock.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ import importlib.util
 import io
 import multiprocessing
 import random
-import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -50,13 +51,15 @@ import dataloader  # noqa: F401  registers
 from base import workers
 from base.base_dataloader import Loader
 from base.base_dataset import BaseDataset, DatasetView
+from benchmarks.results import Figure, late, peers, ratios, show
+from benchmarks.results import write as write_results
 from dataloader.datasets.synthetic import Synthetic
 from dataloader.sample_cache import build_cache
 from dataloader.transforms.chain import ChainOptions, build_chain
 from utils.registry import DATASETS
 from utils.schema import Component
 
-OURS, CACHED, LIMIT = "ours", "ours, cached", "decode only"
+OURS, CACHED, LIMIT = "ours", "cached", "decoding alone"
 BATCH = 8  # images, of whole loaders
 LIFE = 3  # rounds after which processes start anew, since some are slow or fast all their lives, by their heap's luck
 FORK = multiprocessing.get_context("fork")
@@ -83,10 +86,16 @@ class Column:
     crop: int
 
     @property
+    def label(self) -> str:
+        """What a table calls it."""
+        return f"{self.size[1]}x{self.size[0]} {FORMATS[self.code]}, base {self.base}, crop {self.crop}"
+
+    @property
     def split(self) -> str:
         return "training" if self.dataset == "ADE20K" else "train"
 
 
+FORMATS = {".jpg": "JPEG", ".png": "PNG"}
 COLUMNS = {
     "voc380": Column("VOC", (360, 480), ".jpg", 400, 380),
     "voc512": Column("VOC", (360, 480), ".jpg", 512, 512),
@@ -248,13 +257,21 @@ def their_modules(folder: Path) -> Iterator[None]:
     def set_aside() -> dict[str, Any]:
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in rooms}
 
-    mine = set_aside()
+    import torchvision  # noqa: F401  it looks for packages that are only pretended below
+
+    mine, pretended = set_aside(), {}
+    for package in ("skimage", "sklearn", "scipy"):  # imported there, and of no use to reading images
+        if importlib.util.find_spec(package) is None:
+            pretended |= {f"{package}{name}": MagicMock() for name in ("", ".filters", ".utils", ".ndimage", ".io")}
+    sys.modules.update(pretended)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
         set_aside()
+        for name in pretended:
+            del sys.modules[name]
         sys.modules.update(mine)
 
 
@@ -332,11 +349,14 @@ def measure(cases: dict[str, Callable[[], Case]], images: int, rounds: int, *, m
     rows: dict[str, list[float]] = {name: [] for name in cases}
     order = random.Random(0)
     for first in range(0, rounds, LIFE):
+        if first and late():
+            break
         pipes: dict[str, Connection] = {}
         for name, make in cases.items():
             pipes[name], theirs = FORK.Pipe()
             keeps = malloc or name in (OURS, CACHED, LIMIT)
             FORK.Process(target=contestant, args=(make, images, keeps, theirs), daemon=True).start()
+            theirs.close()  # so that the death of the process ends the waiting for it
             pipes[name].recv()
         for _ in range(first, min(first + LIFE, rounds)):
             for name in order.sample(list(cases), len(cases)):
@@ -348,22 +368,25 @@ def measure(cases: dict[str, Callable[[], Case]], images: int, rounds: int, *, m
 
 
 def measure_loaders(
-    column: Column, root: Path, flags: argparse.Namespace, images: int, rounds: int
+    column: Column, root: Path, flags: argparse.Namespace, workers: int, images: int
 ) -> dict[str, list[float]]:
-    """Seconds by the clock for `images` images of whole loaders with workers, by turns."""
+    """Seconds by the clock for `images` images of whole loaders with `workers` processes, by turns."""
     indices = [index % flags.images for index in range(images)]
     loaders: dict[str, Any] = {}
     for name, cached in ((OURS, False), (CACHED, True)):
         view = our_view(column, root, cached=cached)
         view.indices = indices
-        loaders[name] = Loader(view, BATCH, num_workers=flags.workers, training=True, size=(column.crop, column.crop))
+        loaders[name] = Loader(view, BATCH, num_workers=workers, training=True, size=(column.crop, column.crop))
     if flags.yassouali:
-        dataset: Any = yassouali_case(column, root, flags.yassouali)
+        with redirect_stdout(io.StringIO()):
+            dataset: Any = yassouali_case(column, root, flags.yassouali)
         loaders["yassouali"] = DataLoader(
-            Subset(dataset.__self__, indices), BATCH, num_workers=flags.workers, shuffle=True, persistent_workers=True
+            Subset(dataset.__self__, indices), BATCH, num_workers=workers, shuffle=True, persistent_workers=True
         )
     rows: dict[str, list[float]] = {name: [] for name in loaders}
-    for turn in range(rounds + 1):
+    for turn in range(flags.rounds + 1):
+        if turn > 2 and late():
+            break
         for name, loader in loaders.items():
             start = time.perf_counter()
             for _ in loader.batches(turn) if isinstance(loader, Loader) else loader:
@@ -373,16 +396,50 @@ def measure_loaders(
     return rows
 
 
-def report(title: str, rows: dict[str, list[float]], images: int) -> None:
-    """A line for each case: milliseconds per image, images per second, and how many times as fast we are."""
-    print(f"\n{title}\n  {'':<16}{'ms':>8}{'images/s':>10}{'ours is':>10}{'cached is':>11}", flush=True)
-    for name, times in rows.items():
-        ratios = []
-        for mine in (OURS, CACHED):
-            pairs = zip(times, rows[mine], strict=True)
-            ratios.append(f"{statistics.median(theirs / own for theirs, own in pairs):.2f}x")
-        each = statistics.median(times) / images
-        print(f"  {name:<16}{1e3 * each:8.2f}{1 / each:10.0f}{ratios[0]:>10}{ratios[1]:>11}", flush=True)
+def figures_of(what: str, rows: dict[str, list[float]], images: int, *, pace: bool) -> list[Figure]:
+    """A row of the table: our time or pace, with and without a cache, and how many times as long others take.
+
+    Args:
+        what: Name of the row.
+        rows: Seconds of each round, by case.
+        images: That were read in a round.
+        pace: Whether to give images/s instead of milliseconds.
+    """
+    found = []
+    for name in (OURS, CACHED):
+        each = [images / seconds if pace else 1e3 * seconds / images for seconds in rows[name]]
+        found.append(Figure(what, "images/s" if pace else "ms", each, name))
+    others = [name for name in rows if name not in (OURS, CACHED)]
+    found += [Figure(what, "x", ratios(rows[name], rows[OURS]), name) for name in others]
+    if "yassouali" in rows:
+        found.append(Figure(what, "x", ratios(rows["yassouali"], rows[CACHED]), "yassouali / cached"))
+    return show(found)
+
+
+def measure_column(column: Column, flags: argparse.Namespace) -> list[Figure]:
+    """The rows of a kind of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with FORK.Pool(1) as pool:  # so that this process's heap stays as it is at a worker's start
+            pairs = pool.apply(write, (column, root, flags.frames, flags.images))
+        if not flags.workers:
+            cases = cases_of(column, root, pairs, flags)
+            rows = measure(cases, flags.images, flags.rounds, malloc=flags.malloc)
+            return figures_of(column.label, rows, flags.images, pace=False)
+        found: list[Figure] = []
+        for workers in flags.workers:
+            images = max(1, flags.batches // (4 if column.size[0] > 1000 else 1)) * BATCH
+            rows = measure_loaders(column, root, flags, workers, images)
+            found += figures_of(f"{workers} worker{'s' * (workers > 1)}: {column.label}", rows, images, pace=True)
+        return found
+
+
+def shrunk(column: Column, factor: int) -> Column:
+    """The same in small."""
+    height, width = column.size
+    return replace(
+        column, size=(height // factor, width // factor), base=column.base // factor, crop=column.crop // factor
+    )
 
 
 def main() -> None:
@@ -391,30 +448,27 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--workers", type=int, default=0, help="measure whole loaders, too")
+    parser.add_argument("--workers", type=int, nargs="+", help="measure whole loaders of that many processes instead")
+    parser.add_argument("--batches", type=int, default=20, help="of a loader's round; a quarter of it for large images")
     parser.add_argument("--malloc", action="store_true", help="with the allocator's settings of our workers")
-    parser.add_argument("--yassouali", type=Path, help="checkout of yassouali/pytorch-segmentation")
-    parser.add_argument("--semseg", type=Path, help="checkout of hszhao/semseg")
+    parser.add_argument("--shrink", type=int, default=1, help="divide sizes by this, to try it out")
+    parser.add_argument("--yassouali", type=Path, metavar="DIR", help="checkout of yassouali/pytorch-segmentation")
+    parser.add_argument("--semseg", type=Path, metavar="DIR", help="checkout of hszhao/semseg")
+    parser.add_argument("--json", action="store_true", help="write the figures to benchmarks/results/")
     flags = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     warnings.filterwarnings("ignore")
+    figures: list[Figure] = []
     for name in flags.only:
-        column = COLUMNS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            with FORK.Pool(1) as pool:  # so that this process's heap stays as it is at a worker's start
-                pairs = pool.apply(write, (column, root, flags.frames, flags.images))
-            sizes = statistics.mean(path.stat().st_size for path, _ in pairs) / 1e6
-            title = (
-                f"{name}: {column.size[1]}x{column.size[0]} of {sizes:.2f} MB, base {column.base}, crop {column.crop}"
-            )
-            cases = cases_of(column, root, pairs, flags)
-            report(title, measure(cases, flags.images, flags.rounds, malloc=flags.malloc), flags.images)
-            if flags.workers:
-                images = 20 * BATCH if column.size[0] < 1000 else 6 * BATCH
-                rows = measure_loaders(column, root, flags, images, max(3, flags.rounds // 3))
-                report(f"{name}: loaders with {flags.workers} workers", rows, images)
+        figures += measure_column(shrunk(COLUMNS[name], flags.shrink), flags)
+    if flags.json and flags.workers:
+        others = peers(yassouali=flags.yassouali)
+        write_results("loaders", "whole loaders, batches of 8; by the clock", figures, peers=others)
+    elif flags.json:
+        others = peers("albumentations", yassouali=flags.yassouali, semseg=flags.semseg)
+        title = "reading and augmenting an image, one thread; processor time"
+        write_results("data", title, figures, peers=others)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,20 @@
-"""What the trainer costs beside the bare training step, what a checkpoint costs, and how long a start takes.
+"""What the trainer costs beside the bare training step, steps of whole networks, and what a checkpoint costs.
 
-    python benchmarks/engine.py [--rounds 7] [--threads 1] [--only loop networks checkpoint start] [--yassouali DIR]
+    python benchmarks/engine.py [--rounds 7] [--threads 1] [--only loop networks checkpoint] [--yassouali DIR] [--json]
 
 `loop`: rounds of steps of the same network on the same batches, by turns: the bare step (forward, loss, backward,
-optimiser), the trainer, and, with `--yassouali`, the trainer of github.com/yassouali/pytorch-segmentation in DIR, which
-gets normalised float images and full-size logits, as its own networks give them. `networks`: the bare step of
-whole networks, ours in fp32 and in bf16, and theirs. `checkpoint`: how long training pauses to write last.pth. `start`:
-commands in fresh processes. Medians; of processor time but for `checkpoint`, since other programs disturb it least.
+optimizer), the trainer, and, with `--yassouali`, the trainer of github.com/yassouali/pytorch-segmentation in DIR, which
+gets normalized float images and full-size logits, as its own networks give them. `networks`: the bare step of
+whole networks, ours in fp32 and in bf16, and theirs. `checkpoint`: how long training pauses to write last.pth. Medians;
+of processor time but for `checkpoint`, since other programs disturb it least.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
-import json
 import logging
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +33,7 @@ from torch import Tensor, nn
 from base.base_dataloader import Batch
 from base.base_trainer import TrainerConfig
 from base.monitor import Monitor
+from benchmarks.results import Figure, by_turns, peers, ratios, show, write
 from models.build import build_model
 from trainer import Trainer
 from utils.classes import ClassTable, distinct_colors
@@ -52,15 +50,16 @@ ARCH = {"type": "DeepLab", "args": {"backbone": {"type": "resnet18", "args": {"w
 class Memory:
     """A loader whose batches are in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = CLASSES, size: tuple[int, int] = SIZE, steps: int = STEPS) -> None:
         torch.manual_seed(0)
-        images = torch.randint(256, (BATCH, *SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        labels = torch.randint(CLASSES, (BATCH, SIZE[0] // 8, SIZE[1] // 8), dtype=torch.uint8)
+        images = torch.randint(256, (BATCH, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        labels = torch.randint(num_classes, (BATCH, size[0] // 8, size[1] // 8), dtype=torch.uint8)
         labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
         self.batch, self.batch_size = Batch(images, labels, ("image",) * BATCH), BATCH
+        self.steps = steps
 
     def __len__(self) -> int:
-        return STEPS
+        return self.steps
 
     def batches(self, epoch: int = 0, position: int = 0) -> Iterator[Batch]:
         while True:
@@ -70,19 +69,38 @@ class Memory:
         pass
 
 
-def make_trainer(folder: Path, arch: Any = ARCH) -> Trainer:
-    """The trainer, on batches in memory."""
-    names = tuple(f"class {index}" for index in range(CLASSES))
-    classes = ClassTable(names, tuple(distinct_colors(CLASSES)), tuple((index,) for index in range(CLASSES)))
-    model, loader = build_model(arch, num_classes=CLASSES), Memory()
+def make_trainer(
+    folder: Path,
+    arch: Any = ARCH,
+    *,
+    num_classes: int = CLASSES,
+    size: tuple[int, int] = SIZE,
+    steps: int = STEPS,
+    device: str = "cpu",
+    **options: Any,
+) -> Trainer:
+    """The trainer, on batches in memory.
+
+    Args:
+        folder: Of its files.
+        arch: The network.
+        num_classes: Channels of its logits.
+        size: Height and width of the images, multiples of 8.
+        steps: Of an epoch.
+        device: Where the network is.
+        options: Of the trainer's section.
+    """
+    names = tuple(f"class {index}" for index in range(num_classes))
+    classes = ClassTable(names, tuple(distinct_colors(num_classes)), tuple((index,) for index in range(num_classes)))
+    model, loader = build_model(arch, num_classes=num_classes).to(device), Memory(num_classes, size, steps)
     optimizer = build_optimizer({"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}, model)
     return Trainer(
-        TrainerConfig(epochs=1000, val=False, monitor="off", log_per_iter=STEPS),
+        TrainerConfig(epochs=1000, val=False, monitor="off", log_per_iter=steps, **options),
         folder,
         model=model,
-        criterion=build_criterion("CrossEntropyLoss2d", num_classes=CLASSES),
+        criterion=build_criterion("CrossEntropyLoss2d", num_classes=num_classes).to(device),
         optimizer=optimizer,
-        schedule=build_scheduler("Poly", optimizer, total_steps=1000 * STEPS, steps_per_epoch=STEPS),
+        schedule=build_scheduler("Poly", optimizer, total_steps=1000 * steps, steps_per_epoch=steps),
         train_loader=loader,  # type: ignore[arg-type]
         val_loader=None,
         classes=classes,
@@ -94,7 +112,7 @@ def make_trainer(folder: Path, arch: Any = ARCH) -> Trainer:
 def bare(trainer: Trainer) -> None:
     """A round of what no trainer can do without."""
     batch, model = trainer.train_loader.batch, trainer.model.train()  # type: ignore[attr-defined]
-    for _ in range(STEPS):
+    for _ in range(trainer.train_loader.steps):  # type: ignore[attr-defined]
         loss = trainer.criterion(model(batch.images), batch.labels)["loss"]
         loss.backward()
         trainer.optimizer.step()
@@ -138,28 +156,28 @@ def foreign(checkout: Path) -> Iterator[None]:
         sys.modules.update(mine)
 
 
-def theirs(checkout: Path, folder: Path) -> Callable[[], None]:
+def theirs(checkout: Path, folder: Path, size: tuple[int, int], steps: int) -> Callable[[], None]:
     """A round of the trainer in `checkout`, on a model and batches like ours."""
     with foreign(checkout):
         from trainer import Trainer as Theirs  # type: ignore[attr-defined]
-        from utils.losses.cross_entropy import CrossEntropyLoss2d as TheirLoss
-    model, batch = build_model(ARCH, num_classes=CLASSES), Memory().batch
+        from utils.losses import CrossEntropyLoss2d as TheirLoss  # type: ignore[attr-defined]
+    model, batch = build_model(ARCH, num_classes=CLASSES), Memory(size=size).batch
     images, labels = model.normalize(batch.images).contiguous(), batch.labels.long()
     dataset = SimpleNamespace(num_classes=CLASSES)
     loader: Any = SimpleNamespace(batch_size=BATCH, dataset=dataset, MEAN=[0.5] * 3, STD=[0.25] * 3)
 
     class Loader:
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            return iter([(images, labels)] * STEPS)
+            return iter([(images, labels)] * steps)
 
         def __len__(self) -> int:
-            return STEPS
+            return steps
 
         def __getattr__(self, name: str) -> Any:
             return getattr(loader, name)
 
     section = {"epochs": 1, "save_dir": str(folder), "save_period": 10, "monitor": "off", "early_stop": 10}
-    section |= {"tensorboard": True, "log_dir": str(folder), "log_per_iter": STEPS, "val": False, "val_per_epochs": 1}
+    section |= {"tensorboard": True, "log_dir": str(folder), "log_per_iter": steps, "val": False, "val_per_epochs": 1}
     arch = {"type": "x", "args": {"freeze_bn": False}}
     config = {
         "name": "theirs",
@@ -192,49 +210,54 @@ def timed(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counte
     return clock() - start
 
 
-def loop(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
-    """Milliseconds of processor time of a step, bare and by trainers, and ratios of the rounds' medians."""
+def loop(rounds: int, shrink: int, yassouali: Path | None) -> list[Figure]:
+    """Milliseconds of processor time of a step, bare and by trainers, and ratios within rounds."""
+    size, steps = (SIZE[0] // shrink // 8 * 8, SIZE[1] // shrink // 8 * 8), STEPS if shrink == 1 else 2
     with tempfile.TemporaryDirectory() as folder:
-        trainers = [make_trainer(Path(folder)) for _ in range(2)]
+        trainers = [make_trainer(Path(folder), size=size, steps=steps) for _ in range(2)]
         calls: dict[str, Callable[[], Any]] = {"bare": lambda: bare(trainers[0]), "ours": lambda: ours(trainers[1])}
         if yassouali is not None:
-            calls["theirs"] = theirs(yassouali, Path(folder))
-        for call in calls.values():
-            call()
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                times[name].append(timed(call, time.process_time) / STEPS * 1e3)
-    ratio = {name: statistics.median(a / b for a, b in zip(times["ours"], t, strict=True)) for name, t in times.items()}
-    rows = [("bare step", statistics.median(times["bare"]), "ms")]
-    rows += [("our trainer, a step", statistics.median(times["ours"]), "ms"), ("ours / bare", ratio["bare"], "")]
+            calls["theirs"] = theirs(yassouali, Path(folder), size, steps)
+        times = steps_by_turns(calls, rounds, 1e3 / steps)
+    figures = [
+        Figure("bare step: forward, loss, backward, optimizer", "ms", times["bare"]),
+        Figure("our trainer, a step", "ms", times["ours"]),
+        Figure("our trainer / bare step", "x", ratios(times["ours"], times["bare"])),
+    ]
     if "theirs" in times:
-        rows += [("yassouali's trainer, a step", statistics.median(times["theirs"]), "ms")]
-        rows += [("ours / yassouali's", ratio["theirs"], "")]
-    return rows
+        figures.append(Figure("yassouali's trainer, a step", "ms", times["theirs"]))
+        figures.append(Figure("our trainer / yassouali's", "x", ratios(times["ours"], times["theirs"])))
+    return show(figures)
 
 
-def networks(rounds: int, yassouali: Path | None) -> list[tuple[str, float, str]]:
+def steps_by_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, factor: float = 1.0) -> dict[str, list[float]]:
+    """Processor time of each call, times `factor`, by turns, after a first round that is not counted."""
+
+    def timer(call: Callable[[], Any]) -> Callable[[], float]:
+        return lambda: factor * timed(call, time.process_time)
+
+    for call in calls.values():
+        call()
+    return by_turns({name: timer(call) for name, call in calls.items()}, rounds)
+
+
+def networks(rounds: int, shrink: int, yassouali: Path | None) -> list[Figure]:
     """Seconds of processor time of a bare step of whole networks, 2 images of 160x160: ours, in bf16, and theirs."""
-    rows: list[tuple[str, float, str]] = []
+    figures: list[Figure] = []
     for name, args in NETWORKS.items():
-        calls = {"fp32": network_step(name, args, torch.float32), "bf16": network_step(name, args, torch.bfloat16)}
+        make = functools.partial(network_step, name, args, size=160 // shrink)
+        calls = {"float32": make(precision=torch.float32), "bf16": make(precision=torch.bfloat16)}
         if yassouali is not None:
-            calls["yassouali's"] = their_network_step(yassouali, name, args)
-        times: dict[str, list[float]] = {kind: [] for kind in calls}
-        for call in calls.values():
-            call()
-        for _ in range(rounds):
-            for kind, call in calls.items():
-                times[kind].append(timed(call, time.process_time))
-        rows += [(f"{name}, {kind}", statistics.median(values), "s") for kind, values in times.items()]
-        for kind in times.keys() - {"fp32"}:
-            ratio = statistics.median(a / b for a, b in zip(times["fp32"], times[kind], strict=True))
-            rows.append((f"{name}, fp32 / {kind}", ratio, ""))
+            calls["yassouali"] = their_network_step(yassouali, name, args, 160 // shrink)
+        times = steps_by_turns(calls, rounds)
+        row = ", ".join([name, *["ResNet-50"] * ("backbone" in args)])
+        found = [Figure(row, "s", values, kind) for kind, values in times.items()]
+        found.append(Figure(row, "x", ratios(times["float32"], times["bf16"]), "float32 / bf16"))
         if yassouali is not None:
-            pairs = zip(times["yassouali's"], times["bf16"], strict=True)
-            rows.append((f"{name}, yassouali's / bf16", statistics.median(a / b for a, b in pairs), ""))
-    return rows
+            found.append(Figure(row, "x", ratios(times["yassouali"], times["bf16"]), "yassouali / bf16"))
+            found.append(Figure(row, "x", ratios(times["float32"], times["yassouali"]), "float32 / yassouali"))
+        figures += show(found)
+    return figures
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -242,21 +265,43 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "DeepLab": {"backbone": "resnet50"},
     "UNet": {},
 }
-SHAPE = (2, 160, 160)  # of the labels
 
 
-def network_step(name: str, args: Mapping[str, Any], precision: torch.dtype) -> Callable[[], None]:
-    """A step of one of our networks; weights and images channels last."""
+def network_step(
+    name: str,
+    args: Mapping[str, Any],
+    *,
+    precision: torch.dtype = torch.float32,
+    size: int = 160,
+    batch: int = 2,
+    device: str = "cpu",
+    channels_last: bool = True,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """A step of one of our networks, from bytes to changed weights.
+
+    Args:
+        name: Type of the network.
+        args: Its arguments.
+        precision: What the network computes in.
+        size: Side of the images.
+        batch: How many.
+        device: Where.
+        channels_last: Whether weights are; images always are.
+        compiled: Whether the network is.
+    """
+    torch.manual_seed(0)
     model = build_model({"type": name, "args": dict(args)}, num_classes=CLASSES).train()
-    model.to(memory_format=torch.channels_last)
-    criterion = build_criterion("CrossEntropyLoss2d", num_classes=CLASSES)
+    model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    network = torch.compile(model) if compiled else model
+    criterion = build_criterion("CrossEntropyLoss2d", num_classes=CLASSES).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images = torch.randint(256, (*SHAPE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    labels = torch.randint(CLASSES, SHAPE, dtype=torch.uint8)
+    images = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2).to(device)
+    labels = torch.randint(CLASSES, (batch, size, size), dtype=torch.uint8).to(device)
 
     def step() -> None:
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            output = model(images)
+        with torch.autocast(torch.device(device).type, precision, enabled=precision != torch.float32):
+            output = network(images)
         criterion(output, labels, criterion.normalizers(labels))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -264,14 +309,13 @@ def network_step(name: str, args: Mapping[str, Any], precision: torch.dtype) -> 
     return step
 
 
-def their_network_step(checkout: Path, name: str, args: Mapping[str, Any]) -> Callable[[], None]:
+def their_network_step(checkout: Path, name: str, args: Mapping[str, Any], size: int) -> Callable[[], None]:
     """A step of the network of this name in `checkout`, as its trainer takes it."""
     with foreign(checkout):
         import models as their_models
     model = getattr(their_models, name)(CLASSES, pretrained=False, **args).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    count, *size = SHAPE
-    images, labels = torch.randn(count, 3, *size), torch.randint(CLASSES, SHAPE)
+    images, labels = torch.randn(2, 3, size, size), torch.randint(CLASSES, (2, size, size))
 
     def step() -> None:
         output = model(images)
@@ -284,97 +328,59 @@ def their_network_step(checkout: Path, name: str, args: Mapping[str, Any]) -> Ca
     return step
 
 
-def checkpoint_pause(rounds: int) -> list[tuple[str, float, str]]:
-    """Seconds that training waits for last.pth, and for as many bytes written plainly."""
-    arch = {"type": "DeepLab", "args": {"backbone": "resnet50"}}
+def checkpoint_pause(rounds: int, shrink: int) -> list[Figure]:
+    """Seconds by the clock that training waits for last.pth, and for as many bytes written plainly."""
+    arch = {"type": "DeepLab", "args": {"backbone": "resnet50"}} if shrink == 1 else ARCH
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(Path(folder), arch)
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         trainer.update_weights()
-        pauses, beside, plain = [], [], []
-        for _ in range(rounds):
-            pauses.append(timed(trainer.save_last))
+
+        def beside() -> float:
             with trainer.files.beside():
-                beside.append(timed(trainer.save_last))
-            plain.append(timed(lambda: torch.save(trainer.state(), Path(folder) / "plain.pth")))
-        size = (Path(folder) / "last.pth").stat().st_size / 2**20
-    return [
-        ("last.pth of DeepLabV3+-R50", size, "MiB"),
-        ("pause: written, flushed, checked, renamed", statistics.median(pauses), "s"),
-        ("pause in training: copied, and the rest in a thread", statistics.median(beside), "s"),
-        ("plain torch.save", statistics.median(plain), "s"),
-    ]
+                return timed(trainer.save_last)
 
-
-UNTIL_FIT = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import base.base_trainer, train
-base.base_trainer.BaseTrainer.fit = lambda trainer: os._exit(0)
-sys.exit(train.main(sys.argv[1:]))
-"""
-
-
-def start(rounds: int) -> list[tuple[str, float, str]]:
-    """Seconds of processor time of commands in fresh processes."""
-
-    def clock() -> float:
-        return sum(os.times()[2:4])  # of processes that have ended
-
-    with tempfile.TemporaryDirectory() as folder:
-        bad, tiny = Path(folder) / "bad.json", Path(folder) / "tiny.json"
-        bad.write_text('{"name": }')
-        loader = {"length": 8, "size": [32, 32], "num_workers": 0}
-        tiny.write_text(
-            json.dumps(
-                {
-                    "extends": str(ROOT / "config.json"),
-                    "train_loader": {"args": {**loader, "batch_size": 4, "base_size": 32, "crop_size": 32}},
-                    "val_loader": None,
-                    "trainer": {"max_steps": 1, "val": False, "monitor": "off", "save_dir": folder, "log_dir": folder},
-                }
-            )
-        )
-        train = [sys.executable, str(ROOT / "train.py")]
-        commands = {
-            "python -c pass": [sys.executable, "-c", "pass"],
-            "train.py --help": [*train, "--help"],
-            "train.py, bad JSON": [*train, "-c", str(bad)],
-            "import torch, torchvision, cv2": [sys.executable, "-c", "import torch, torchvision, cv2"],
-            "the same and torch._dynamo": [sys.executable, "-c", "import torch, torchvision, cv2, torch._dynamo"],
-            "train.py --check": [*train, "-c", str(tiny), "--check"],
-            "train.py up to its first step": [sys.executable, "-c", UNTIL_FIT, "-c", str(tiny)],
-            "train.py, one step, no TensorBoard": [*train, "-c", str(tiny), "-s", "trainer.tensorboard=false"],
-            "train.py, one step, TensorBoard": [*train, "-c", str(tiny)],
+        cases = {
+            "plain torch.save": lambda: timed(lambda: torch.save(trainer.state(), Path(folder) / "plain.pth")),
+            "written, flushed, checked, renamed": lambda: timed(trainer.save_last),
+            "pause of training: copied, the rest in a thread": beside,
         }
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(rounds):
-            for name, command in commands.items():
-                times[name].append(timed(lambda c=command: subprocess.run(c, capture_output=True), clock))
-    return [(name, statistics.median(values), "s") for name, values in times.items()]
+        times = by_turns(cases, rounds)
+        size = (Path(folder) / "last.pth").stat().st_size / 2**20
+    figures = [Figure(what, "s", values) for what, values in times.items()]
+    return show([Figure("last.pth of DeepLabV3+-R50 with momentum", "MiB", [size]), *figures])
+
+
+TITLES = {
+    "loop": "a step of 4 images of 160x208, 19 classes, DeepLabV3+ on half a ResNet-18, float32; processor time",
+    "networks": "a bare step, 2 images of 160x160, 19 classes; processor time",
+    "checkpoint": "writing a checkpoint; by the clock",
+}
+FILES = {"loop": "engine", "networks": "networks", "checkpoint": "checkpoint"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Cost of the trainer, of checkpoints and of starting.")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=["loop", "networks", "checkpoint", "start"])
+    parser.add_argument("--only", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--shrink", type=int, default=1, help="divide sizes by this, to try it out")
     parser.add_argument("--yassouali", type=Path, metavar="DIR", help="checkout of yassouali/pytorch-segmentation")
+    parser.add_argument("--json", action="store_true", help="write the figures to benchmarks/results/")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     logging.getLogger("segwright").setLevel(logging.ERROR)
-    chosen = arguments.only or ["loop", "networks", "checkpoint", "start"]
-    print("| what | figure |\n|---|---|")
-    for name in chosen:
-        measure = {
-            "loop": lambda: loop(arguments.rounds, arguments.yassouali),
-            "networks": lambda: networks(arguments.rounds, arguments.yassouali),
-            "checkpoint": lambda: checkpoint_pause(arguments.rounds),
-            "start": lambda: start(arguments.rounds),
-        }[name]
-        for what, figure, unit in measure():
-            print(f"| {what} | {figure:.3f} {unit}".rstrip() + " |", flush=True)
+    rounds, shrink, yassouali = arguments.rounds, arguments.shrink, arguments.yassouali
+    for name in arguments.only:
+        figures = {
+            "loop": lambda: loop(rounds, shrink, yassouali),
+            "networks": lambda: networks(rounds, shrink, yassouali),
+            "checkpoint": lambda: checkpoint_pause(rounds, shrink),
+        }[name]()
+        if arguments.json:
+            others = {} if name == "checkpoint" else peers(yassouali=yassouali)
+            write(FILES[name], TITLES[name], figures, peers=others)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Time and peak memory of losses and of confusion matrices, beside what others would use instead.
+"""Time of losses and of confusion matrices, beside what others would use instead.
 
-    python benchmarks/losses.py [--classes 21 150 171] [--only CE Dice] [--yassouali DIR] [--no-memory]
-                               [--json]
-    python benchmarks/losses.py --metrics [--yassouali DIR]
+    python benchmarks/losses.py [--classes 21 150] [--only CE Dice] [--yassouali DIR] [--json]
+    python benchmarks/losses.py --metrics [--classes 19 150] [--yassouali DIR] [--json]
 
 Losses: forward and backward from 64 x 64 logits to 512 x 512 labels, 4 images. With --metrics: confusion matrices of
 one 2048 x 1024 label map, and of full-size logits. One thread; times are medians of its processor time, so that other
-processes matter less, and cases take turns: only ratios within a row mean anything. Memory is what a fresh process
-adds to its peak resident size (Linux only).
+processes matter less, and cases take turns: only ratios within a row mean anything. `benchmarks/memory.py` has what
+they take in memory.
 
 Beside the same mathematics in ordinary operations of torch stand, where they are installed,
 segmentation_models_pytorch and torchmetrics, and, with --yassouali, the losses of a checkout of
@@ -19,8 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import statistics
-import subprocess
 import sys
 import time
 import types
@@ -37,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.results import Figure, write
+from benchmarks.results import Figure, beside, by_turns, peers, show, write
 from dataloader.datasets.synthetic import Synthetic
 from utils.classes import IGNORE
 from utils.losses.cross_entropy import CrossEntropyLoss2d, FocalLoss, TopKCrossEntropyLoss
@@ -47,7 +44,8 @@ from utils.losses.strips import predicted_labels
 from utils.metrics import ConfusionMatrix
 
 IMAGES, LOW, FULL = 4, 64, 512
-SECONDS = 60  # after which a row is not repeated any more
+BINS = "Lovasz-histogram"
+SECONDS = 20  # after which a row is not repeated any more
 Case = Callable[[Tensor, Tensor], Any]
 
 
@@ -106,6 +104,16 @@ PLAIN: dict[str, Case] = {
     "CE+Dice-global": plain_both,
     "Lovasz": plain_lovasz,
 }
+NAMES = {
+    "CE": "cross-entropy",
+    "Top-k": "top-k",
+    "Focal": "focal",
+    "Dice": "Dice, per class",
+    "Dice-global": "Dice, global",
+    "CE+Dice-global": "CE + global Dice",
+    "Lovasz": "Lovász, exact",
+    "Lovasz-histogram": "Lovász, 4096 bins",
+}
 OURS: dict[str, Case] = {
     "CE": CrossEntropyLoss2d(),
     "Top-k": TopKCrossEntropyLoss(),
@@ -146,7 +154,6 @@ def yassouali(folder: Path | None) -> dict[str, Case]:
         "Dice-global": losses.DiceLoss(),
         "CE+Dice-global": losses.CE_DiceLoss(),
         "Lovasz": losses.LovaszSoftmax(),
-        "Lovasz-histogram": losses.LovaszSoftmax(),
     }
 
     def case(name: str) -> Case:
@@ -209,99 +216,45 @@ def once(case: Case, logits: Tensor, labels: Tensor) -> float:
     return 1e3 * (time.process_time() - start)
 
 
-def by_turns(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each case, taking turns; slow rows are repeated less often, but never just once."""
-    start, times = time.process_time(), {who: [case()] for who, case in cases.items()}
-    while len(times["ours"]) < repeats and (time.process_time() - start < SECONDS or len(times["ours"]) < 2):
-        for who, case in cases.items():
-            times[who].append(case())
-    return times
-
-
-def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """Median of each case's milliseconds."""
-    return {who: statistics.median(column) for who, column in times.items()}
-
-
-def figures_of(name: str, num_classes: int, times: Mapping[str, list[float]]) -> list[Figure]:
-    """A row of the table with its spread: our milliseconds, and round by round how many times as long others take."""
-    what = f"{name}, {num_classes} classes"
-    found = [Figure(what, "ms", times["ours"])]
-    for who in times.keys() - {"ours"}:
-        ratios = [theirs / ours for theirs, ours in zip(times[who], times["ours"], strict=True)]
-        found.append(Figure(f"{what}: {who} / ours", "x", ratios))
-    return sorted(found)
-
-
-def peak(case: Case, num_classes: int) -> float:
-    """By how many MB a case raises the peak of this process; small inputs first, to load what it needs."""
-    once(case, *inputs(num_classes, scale=8))
-    logits, labels = inputs(num_classes)
-    # Not getrusage, whose peak is inherited from the process that started this one.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_peak()
-    once(case, logits, labels)
-    return resident_peak() - before
-
-
-def resident_peak() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def peak_elsewhere(*arguments: Any, yassouali: Path | None) -> float:
-    command = [sys.executable, __file__, "--peak", *map(str, arguments)]
-    command += ["--yassouali", str(yassouali)] if yassouali else []
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
-def losses_table(arguments: argparse.Namespace) -> None:
-    """Print a row for each loss and number of classes: milliseconds, and how many times as long the others take."""
+def losses_figures(arguments: argparse.Namespace) -> list[Figure]:
+    """A row for each number of classes and loss: our milliseconds, and how many times as long the others take."""
     columns_ = columns(arguments.yassouali)
-    others = list(columns_)[1:]
-    heads = ["", "classes", "ms", *(f"{who}: x" for who in others)]
-    heads += [] if arguments.no_memory else ["MB", *(f"{who}: MB" for who in others)]
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     figures: list[Figure] = []
     for num_classes in arguments.classes:
-        logits, labels = inputs(num_classes)
+        logits, labels = inputs(num_classes, arguments.shrink)
         for name in arguments.only or OURS:
             cases = {who: losses[name] for who, losses in columns_.items() if name in losses}
+            if name == "Lovasz":  # others have it in one form only, which both of ours stand beside
+                cases[BINS] = OURS[BINS]
+            elif name == BINS and "Lovasz" in (arguments.only or OURS):
+                continue
+            for case in cases.values():  # what is loaded and allocated by the first call is nobody's
+                once(case, *inputs(num_classes, 16))
             turns = {who: functools.partial(once, case, logits, labels) for who, case in cases.items()}
-            times = by_turns(turns, arguments.repeats)
-            found = medians(times)
-            figures += figures_of(name, num_classes, times)
-            row = [f"{found['ours']:.0f}", *(ratio(found, who) for who in others)]
-            if not arguments.no_memory:
-                row += [
-                    f"{peak_elsewhere(who, name, num_classes, yassouali=arguments.yassouali):.0f}"
-                    if who in cases
-                    else ""
-                    for who in columns_
-                ]
-            print(f"| {name} | {num_classes} | {' | '.join(row)} |", flush=True)
-    if arguments.json:
-        title = "losses, forward and backward from 64x64 logits to 512x512 labels, 4 images; processor time"
-        write("losses", title, figures)
+            times = by_turns(turns, arguments.rounds, SECONDS)
+            binned = times.pop(BINS, None)
+            figures += show(beside(f"{num_classes} classes: {NAMES[name]}", times))
+            if binned:
+                figures += show(beside(f"{num_classes} classes: {NAMES[BINS]}", {**times, "ours": binned}))
+    return figures
 
 
-def ratio(found: Mapping[str, float], who: str) -> str:
-    return f"{found[who] / found['ours']:.1f}" if who in found else ""
-
-
-def metrics_table(arguments: argparse.Namespace) -> None:
-    """Print milliseconds for confusion matrices, and how many times as long the others take."""
-    for kind, make in (("a street scene", from_a_scene), ("label maps", from_labels), ("logits", from_logits)):
+def metrics_figures(arguments: argparse.Namespace) -> list[Figure]:
+    """A row for each kind of input and number of classes, likewise."""
+    kinds = {"street scene": from_a_scene, "labels in patches": from_labels, "logits of full size": from_logits}
+    height = 1024 // arguments.shrink
+    figures: list[Figure] = []
+    for kind, make in kinds.items():
         for num_classes in arguments.classes:
-            cases = make(num_classes, arguments.yassouali)
-            results = [case() for who, case in cases.items() if who not in ("yassouali",)]
+            cases = make(num_classes, height, arguments.yassouali)
+            results = [case() for who, case in cases.items() if who != "yassouali"]
             assert all(np.array_equal(result, results[0]) for result in results), "somebody counts wrongly"
-            found = medians(by_turns({who: functools.partial(milliseconds, case) for who, case in cases.items()}, 15))
-            shown = ", ".join(f"{who} {found[who]:.1f} ms ({ratio(found, who)}x)" for who in cases if who != "ours")
-            print(f"- from {kind}, {num_classes} classes: ours {found['ours']:.1f} ms; {shown}", flush=True)
+            turns = {who: functools.partial(milliseconds, case) for who, case in cases.items()}
+            figures += show(beside(f"{kind}, {num_classes} classes", by_turns(turns, arguments.rounds, SECONDS)))
+    return figures
 
 
 def milliseconds(case: Callable[[], Any]) -> float:
@@ -310,19 +263,19 @@ def milliseconds(case: Callable[[], Any]) -> float:
     return 1e3 * (time.process_time() - start)
 
 
-def from_labels(num_classes: int, _: Path | None) -> dict[str, Callable[[], Any]]:
+def from_labels(num_classes: int, height: int, _: Path | None) -> dict[str, Callable[[], Any]]:
     """Confusion matrices of a uint8 label map in patches; a tenth of the predictions is wrong, a twentieth void."""
     rng = np.random.default_rng(0)
-    truth = rng.integers(num_classes, size=(32, 64), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
+    truth = rng.integers(num_classes, size=(height // 32, height // 16), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
     wrong = rng.integers(num_classes, size=truth.shape, dtype=np.uint8)
     predicted = np.where(rng.random(truth.shape) < 0.1, wrong, truth)
     truth[: len(truth) // 20] = IGNORE
     return counting(predicted, truth, num_classes)
 
 
-def from_a_scene(num_classes: int, _: Path | None) -> dict[str, Callable[[], Any]]:
+def from_a_scene(num_classes: int, height: int, _: Path | None) -> dict[str, Callable[[], Any]]:
     """Confusion matrices of the labels of a generated street scene; the prediction is some pixels off."""
-    scene = Synthetic(split="val", length=1, size=(512, 1024)).read(0).label.repeat(2, 0).repeat(2, 1)
+    scene = Synthetic(split="val", length=1, size=(height // 2, height)).read(0).label.repeat(2, 0).repeat(2, 1)
     predicted = np.roll(scene, (6, 9), (0, 1))
     return counting(np.where(predicted == IGNORE, 0, predicted), scene, num_classes)
 
@@ -354,13 +307,13 @@ def counting(predictions: np.ndarray, truth: np.ndarray, num_classes: int) -> di
     return cases
 
 
-def from_logits(num_classes: int, folder: Path | None) -> dict[str, Callable[[], Any]]:
+def from_logits(num_classes: int, height: int, folder: Path | None) -> dict[str, Callable[[], Any]]:
     """Confusion matrices of the logits of one image at full size."""
     torch.manual_seed(0)
-    logits = torch.randn(1, num_classes, 1024, 2048)
-    labels = torch.randint(num_classes, (1, 1024, 2048), dtype=torch.uint8)
+    logits = torch.randn(1, num_classes, height, 2 * height)
+    labels = torch.randint(num_classes, (1, height, 2 * height), dtype=torch.uint8)
     cases = {
-        "ours": lambda: ours_counts(predicted_labels(logits, (1024, 2048)), labels, num_classes),
+        "ours": lambda: ours_counts(predicted_labels(logits, (height, 2 * height)), labels, num_classes),
         "argmax and torch.bincount": lambda: torch_bincount(logits.argmax(1), labels, num_classes),
     }
     theirs = yassouali(folder).get("confusion")
@@ -380,26 +333,26 @@ def torch_bincount(predicted: Tensor, labels: Tensor, num_classes: int) -> Tenso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and peak memory of losses and confusion matrices.")
-    parser.add_argument("--classes", type=int, nargs="+", default=[21, 150, 171])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = argparse.ArgumentParser(description="Time of losses and confusion matrices.")
+    parser.add_argument("--classes", type=int, nargs="+", default=[21, 150])
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=OURS)
     parser.add_argument("--yassouali", type=Path, metavar="DIR", help="a checkout of pytorch-segmentation")
-    parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--metrics", action="store_true", help="measure confusion matrices instead")
-    parser.add_argument("--json", action="store_true", help="write the losses' figures to benchmarks/results/")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--shrink", type=int, default=1, help="divide sizes by this, to try it out")
+    parser.add_argument("--json", action="store_true", help="write the figures to benchmarks/results/")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", "size_average", UserWarning)
-    if arguments.peak:
-        who, name, num_classes = arguments.peak
-        print(peak(columns(arguments.yassouali)[who][name], int(num_classes)))
-    elif arguments.metrics:
-        metrics_table(arguments)
-    else:
-        losses_table(arguments)
+    package = "torchmetrics" if arguments.metrics else "segmentation_models_pytorch"
+    figures = metrics_figures(arguments) if arguments.metrics else losses_figures(arguments)
+    title = "forward and backward, 64x64 logits to 512x512 labels, 4 images"
+    if arguments.metrics:
+        title = "confusion matrix of 2048x1024 pixels"
+    if arguments.json:
+        others = peers(package, yassouali=arguments.yassouali)
+        write("metrics" if arguments.metrics else "losses", f"{title}; processor time", figures, peers=others)
 
 
 if __name__ == "__main__":

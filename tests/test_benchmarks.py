@@ -1,25 +1,35 @@
-"""Tables of BENCHMARKS.md that are generated show what files in benchmarks/results/ hold, and nothing else."""
+"""Tables and figures of BENCHMARKS.md and README show what files in benchmarks/results/ hold, and nothing else."""
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import losses, report, speed
-from benchmarks.results import BLOCK, FOLDER, PAGE, Figure, page, table, write
+from benchmarks import all as everything
+from benchmarks import gpu, losses, report, results, speed, startup
+from benchmarks.results import BLOCK, FOLDER, PAGE, PAGES, Figure, page, table, targets, unbacked, write
 from tests.conftest import ROOT
 from tests.test_report import large_content
 
 TEXT = PAGE.read_text(encoding="utf-8")
+OF_SEVERAL = {"targets", "busy", "gpu"}
 
 
-def test_every_table_is_that_of_its_file_and_every_file_has_one() -> None:
-    assert page(TEXT) == TEXT, "run `python -m benchmarks.results`"
-    assert sorted(name for _, name, _ in BLOCK.findall(TEXT)) == sorted(path.stem for path in FOLDER.glob("*.json"))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_page_shows_what_the_files_hold(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert page(text) == text, "run `python -m benchmarks.results`"
+    assert unbacked(text, tables=path == PAGE) == [], "measure it, and refer to it as benchmarks/results.py says"
+
+
+def test_every_file_has_a_table() -> None:
+    files = {path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith("gpu_")}
+    assert {name for _, name, _ in BLOCK.findall(TEXT)} == files | OF_SEVERAL
 
 
 def test_a_figure_that_no_file_backs_is_noticed() -> None:
@@ -29,9 +39,25 @@ def test_a_figure_that_no_file_backs_is_noticed() -> None:
     assert page(changed) == TEXT != changed
     with pytest.raises(FileNotFoundError):
         page("<!-- results: unmeasured -->\n| 3 x |\n<!-- end -->")
+    with pytest.raises(LookupError, match=r"losses\.json: has no figure '7 classes: magic; ours'"):
+        page("<!-- figure: losses; 7 classes: magic; ours -->3 ms<!-- end -->")
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "text", ["4.5x as fast", "4 times as fast", "in 20 ms", "3 GiB less", "at 500 images/s", "2 s"]
+)
+def test_a_figure_in_a_sentence_needs_a_file(text: str) -> None:
+    assert len(unbacked(f"It is {text}.")) == 1
+    assert unbacked(f"It is <!-- figure: losses; *; smp -->{text}<!-- end -->.") == []
+    assert unbacked(f"```\n{text}\n```\nand `{text}`, images of 160x208, 11 classes, mean IoU 0.62") == []
+
+
+def test_a_table_by_hand_is_noticed() -> None:
+    assert unbacked("| a |\n| --- |\n", tables=True) == ["| a |", "| --- |"]
+    assert unbacked("| a |\n| --- |\n") == []
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.json")), ids=lambda path: path.stem)
 def test_files_name_commit_and_machine_and_no_folder_of_it(path: Path) -> None:
     stamp = json.loads(path.read_text(encoding="utf-8"))["environment"]
     assert re.fullmatch(r"[0-9a-f]{12}", stamp["git"]), "measure what is committed"
@@ -42,19 +68,70 @@ def test_files_name_commit_and_machine_and_no_folder_of_it(path: Path) -> None:
 
 def test_median_and_spread_come_from_all_rounds(tmp_path: Path) -> None:
     path = write("steps", "a step", [Figure("ours", "ms", [3.0, 1.0, 2.00004])], folder=tmp_path)
-    results = json.loads(path.read_text())
-    assert results["figures"] == [{"what": "ours", "unit": "ms", "median": 2.0, "low": 1.0, "high": 3.0, "runs": 3}]
-    assert "| ours | 2 ms | 1 to 3 | 3 |" in table(results)
+    found = json.loads(path.read_text())
+    assert found["figures"] == [{"what": "ours", "unit": "ms", "median": 2.0, "low": 1.0, "high": 3.0, "runs": 3}]
+    assert "| ours | 2 ms | 1 to 3 | 3 |" in table(found)
     shown = page("# A\n<!-- results: steps -->\nold\n<!-- end -->\nB\n", tmp_path)
-    assert shown == f"# A\n<!-- results: steps -->\n{table(results)}<!-- end -->\nB\n"
+    assert shown == f"# A\n<!-- results: steps -->\n{table(found)}<!-- end -->\nB\n"
+
+
+def test_figures_with_columns_make_a_table_with_columns(tmp_path: Path) -> None:
+    figures = [
+        Figure("CE", "ms", [2.0, 4.0], "ours"),
+        Figure("CE", "x", [1.0, 1.0], "smp"),
+        Figure("Dice", "ms", [1], "ours"),
+    ]
+    write("losses", "a loss", figures, peers={"smp": "0.6"}, failed={"Dice": "no memory"}, folder=tmp_path)
+    lines = table(results.read("losses", tmp_path)).splitlines()
+    assert lines[0] == "| a loss | ours, ms | smp, x |"
+    assert lines[2:5] == ["| CE | 3 (2 to 4) | 1 |", "| Dice | 1 |  |", "| **failed**: Dice | no memory |"]
+    assert "Others: smp 0.6." in lines[-1]
+    text = "<!-- figure: losses; *; ours -->?<!-- end --> and <!-- figure: losses; CE; smp -->?<!-- end -->"
+    assert re.sub("<.*?>", "", page(text, tmp_path)) == "1 to 3 ms and 1 times"
+
+
+def test_ratios_that_were_measured_on_a_busy_machine_too_stand_beside_the_quiet_ones(tmp_path: Path) -> None:
+    assert results.busy(tmp_path) == ["Not measured."]
+    for folder, values in ((tmp_path, [4.0]), (tmp_path / "busy", [3.0, 5.0])):
+        write("losses", "a loss", [Figure("CE", "x", values, "smp"), Figure("CE", "ms", [1], "ours")], folder=folder)
+    assert results.busy(tmp_path)[2:] == ["| losses, CE: smp | 4 | 4 (3 to 5) |"]
+
+
+def test_targets_are_met_missed_or_not_measured(tmp_path: Path) -> None:
+    assert {verdict for *_, verdict in targets(tmp_path)} == {"not measured"}
+    for value, verdict in ((2.9, "missed"), (3.0, "met")):
+        write("losses", "a loss", [Figure("21 classes: cross-entropy", "x", [value], "yassouali")], folder=tmp_path)
+        found = {target: (measured, said) for target, _, measured, said in targets(tmp_path)}
+        assert found["cross-entropy, 21 classes: yassouali's / ours"] == (
+            f"{value:g} x",
+            f"**{verdict}**".replace("**met**", "met"),
+        )
+
+
+def test_what_is_missed_has_a_reason() -> None:
+    assert [target for target, _, _, verdict in targets() if verdict == "**missed**"] == []
+
+
+def test_cases_take_turns_and_are_repeated_less_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def case(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    cases = {name: lambda name=name: case(name) for name in "ab"}
+    assert results.by_turns(cases, 3) == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert len(results.by_turns(cases, 9, seconds=0)["a"]) == 2
+    monkeypatch.setenv(results.LATE, str(time.time() - 1))
+    assert len(results.by_turns(cases, 9)["a"]) == 2
 
 
 def test_ratios_of_losses_are_taken_round_by_round() -> None:
     logits, labels = losses.inputs(5, scale=16)
     cases = {who: losses.columns(None)[who]["CE"] for who in ("ours", "plain torch")}
     turns = {who: lambda case=case: losses.once(case, logits, labels) for who, case in cases.items()}
-    times = losses.by_turns(turns, 3)
-    ours, ratio = losses.figures_of("CE", 5, {"ours": [1.0, 2.0], "plain torch": [3.0, 2.0]})
+    times = results.by_turns(turns, 3)
+    ours, ratio = results.beside("CE", {"ours": [1.0, 2.0], "plain torch": [3.0, 2.0]})
     assert {who: len(column) for who, column in times.items()} == {"ours": 3, "plain torch": 3}
     assert (ours.unit, ratio.unit, ratio.values) == ("ms", "x", [3.0, 1.0])
 
@@ -63,12 +140,6 @@ def test_a_report_is_measured_as_often_as_asked() -> None:
     figures = report.measure(2, lambda folder: large_content(folder, epochs=3, images=2))
     assert [len(figure.values) for figure in figures] == [2, 2, 2]
     assert all(min(figure.values) > 0 for figure in figures)
-
-
-def test_make_bench_writes_every_file() -> None:
-    commands = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
-    assert re.findall(r"-m benchmarks\.(\w+).* --json", commands) == ["losses", "report", "inference", "speed"]
-    assert commands.rstrip().endswith("benchmarks.results")
 
 
 def test_networks_are_measured_one_by_one() -> None:
@@ -83,3 +154,83 @@ def test_prediction_is_measured_beside_its_network(tmp_path: Path) -> None:
     figures = inference.measure(ROOT / "configs" / "camvid.json", None, 2, 1, torch.device("cpu"))
     assert [figure.unit for figure in figures] == ["images/s", "images/s", "x"]
     assert all(figure.values[0] > 0 for figure in figures)
+
+
+def test_a_start_is_measured_with_the_network_of_the_config_and_no_data(tmp_path: Path) -> None:
+    path = startup.tiny_run(tmp_path, ROOT / "configs" / "camvid.json")
+    raw = json.loads(path.read_text())
+    assert raw["train_loader"]["type"] == "Synthetic"
+    assert raw["train_loader"]["args"]["batch_size"] == 8
+    assert raw["train_loader"]["args"]["crop_size"] == [192, 256]
+    assert raw["arch"]["args"]["head"]["type"] == "UNetHead"
+    assert raw["trainer"]["max_steps"] == 1
+
+
+# make bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_make_bench_measures_everything_in_less_than_25_minutes() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
+    assert "-m benchmarks.all $(BENCH)" in recipe
+    assert sum(part.minutes for part in everything.PARTS.values()) <= 25
+    measuring = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if '("--json", action' in path.read_text("utf-8")
+    }
+    assert {part.module for part in everything.PARTS.values()} == measuring
+
+
+def test_parts_for_a_gpu_take_less_than_ten_minutes() -> None:
+    assert sum(part.minutes for name, part in gpu.PARTS.items() if name != "recipe") < 10
+
+
+def test_a_part_that_fails_or_takes_too_long_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    slow = everything.Part("losses", 0.001)
+    monkeypatch.setattr(everything, "PARTS", {"slow": slow, "missing": everything.Part("nothing", 1)})
+    assert everything.main(["--quick"]) == 1
+    output = capsys.readouterr().out
+    assert "of 0.001 minutes, ended after 0.001 minutes" in output
+    assert "of 1 minutes, ended with status 1" in output
+
+
+@pytest.mark.slow
+def test_everything_can_be_tried_in_small() -> None:
+    assert everything.main(["--quick"]) == 0
+
+
+# benchmarks/gpu.py ----------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_on_a_gpu_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(results.TO, str(tmp_path))
+    record = gpu.Record("losses", gpu.argparse.Namespace(device="cpu"))
+    record.attempt("first", lambda: 1 / 0)
+    record.attempt("second", lambda: [Figure("second", "ms", [1.0], "ours")])
+    found = results.read("gpu_losses", tmp_path)
+    assert found["failed"] == {"first": "ZeroDivisionError: division by zero"}
+    assert [figure["what"] for figure in found["figures"]] == ["second"]
+    shown = page("<!-- results: gpu -->\n<!-- end -->", tmp_path)
+    assert "| **failed**: first | ZeroDivisionError: division by zero |" in shown
+
+
+def test_parts_for_a_gpu_run_on_a_cpu_in_small(tmp_path: Path) -> None:
+    flags = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--parts"]
+    assert gpu.main([*flags, "losses"]) == 0
+    found = results.read("gpu_losses", tmp_path)
+    assert {figure["column"] for figure in found["figures"]} == {"ours", "plain torch"}
+    assert len({figure["what"] for figure in found["figures"]}) == len(losses.PLAIN)
+
+
+@pytest.mark.slow
+def test_all_parts_for_a_gpu_run_on_a_cpu_in_small(tmp_path: Path) -> None:
+    assert gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 0
+    names = {path.stem.removeprefix("gpu_") for path in tmp_path.glob("*.json")}
+    assert names == gpu.PARTS.keys() - {"recipe"}
+    assert all(results.read(path.stem, tmp_path)["figures"] for path in tmp_path.glob("*.json"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture) -> None:
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err == "error: --device: no GPU is visible. Use --device cpu --quick to try it.\n"

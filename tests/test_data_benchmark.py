@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -31,17 +30,27 @@ def test_every_case_gives_a_crop(benchmark: ModuleType, tmp_path: Path, name: st
     column = replace(benchmark.COLUMNS[name], size=(96, 128), base=128, crop=70)
     pairs = benchmark.write(column, tmp_path, None, 2)
     made = benchmark.cases_of(column, tmp_path, pairs, Namespace(yassouali=None, semseg=None))
-    for case in ("ours", "ours, cached", "torchvision v2"):
+    for case in ("ours", "cached", "torchvision v2"):
         image, label = made[case]()(1)[:2]
         assert sorted(image.shape) == [3, 70, 70], case
         assert tuple(label.shape) == (70, 70), case
-    image, label = made["decode only"]()(0)
+    image, label = made["decoding alone"]()(0)
     assert (image.shape, label.shape) == ((96, 128, 3), (96, 128))
 
 
-def test_ratios_are_medians_of_those_within_a_round(benchmark: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    rows = {"ours": [1.0, 2.0, 4.0], "ours, cached": [0.5, 1.0, 1.0], "other": [3.0, 4.0, 20.0]}
-    benchmark.report("title", rows, 10)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  other")]
-    ratios = np.median(np.divide(rows["other"], [rows["ours"], rows["ours, cached"]]), axis=1)
-    assert line.split() == ["other", "400.00", "2", *(f"{ratio:.2f}x" for ratio in ratios)]
+def test_a_row_has_our_time_and_ratios_within_rounds(benchmark: ModuleType) -> None:
+    rows = {"ours": [1.0, 2.0, 4.0], "cached": [0.5, 1.0, 1.0], "yassouali": [3.0, 4.0, 20.0]}
+    ours, cached, other, both = benchmark.figures_of("title", rows, 10, pace=False)
+    assert (ours.values, ours.unit, cached.values) == ([100.0, 200.0, 400.0], "ms", [50.0, 100.0, 100.0])
+    assert (other.column, other.unit, other.values) == ("yassouali", "x", [3.0, 2.0, 5.0])
+    assert (both.column, both.values) == ("yassouali / cached", [6.0, 4.0, 20.0])
+    pace = benchmark.figures_of("title", rows, 10, pace=True)[0]
+    assert (pace.unit, pace.values) == ("images/s", [10.0, 5.0, 2.5])
+
+
+def test_a_case_that_dies_ends_the_measurement(benchmark: ModuleType) -> None:
+    def die() -> None:
+        sys.exit(1)
+
+    with pytest.raises(EOFError):
+        benchmark.measure({"ours": die}, 1, 1, malloc=False)
