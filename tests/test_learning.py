@@ -139,7 +139,10 @@ def test_two_epochs_on_camvid_teach_a_small_network_something(
         "optimizer": {"type": "AdamW", "args": {"lr": 2e-3}},
         "lr_scheduler": "Constant",
         "loss": "CrossEntropyLoss2d",
-        "trainer": {"epochs": 2, "ema": None, "val_per_epochs": 1, "tensorboard": False, "save_dir": str(tmp_path)},
+        "trainer": {
+            **{"epochs": 2, "max_steps": None, "val_per_epochs": 1},
+            **{"ema": None, "tensorboard": False, "save_dir": str(tmp_path)},
+        },
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     answer = train_command("-c", tmp_path / "config.json")

@@ -285,6 +285,50 @@ def test_color_jitter_of_nothing_changes_nothing_and_needs_rgb():
         none(image[..., :1], label, rng())
 
 
+def jitter(image: np.ndarray, seed: int = 0, **amounts: float) -> np.ndarray:
+    """`image` with nothing but these changes."""
+    nothing = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    return ColorJitter(**{**nothing, **amounts})(image, np.zeros(image.shape[:2], np.uint8), rng(seed))[0]
+
+
+def test_gamma_draws_exponents_either_side_of_1_and_keeps_black_and_white():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    exponents = []
+    for seed in range(200):
+        changed = jitter(ramp, seed, gamma=1.0)[0, :, 0]
+        assert (changed[0], changed[255]) == (0, 255)
+        exponents.append(np.log(changed[128] / 255) / np.log(128 / 255))
+    assert 0.49 < min(exponents) < 0.55
+    assert 1.85 < max(exponents) < 2.02
+    assert 0.4 < np.mean(np.array(exponents) < 1) < 0.6
+
+
+def test_white_balance_scales_each_channel_by_a_factor_of_its_own():
+    image = np.full((5, 7, 3), 100, np.uint8)
+    factors = np.array([jitter(image, seed, white_balance=0.3)[0, 0] for seed in range(200)]) / 100
+    assert (factors.min(0) > 0.69).all()
+    assert (factors.min(0) < 0.75).all()
+    assert (factors.max(0) > 1.25).all()
+    assert (factors.max(0) < 1.31).all()
+    assert abs(np.corrcoef(factors[:, 0], factors[:, 1])[0, 1]) < 0.2
+
+
+def test_the_share_of_gray_images_loses_its_color_and_the_rest_keeps_it():
+    image, _ = scene()
+    changed = [jitter(image, seed, gray=0.3, hue=0.1) for seed in range(200)]
+    gray = [bool((each == each[..., :1]).all()) for each in changed]
+    assert 0.2 < np.mean(gray) < 0.4
+
+
+def test_what_color_jitter_can_do_besides_leaves_the_draws_of_the_rest_alone():
+    image, _ = scene()
+    before = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
+    for seed in range(20):
+        plain = jitter(image, seed, **before)
+        np.testing.assert_array_equal(jitter(image, seed, **before, gray=1e-9), plain)
+        np.testing.assert_array_equal(jitter(image, seed, **before, white_balance=1e-9), plain)
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_depends_on_its_generator_alone(name):
     step = TRANSFORMS.build(Component(name, ARGUMENTS.get(name, {})), where="step")

@@ -1,0 +1,168 @@
+"""Mean IoU of a CamVid recipe on validation and on drives that training never saw, several seeds each.
+
+    python -m benchmarks.camvid DATA                               # configs/camvid.json: 9 runs, one after another
+    python -m benchmarks.camvid DATA --on 0006R0 --seeds 0 --steps 500
+    python -m benchmarks.camvid DATA --set small-crops train_loader.args.crop_size=[128,160]
+    python -m benchmarks.camvid DATA --ablations --steps 2000 --json
+
+Validation's frames are neighbors of training's in drive 0016E5. So a drive of training's three is held out in turn, and
+the other two are trained on for as many steps. A figure is that of the last step: nothing is chosen by the images that
+it is measured on. What is finished in --out is passed over, so that the same command goes on after a kill. With --json
+the figures are written to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.results import Figure, summary, write
+from engine.check import check_config
+from engine.children import train_command
+from engine.repeats import Member, finished_run, train_member
+from utils.config import load_config, override
+from utils.errors import run
+from utils.log import log_to
+
+logger = logging.getLogger("segwright")
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "configs" / "camvid.json"
+FOLDS = {"0016E5": 0, "0006R0": 1, "0001TP": 2}  # drives of the training set: the largest is the first fold
+VALIDATION = "validation"
+AS_IT_IS = "recipe"  # the variant that is none
+ABLATIONS: Mapping[str, Sequence[str]] = {
+    "CE": ('loss={"type":"CrossEntropyLoss2d"}',),
+    "CE, class weights": ('loss={"type":"CrossEntropyLoss2d","args":{"class_weights":"sqrt_inv"}}',),
+    "CE + Dice": ('loss={"type":"CE_DiceLoss"}',),
+    "CE + Dice, class weights": ('loss={"type":"CE_DiceLoss","args":{"class_weights":"sqrt_inv"}}',),
+    "CE + Lovasz": ('loss=["CrossEntropyLoss2d","LovaszSoftmax"]',),
+    "focal": ('loss={"type":"FocalLoss"}',),
+    "OHEM": ('loss={"type":"OHEMCrossEntropyLoss"}',),
+    "rare-class crops": ("train_loader.args.rare_crop=0.5",),
+    "no rare-class crops": ("train_loader.args.rare_crop=false",),
+    "no EMA": ("trainer.ema=null",),
+    "output stride 8": ("arch.args.output_stride=8",),
+    "output stride 32": ("arch.args.output_stride=32",),
+    "fp32": ("trainer.precision=fp32",),
+    "mild colors": ('train_loader.args.color_jitter={"brightness":0.2,"contrast":0.2,"saturation":0.2}',),
+    "crops of half the area": ("train_loader.args.crop_size=[136,180]",),
+}
+
+
+class Case(NamedTuple):
+    """One training.
+
+    Args:
+        variant: What is different from the recipe.
+        on: `VALIDATION`, or the drive that is held out.
+        seed: Of the training.
+    """
+
+    variant: str
+    on: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.variant}, {self.on}, seed {self.seed}"
+
+
+def member(case: Case, raw: Mapping[str, Any], changes: Sequence[str], data: Path, out: Path) -> Member:
+    """Make the training of a case.
+
+    Args:
+        case: Which one.
+        raw: The recipe.
+        changes: ``KEY=VALUE`` of its variant.
+        data: Folder of the data set.
+        out: Folder of all runs.
+    """
+    folder = json.dumps(str(data.resolve()))
+    name = "".join(letter if letter.isalnum() else "-" for letter in f"{raw['name']} {case}")
+    sets = [*changes, f"seed={case.seed}", f"name={name}", f"trainer.save_dir={json.dumps(str(out.resolve()))}"]
+    sets.append(f"train_loader.args.data_dir={folder}")
+    if case.on == VALIDATION:
+        sets.append(f"val_loader.args.data_dir={folder}")
+    else:
+        split = {"share": 1 / len(FOLDS), "by": "^.{6}", "fold": FOLDS[case.on]}
+        sets += ["val_loader=null", f"train_loader.args.val_split={json.dumps(split)}"]
+        sets.append("trainer.val_per_epochs=1000000")  # validation after the last step is what counts
+    return Member(str(case), sets, check_config(override(raw, sets)))
+
+
+def came_to(folder: Path) -> tuple[float, float | None]:
+    """Read the mean IoU of a finished run's last step, in percent, and its minutes; None if it was interrupted."""
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    starts = sum(step.get("event") == "start" for step in steps)
+    seconds = [step["seconds"] for step in steps if "seconds" in step]
+    return 100 * last["val/Mean_IoU"], seconds[-1] / 60 if starts == 1 and seconds else None
+
+
+def figures(found: Mapping[Case, tuple[float, float | None]]) -> list[Figure]:
+    """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds; then the time."""
+    rows: dict[str, list[float]] = {}
+    for case, (value, _) in found.items():
+        where = case.on if case.on == VALIDATION else f"unseen drive {case.on}"
+        rows.setdefault(f"{case.variant}: {where}", []).append(value)
+    made = [Figure(what, "%", values) for what, values in rows.items()]
+    minutes = [taken for case, (_, taken) in found.items() if case.variant == AS_IT_IS and taken is not None]
+    return [*made, Figure(f"{AS_IT_IS}: time", "min", minutes)] if minutes else made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.camvid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", type=Path, help="folder that holds train/, trainannot/, val/, valannot/")
+    add("--recipe", type=Path, default=RECIPE, help="config to train (default: configs/camvid.json)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--on", nargs="+", default=[VALIDATION, "0006R0", "0001TP"], choices=[VALIDATION, *FOLDS])
+    add("--set", action="append", nargs="+", default=[], metavar=("NAME", "KEY=VALUE"), help="a variant of the recipe")
+    add("--ablations", action="store_true", help="variants of loss, sampling, averaging, stride, precision, crop")
+    add("--steps", type=int, help="length of every run (default: the recipe's)")
+    add("--device", help="as train.py takes it")
+    add("--out", type=Path, default=Path("saved/benchmark-camvid"), help="where runs lie")
+    add("--json", metavar="NAME", nargs="?", const="camvid", help="write the figures to benchmarks/results/NAME.json")
+    args = parser.parse_args(arguments)
+    raw = load_config(args.recipe)
+    steps = args.steps or raw.get("trainer", {}).get("max_steps")
+    if steps is None:
+        parser.error("the recipe has no trainer.max_steps, and epochs of fewer images have fewer steps. Give --steps.")
+    raw = override(raw, [f"trainer.max_steps={steps}"])
+    variants = {AS_IT_IS: (), **(ABLATIONS if args.ablations else {}), **{name: sets for name, *sets in args.set}}
+    cases = [Case(*each) for each in itertools.product(variants, args.on, args.seeds)]
+    cases.sort(key=lambda case: args.seeds.index(case.seed))  # early runs already say something about all
+    # A mistake in the last one is found before the first one has been trained.
+    members = {case: member(case, raw, variants[case.variant], args.data, args.out) for case in cases}
+    log_to()
+    words = [*train_command(None, str(ROOT / "train.py")), "--config", str(args.recipe)]
+    words += ["--set", f"trainer.max_steps={steps}", *(["--device", args.device] if args.device else [])]
+    found = {}
+    for number, (case, training) in enumerate(members.items(), 1):
+        folder = finished_run(training)
+        if folder is None:
+            logger.info("%d of %d: %s", number, len(members), case)
+            train_member(training, words, resume=True)
+            folder = finished_run(training)
+        if folder is not None:  # else it reached trainer.max_time
+            found[case] = came_to(folder)
+            logger.info("%s: mean IoU %.2f %%", case, found[case][0])
+    rows = figures(found)
+    for row in rows:
+        print(summary(row))
+    if args.json:
+        title = f"{raw['name']}: mean IoU after {steps:,} steps"
+        write(args.json, title, rows, device=args.device or "cpu")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,89 @@
+"""benchmarks/camvid.py holds out what it says, trains what is not trained yet, and takes the last step's figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks import camvid
+from engine.assemble import build_loaders
+from tests.conftest import ROOT
+from utils.config import load_config
+
+DRIVES = {"0016E5": 5, "0006R0": 3, "0001TP": 2}
+SMALL = {
+    "extends": str(ROOT / "configs" / "camvid.json"),
+    "arch": {"type": "EncoderDecoder", "args": {"backbone": "resnet18", "head": "FCNHead", "necks": []}},
+    "train_loader": {"args": {"batch_size": 2, "base_size": 48, "crop_size": 32}},
+    "loss": "CrossEntropyLoss2d",
+    "trainer": {"max_steps": 2, "precision": "fp32", "val_per_epochs": 1},
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of the layout of CamVid, with pictures of noise from three drives."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in (split, f"{split}annot"):
+            (tmp_path / "data" / kind).mkdir(parents=True)
+        for drive, frames in DRIVES.items():
+            for frame in range(frames):
+                name = f"{drive}_{frame:05d}.png"
+                image = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
+                cv2.imwrite(str(tmp_path / "data" / split / name), image)
+                cv2.imwrite(str(tmp_path / "data" / f"{split}annot" / name), image[..., 0] % 12)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("drive", DRIVES)
+def test_a_drive_is_held_out_whole_and_the_others_train_for_as_many_steps(drive: str, data: Path) -> None:
+    raw = load_config(camvid.RECIPE)
+    steps = {}
+    for on in (camvid.VALIDATION, drive):
+        case = camvid.Case("recipe", on, 3)
+        config = camvid.member(case, raw, ["train_loader.args.batch_size=2"], data, data.parent).config
+        steps[on] = config.trainer.max_steps
+    train, held_out = build_loaders(config, cached=False)
+    assert held_out is not None
+    assert {train.view.key(i)[:6] for i in range(len(train.view))} == set(DRIVES) - {drive}
+    assert [held_out.view.key(i)[:6] for i in range(len(held_out.view))] == [drive] * DRIVES[drive]
+    assert steps[drive] == steps[camvid.VALIDATION]
+    assert config.seed == 3
+
+
+def test_every_ablation_is_a_right_config_of_the_recipe(data: Path) -> None:
+    raw = load_config(camvid.RECIPE)
+    for name, changes in camvid.ABLATIONS.items():
+        camvid.member(camvid.Case(name, "0006R0", 0), raw, changes, data, data.parent)
+
+
+def test_what_is_trained_is_passed_over_and_what_the_table_shows_is_the_last_step(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "small.json"
+    recipe.write_text(json.dumps(SMALL))
+    monkeypatch.chdir(tmp_path)
+    words = [str(data), "--recipe", str(recipe), "--on", "0006R0", "--seeds", "1"]
+    assert camvid.main(words) == 0
+    (folder,) = (tmp_path / "saved" / "benchmark-camvid").glob("*/*-*")
+    (last,) = (folder / "metrics.jsonl").read_text().splitlines()[-1:]
+    monkeypatch.setattr(camvid, "train_member", lambda *_, **__: pytest.fail("trained again"))
+    rows: list[camvid.Figure] = []
+    monkeypatch.setattr(camvid, "write", lambda name, title, figures, **_: rows.extend(figures))
+    assert camvid.main([*words, "--json"]) == 0
+    value, minutes = rows
+    assert value == ("recipe: unseen drive 0006R0", "%", [100 * json.loads(last)["val/Mean_IoU"]])
+    assert minutes.unit == "min"
+
+
+def test_epochs_are_refused_where_drives_differ_in_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "epochs.json"
+    recipe.write_text(json.dumps({**SMALL, "trainer": {"epochs": 2, "max_steps": None}}))
+    with pytest.raises(SystemExit):
+        camvid.main([str(tmp_path), "--recipe", str(recipe)])
+    assert "--steps" in capsys.readouterr().err
