@@ -26,7 +26,7 @@ from utils.losses.strips import predicted_labels
 
 logger = logging.getLogger("segwright")
 
-SECONDS, STEPS = 2.0, 4  # of measuring, and at most so many steps
+SECONDS, STEPS = 2.0, 5  # of measuring, but for two steps at least, and at most so many steps
 PARAMETER = 16  # bytes: weight, gradient, momentum and average
 
 
@@ -109,7 +109,7 @@ class Seconds(NamedTuple):
     """How long something takes."""
 
     wall: float
-    work: float  # of all threads together
+    work: float  # of all threads together, at least
 
 
 def seconds_of_step(trainer: Trainer, device: torch.device) -> Seconds:
@@ -152,15 +152,15 @@ def _endless(loader: Loader) -> Iterator[Batch]:
 
 
 def _median(work: Callable[[], None], device: torch.device) -> Seconds:
-    """Return the median seconds of `work`, but for the first time."""
+    """Return the median seconds of `work`, but for the first time, and the least of all threads together."""
     walls: list[float] = []
     works: list[float] = []
     begun = time.perf_counter()
-    while len(walls) < 2 or (len(walls) <= STEPS and time.perf_counter() - begun < SECONDS):
+    while len(walls) < 3 or (len(walls) <= STEPS and time.perf_counter() - begun < SECONDS):
         start, used = time.perf_counter(), time.process_time()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         walls.append(time.perf_counter() - start)
         works.append(time.process_time() - used)
-    return Seconds(statistics.median(walls[1:]), statistics.median(works[1:]))
+    return Seconds(statistics.median(walls[1:]), min(works[1:]))

@@ -20,6 +20,7 @@ from dataloader.tools.findings import Examined, Finding
 NEAR = 0.5
 FEW_NEAR = 0.05  # share of the validation images; fewer of them are chance
 LEAST_NEAR = 3  # likewise, as a number
+LEAST_COMPARED = 20  # images; what fewer of them have in common may be what they show
 MOST_COMPARED = 20_000  # images of a side
 # Starts of names that may say which images were taken together: a folder, all before the first or the last separator.
 STARTS = ("^[^/]+(?=/)", "^[^_]+", "^[^-]+", "^.*(?=[_-])")
@@ -140,13 +141,13 @@ def near_pairs(training: Mapping[str, Record], validation: Mapping[str, Record])
     """
     keys, thumbnails = _thumbnails(training)
     others, wanted = _thumbnails(validation)
-    common = thumbnails.mean(0) if keys else 0
+    if len(keys) < LEAST_COMPARED:
+        return []
+    common = thumbnails.mean(0)
     thumbnails, wanted = _of_length_1(thumbnails - common), _of_length_1(wanted - common)
     digests = {record.image for record in training.values()}
     pairs = []
     for start in range(0, len(others), 1000):  # rows at a time: the whole matrix might not fit
-        if not keys:
-            break
         alike = wanted[start : start + 1000] @ thumbnails.T
         for key, row in zip(others[start : start + 1000], alike, strict=True):
             best = int(row.argmax())
@@ -158,7 +159,9 @@ def near_pairs(training: Mapping[str, Record], validation: Mapping[str, Record])
 def near_within(records: Mapping[str, Record]) -> list[tuple[str, str]]:
     """Find for each image the one of the others that looks most like it, if it looks nearly the same."""
     keys, thumbnails = _thumbnails(records)
-    thumbnails = _of_length_1(thumbnails - (thumbnails.mean(0) if keys else 0))
+    if len(keys) < LEAST_COMPARED:
+        return []
+    thumbnails = _of_length_1(thumbnails - thumbnails.mean(0))
     pairs = []
     for index, key in enumerate(keys):
         row = thumbnails @ thumbnails[index]
