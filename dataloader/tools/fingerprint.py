@@ -23,6 +23,7 @@ from utils.errors import DataError
 from utils.files import atomic_write
 
 SAMPLED = 64  # labels, and images, that are looked at
+LEAST_SEEN = 16  # images that can tell whether there is an up
 SPECK = 4  # pixels; smaller pieces of a class are slips of the pencil
 SHARES = (10, 50, 90)  # of a class's pixels, in percent
 
@@ -338,7 +339,7 @@ def uprightness(differences: np.ndarray) -> float:
         Length of the mean difference of above and below, in lengths that chance and left and right would give.
     """
     count = len(differences)
-    if count < 8:
+    if count < LEAST_SEEN:
         return 0.0
     means = differences.mean(0)
     chance = differences.std(0) / np.sqrt(count)

@@ -32,6 +32,7 @@ from utils.images import read_label_colors, read_label_values
 
 MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
 KEPT = 0.8  # share of the pixels that classes must have where other values are taken for soft edges
+MOST_CHANNELS = 64  # as `Folder` has it
 ALSO = (".npy",)  # endings of images that are no pictures
 
 
@@ -161,9 +162,18 @@ def describe_folder(
 
 
 def guess_channels(files: Sequence[Path]) -> int:
-    """Return how many channels most images have, of those whose values are taken as they are; 3 for photos."""
+    """Return how many channels most images have, of those whose values are taken as they are; 3 for photos.
+
+    Raises:
+        DataError: They are more than a network takes.
+    """
     found = Counter(channels_in(path) for path in files)
-    return max(found, key=lambda channels: found[channels])
+    channels = max(found, key=lambda channels: found[channels])
+    if channels > MOST_CHANNELS:
+        raise DataError(
+            f"{files[0].parent}: images have {channels} channels. Keep the {MOST_CHANNELS} that matter most."
+        )
+    return channels
 
 
 def channels_in(path: Path) -> int:

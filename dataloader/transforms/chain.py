@@ -187,7 +187,9 @@ class Chain:
         image, label = warp(
             image, label, scaled=scaled, crop=crop, offset=offset, angle=angle, flip=flip, fill=self.fill, change=change
         )
-        return (np.rot90(image, turns), np.rot90(label, turns)) if turns else (image, label)
+        if turns:
+            image, label = (np.ascontiguousarray(np.rot90(array, turns)) for array in (image, label))
+        return image, label
 
     def _change(self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> Pair:
         for step in (self.color_jitter, self.blur):
