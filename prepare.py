@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NOWHERE = "neither in torch's cache nor to be reached, so that training starts from random numbers"
 RULES = ("median_freq", "enet", "sqrt_inv")
 DOWNLOADS = "VOC, VOCAug (with SBD's annotations), ADE20K, CamVid, COCO, COCOStuff10k, CityScapes"
+PLAN = ".plan.json"  # ending of the file with the reasons of a config's choices, beside it
+MOST_MINUTES = 60 * 24 * 365
 T = TypeVar("T")
 
 
@@ -113,16 +115,7 @@ def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
     group.add_argument("name", metavar="NAME", help=DOWNLOADS)
     add_shared(group, "--data-dir", ": where to (default: data)", default=Path("data"))
 
-    example = ("--images mydata/images --masks mydata/masks", "writes mydata.json")
-    text = "write a config for a folder of images and one of masks"
-    made = command("init", text, example, "--images DIR --masks DIR")
-    group = made.add_argument_group("data")
-    add_shared(group, "--images", ": their folder", type=Path, required=True)
-    add_shared(group, "--masks", ": their folder; named like the images", required=True)
-    add_shared(group, "--names", ", by ascending value")
-    group = made.add_argument_group("result")
-    add_shared(group, "--output", " the config (default: named like the data's folder)")
-    add_shared(group, "--force")
+    add_planners(command)
 
     text = "turn a config of yassouali/pytorch-segmentation into ours, and say what changed"
     made = command("migrate", text, ("old.json -o new.json", "a config of another program"), "OLD.json", "coming-from")
@@ -154,11 +147,35 @@ def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
     add_shared(group, "--output", " the zip (default: submission.zip)", default=Path("submission.zip"))
 
 
+def add_planners(command: Callable[..., CommandParser]) -> None:
+    """Add `plan`, and `init`, its name where nobody thinks of the time."""
+    text = "write a config for a folder of images and one of masks, with the reason of each choice"
+    for name, words in (("plan", " --minutes 30"), ("init", "")):
+        example = (f"--images mydata/images --masks mydata/masks{words}", "writes mydata.json")
+        made = command(name, text, example, "--images DIR --masks PATH", "plan" if name == "plan" else "own-data")
+        group = made.add_argument_group("data")
+        add_shared(group, "--images", ": their folder", type=Path, required=True)
+        shown = ": their folder, named like the images; or a file or folder of an annotation tool"
+        add_shared(group, "--masks", shown, required=True, metavar="PATH")
+        add_shared(group, "--names", ", by ascending value")
+        group.add_argument(
+            "--overhead",
+            action=argparse.BooleanOptionalAction,
+            help="images have no above and below, as from the air: turn them by 90 degrees (default: found out)",
+        )
+        group = made.add_argument_group("training")
+        group.add_argument("--minutes", type=float, default=15.0, metavar="N", help="that it may take (default: 15)")
+        group = made.add_argument_group("result")
+        add_shared(group, "--output", " the config (default: named like the data's folder)")
+        add_shared(group, "--force")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     others = {
         "download": download,
-        "init": init,
+        "init": plan,
+        "plan": plan,
         "convert": convert,
         "submission": submission,
         "migrate": migrate,
@@ -257,35 +274,39 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
     return 0
 
 
-def init(args: argparse.Namespace) -> int:
-    """Write a config for a folder of images and one of masks."""
+def plan(args: argparse.Namespace) -> int:
+    """Write a config for a folder of images and one of masks, and the reasons of its choices beside it."""
+    if not 0 < args.minutes <= MOST_MINUTES:
+        raise UserError(f"--minutes {args.minutes:g}: no time to train in. Give a number such as 15.")
     if args.output is not None:
         check_output(args.output, args.force)
 
-    import torch
-
-    from dataloader.tools.init_config import find_layout, propose, run_name
+    from dataloader.tools.init_config import Wish, propose
+    from dataloader.tools.layouts import find_layout, run_name
     from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
     from engine.preflight import source_of_weights
+    from engine.timing import measure, this_machine
     from utils.checkpoint import write_text
-    from utils.config import SCHEMA, parse_json
+    from utils.config import SCHEMA, dump_json, parse_json
     from utils.plugins import import_modules
 
     import_modules(args.modules)
     names = names_in(args)
     output = args.output or Path(f"{run_name(find_layout(args.images, args.masks).root)}.json")
     check_output(output, args.force)
-    gpus = torch.cuda.device_count()
     source = source_of_weights(BACKBONE)
-    options = {"names": names, "num_workers": args.workers, "gpus": gpus, "pretrained": bool(source)}
+    machine = this_machine(pretrained=bool(source))
     schema = relative_path(SCHEMA, output.parent)
-    proposal = propose(args.images, args.masks, **options, schema=schema)
+    wish = Wish(names, args.minutes, args.overhead, args.workers, schema)
+    proposal = propose(args.images, args.masks, wish, machine, partial(measure, machine=machine))
     check_config({key: value for key, value in parse_json(proposal.text).items() if key != "$schema"})
     check_writable("--output", output)
     write_text(output, proposal.text)
+    write_text(output.with_suffix(PLAN), dump_json(proposal.plan))
     print("\n".join(map(one_line, proposal.guesses)))
     print(f"pretrained weights: {source or NOWHERE}")
+    print(f"training takes about {proposal.plan['minutes']:.2g} minutes on this machine")
     print(one_line(f"written to {output}; `python train.py -c {shlex.quote(str(output))}` trains"))
     return 0
 

@@ -26,6 +26,8 @@ from utils.files import atomic_write
 from utils.schema import to_json
 from utils.shards import stamp
 
+THUMBNAIL = 16  # side of the pictures that images are compared by, in pixels
+
 
 @dataclass
 class Record:
@@ -42,6 +44,7 @@ class Record:
         mean: Mean of each channel of the image, 0 to 1.
         square: Mean square of each channel.
         pixels: Number of pixels of the image.
+        thumbnail: What the image shows coarsely, to find others like it; see `thumbnail`.
     """
 
     stamp: list[int]
@@ -54,6 +57,7 @@ class Record:
     mean: list[float] | None = None
     square: list[float] | None = None
     pixels: int = 0
+    thumbnail: str = ""
 
     @property
     def is_blank(self) -> bool:
@@ -118,6 +122,21 @@ def _scan_image(dataset: BaseDataset, index: int, record: Record) -> None:
     record.square = (std**2 + mean**2).tolist()
     record.pixels = image.shape[0] * image.shape[1]
     record.image = digest(image)
+    record.thumbnail = thumbnail(image)
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """Reduce an image (H, W, channels) to 16x16 gray levels about their surroundings, as text; empty if it is blank.
+
+    Levels about their surroundings tell one street from another, whose sky and road are alike.
+    """
+    gray = image.astype(np.float32).mean(2)
+    small = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    detail = small - cv2.GaussianBlur(small, (0, 0), 3)
+    largest = float(np.abs(detail).max())
+    if largest < 1e-6 * max(1.0, float(np.abs(small).max())):
+        return ""
+    return np.rint(127 * detail / largest).astype(np.int8).tobytes().hex()
 
 
 def digest(array: np.ndarray) -> str:
@@ -282,7 +301,7 @@ def cache_key(dataset: BaseDataset, images: bool) -> str:
     """Make a name of what records depend on besides the files: the dataset's options, but neither folder nor split."""
     options = {name: value for name, value in dataset.options().items() if name not in ("data_dir", "split", "classes")}
     table = dataset.classes.identity() if not dataset.raw_labels else None
-    return fingerprint([1, type(dataset).__name__, to_json(options), to_json(table), images])
+    return fingerprint([2, type(dataset).__name__, to_json(options), to_json(table), images])
 
 
 def cache_file(cache: Path, dataset: BaseDataset, images: bool) -> Path:

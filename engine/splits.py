@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.errors import DataError, MissingData, UserError
+from utils.errors import ConfigError, DataError, MissingData, UserError
 
 if TYPE_CHECKING:
     from base.base_dataset import BaseDataset
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]:
     """Read all files of the loaders of a config."""
+    from dataloader.hold_out import hold_out
     from engine.check import check_config
     from engine.config import training_sections
 
@@ -37,6 +39,9 @@ def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]
         if (held_out := section.batches.held_out) is not None:
             share = held_out.share
             found.held_out = round(share * len(found.records)) if share < 1 else int(share)
+            with suppress(ConfigError):  # training says so
+                chosen = hold_out(found.dataset, held_out, config.seed)[1]
+                found.validated = frozenset(found.dataset.samples[index].key for index in chosen)
         if where != "val_loader" and len(sections) > 2:
             found.sources |= {"train_loader"}  # what stands in two training sets is meant to count twice
         examined.append(found)

@@ -55,6 +55,7 @@ class Examined:
         crop: Height and width that images are cropped to without being resized before; None if not known.
         batch_size: Images per step; None if not known.
         held_out: How many of the examples are not trained on.
+        validated: Keys of those that are held out; empty where that is not known.
         skips: Whether the loader skips some files that cannot be used.
         sources: What it is put together from, where splits may share images by design; empty: they may not.
         joined: Others that are trained on together with it.
@@ -69,6 +70,7 @@ class Examined:
     crop: tuple[int, int] | None = None
     batch_size: int | None = None
     held_out: int = 0
+    validated: frozenset[str] = frozenset()
     skips: bool = False
     sources: frozenset[str] = frozenset()
     joined: Sequence[Examined] = ()

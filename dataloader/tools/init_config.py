@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,21 +13,27 @@ from typing import Any
 import numpy as np
 
 from base.base_dataloader import MOST_SKIPPED
+from base.base_dataset import BaseDataset
 from dataloader import scan
+from dataloader.datasets.annotations import Annotations
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import Folder, read_classes
 from dataloader.datasets.naming import guess_names
 from dataloader.tools import doctor
 from dataloader.tools.convert import CLASS_FILE
-from dataloader.tools.recipe import HELD_OUT, RARE, Recipe, choose_recipe
+from dataloader.tools.findings import Examined
+from dataloader.tools.fingerprint import take_fingerprint
+from dataloader.tools.layouts import SPLITS, VOID, Layout, annotated_classes, find_layout
+from dataloader.tools.planning import Draft, make_plan, write_text
+from dataloader.tools.recipe import HELD_OUT, MINUTES, RARE, Machine, Measured
 from utils.classes import IGNORE, default_colors
-from utils.errors import ConfigError, DataError, Fault, one_line
+from utils.errors import ConfigError, DataError, Fault
 from utils.images import read_label_colors, read_label_values
 
 MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
 KEPT = 0.8  # share of the pixels that classes must have where other values are taken for soft edges
-SPLITS = ("train", "val")
-VOID = "void"  # among the names: what has no class
+MOST_CHANNELS = 64  # as `Folder` has it
+ALSO = (".npy",)  # endings of images that are no pictures
 
 
 @dataclass
@@ -38,44 +43,103 @@ class Proposal:
     Args:
         text: The config, with comments.
         guesses: What was found and what was assumed, a line each.
+        plan: The choices with their reasons, what they follow from, and how long training takes, as plain values.
     """
 
     text: str = ""
     guesses: list[str] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
-def propose(
-    images: Path,
-    masks: Path,
-    *,
-    names: Sequence[str] | None = None,
-    num_workers: int = 0,
-    gpus: int = 0,
-    pretrained: bool = False,
-    schema: str = "config.schema.json",
-) -> Proposal:
+@dataclass(frozen=True)
+class Wish:
+    """What a person says of a plan.
+
+    Args:
+        names: Names of the classes, by ascending value.
+        minutes: That training may take.
+        overhead: Whether images are taken from above; None to find out.
+        num_workers: Processes that read now.
+        schema: Path of the JSON Schema, as the config names it for editors.
+    """
+
+    names: Sequence[str] | None = None
+    minutes: float = MINUTES
+    overhead: bool | None = None
+    num_workers: int = 0
+    schema: str = "config.schema.json"
+
+
+Measure = Callable[[Mapping[str, Any]], Measured | None]  # what a config costs; None where it does not fit
+
+
+def propose(images: Path, masks: Path, wish: Wish, machine: Machine, measure: Measure) -> Proposal:
     """Read all masks and images and write a config.
 
     Args:
         images: Folder of images, or with a folder of them for each of train and val.
-        masks: Folder of masks, likewise.
-        names: Names of the classes, by ascending value.
-        num_workers: Processes that read.
-        gpus: How many this machine has; without one, network and crops are small.
-        pretrained: Whether public weights can be had.
-        schema: Path of the JSON Schema, as the config names it for editors.
+        masks: Folder of masks, likewise, or file or folder of an annotation tool.
+        wish: What was asked for.
+        machine: What there is to train with.
+        measure: Called with configs to try.
 
     Raises:
         DataError: Nothing can be made of the folders.
     """
     proposal = Proposal()
     layout = find_layout(images, masks)
-    root, splits, folders = layout.root, layout.splits, layout.folders
-    nested = not all(image_files(folder) for folder in chain.from_iterable(folders))
+    kind, options = (describe_annotations if layout.annotated else describe_folder)(layout, wish.names, proposal)
+    cache = scan.default_cache()
+    examined = []
+    for split in layout.splits:
+        dataset = kind(data_dir=layout.root, split=split, **typed_options(kind, options))
+        records = scan.examine(dataset, name=split, num_workers=wish.num_workers, cache=cache)
+        examined.append(Examined(split, dataset, records, training=split != "val"))
+    for finding in doctor.diagnose(examined):
+        proposal.guesses += finding.lines()
+    if any(must_skip(each, layout.root, 1.0 if layout.splits == SPLITS else HELD_OUT) for each in examined):
+        options["on_bad_sample"] = "skip"
+    fingerprint = take_fingerprint(examined[0], examined[1] if len(examined) > 1 else None, cache=cache)
+    if len(fingerprint.shown) < 2:
+        only = fingerprint.shown[0].name if fingerprint.shown else "nothing"
+        raise DataError(f"{masks}: masks show {only} and no other class. Segmentation needs two, such as background.")
+    draft = Draft(layout, kind.__name__, options, examined[0].dataset, fingerprint, machine, wish)
+    planned = make_plan(draft, measure)
+    proposal.guesses += planned.summary
+    proposal.text = write_text(planned, proposal.guesses, wish.schema)
+    proposal.plan = planned.to_json()
+    return proposal
+
+
+def describe_annotations(
+    layout: Layout, names: Sequence[str] | None, proposal: Proposal
+) -> tuple[type[BaseDataset], dict[str, Any]]:
+    """Find the arguments of `Annotations`."""
+    classes, options = annotated_classes(layout, names)
+    proposal.guesses.append(f"masks are drawn from {layout.mask_dir}: {len(classes)} classes, {', '.join(classes)}")
+    return Annotations, {
+        "image_dir": layout.image_dir,
+        "annotations": layout.mask_dir,
+        "classes": classes,
+        **options,
+    }
+
+
+def describe_folder(
+    layout: Layout, names: Sequence[str] | None, proposal: Proposal
+) -> tuple[type[BaseDataset], dict[str, Any]]:
+    """Find the arguments of `Folder`.
+
+    Raises:
+        DataError: A folder holds no images, or masks are no masks.
+    """
+    folders = layout.folders
+    nested = not all(image_files(folder, also=ALSO) for folder in chain.from_iterable(folders))
     for folder in chain.from_iterable(folders):
-        if not image_files(folder, nested=nested):
+        if not image_files(folder, also=ALSO, nested=nested):
             raise DataError(f"{folder}: holds no image file. Name the folder that the files lie in.")
-    naming = guess_names(*(image_files(folder, nested=nested) for folder in folders[0]), folders=folders[0])
+    found = image_files(folders[0][0], also=ALSO, nested=nested), image_files(folders[0][1], nested=nested)
+    naming = guess_names(*found, folders=folders[0])
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
     if nested:
@@ -85,66 +149,51 @@ def propose(
     files: list[Path] = []
     for _, folder in folders:
         files += image_files(folder, before=before, remove=after, nested=nested).values()
-    options = {
+    channels = guess_channels(list(found[0].values()))
+    if channels != 3:
+        naming["channels"] = channels
+        proposal.guesses.append(f"images have {channels} channels")
+    return Folder, {
         "image_dir": layout.image_dir,
         "mask_dir": layout.mask_dir,
         **naming,
         **guess_classes(files, names, proposal),
     }
-    examined = []
-    for split in splits:
-        dataset = Folder(data_dir=root, split=split, **typed_options(options))
-        records = scan.examine(dataset, name=split, num_workers=num_workers)
-        examined.append(doctor.Examined(split, dataset, records, training=split != "val"))
-    for finding in doctor.diagnose(examined):
-        proposal.guesses += finding.lines()
-    if any(must_skip(each, root, HELD_OUT if splits == ("all",) else 1.0) for each in examined):
-        options["on_bad_sample"] = "skip"
-    recipe = choose_recipe(examined[0], held_out=splits == ("all",), gpus=gpus, pretrained=pretrained)
-    proposal.text = write(layout, options, recipe, proposal, schema)
-    return proposal
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where images and masks lie.
-
-    Args:
-        root: The folder that both are in.
-        image_dir: Name of the folder, or folders, of images, as `Folder` wants it.
-        mask_dir: Likewise, of masks.
-        splits: "train" and "val" where each has folders of its own, else "all".
-        folders: Folder of images and folder of masks of each split.
-    """
-
-    root: Path
-    image_dir: str
-    mask_dir: str
-    splits: tuple[str, ...]
-    folders: Sequence[tuple[Path, Path]]
-
-
-def find_layout(images: Path, masks: Path) -> Layout:
-    """Recognise folders of both, folders with train and val in them, and folders in train beside those in val.
+def guess_channels(files: Sequence[Path]) -> int:
+    """Return how many channels most images have, of those whose values are taken as they are; 3 for photos.
 
     Raises:
-        DataError: One is no folder, or both are the same.
+        DataError: They are more than a network takes.
     """
-    if images == masks and (images / "train" / "images").is_dir() and (images / "train" / "masks").is_dir():
-        images, masks = images / "train" / "images", images / "train" / "masks"
-    root, image_dir, mask_dir = common_root(images, masks)
-    inside = [(images / split, masks / split) for split in SPLITS]
-    if all(folder.is_dir() for folder in chain.from_iterable(inside)):
-        return Layout(root, image_dir, mask_dir, SPLITS, inside)
-    if root.resolve().name == SPLITS[0]:
-        home = root.parent if root.name == SPLITS[0] else root.resolve().parent
-        beside = [(home / split / image_dir, home / split / mask_dir) for split in SPLITS]
-        if all(folder.is_dir() for folder in chain.from_iterable(beside)):
-            return Layout(home, image_dir, mask_dir, SPLITS, beside)
-    return Layout(root, image_dir, mask_dir, ("all",), [(images, masks)])
+    found = Counter(channels_in(path) for path in files)
+    channels = max(found, key=lambda channels: found[channels])
+    if channels > MOST_CHANNELS:
+        raise DataError(
+            f"{files[0].parent}: images have {channels} channels. Keep the {MOST_CHANNELS} that matter most."
+        )
+    return channels
 
 
-def must_skip(examined: doctor.Examined, root: Path, share: float) -> bool:
+def channels_in(path: Path) -> int:
+    """Return how many channels an image has; 3 where it is read as a photo, or cannot be read."""
+    with suppress(Exception):  # what is wrong with a file is said when it is read
+        if path.suffix.lower() == ".npy":
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            return shape[2] if len(shape) == 3 else 1
+        if path.suffix.lower() in (".tif", ".tiff"):
+            import tifffile
+
+            with tifffile.TiffFile(path) as file:
+                series = file.series[0]
+                axes = series.axes.replace("Q", "S").replace("I", "S").replace("C", "S")
+                bands = series.shape[axes.index("S")] if "S" in axes else 1
+            return bands if bands > 4 else 3
+    return 3
+
+
+def must_skip(examined: Examined, root: Path, share: float) -> bool:
     """Say whether a split has examples that cannot be used, and not more than a loader skips.
 
     Args:
@@ -159,23 +208,6 @@ def must_skip(examined: doctor.Examined, root: Path, share: float) -> bool:
     if len(bad) > max(1, int(MOST_SKIPPED * share * len(examined.records))):
         raise DataError(*bad[: doctor.SHOWN], f"{root}: {len(bad)} examples cannot be used. Fix or remove them.")
     return bool(bad)
-
-
-def common_root(images: Path, masks: Path) -> tuple[Path, str, str]:
-    """Find the folder that both are in, and their names below it.
-
-    Raises:
-        DataError: One is no folder, or both are the same.
-    """
-    for flag, folder in (("--images", images), ("--masks", masks)):
-        if not folder.is_dir():
-            raise DataError(f"{flag} {folder}: is no folder. Name the folder that holds the files.")
-    if images.resolve() == masks.resolve():
-        raise DataError(f"--masks {masks}: is the folder of the images. Put masks into one of their own.")
-    if images.is_absolute() != masks.is_absolute() or ".." in (*images.parts, *masks.parts):
-        images, masks = images.resolve(), masks.resolve()
-    root = Path(os.path.commonpath([images, masks]) or ".")
-    return root, images.relative_to(root).as_posix(), masks.relative_to(root).as_posix()
 
 
 @dataclass
@@ -333,77 +365,11 @@ def name_of(value: Any, values: Sequence[Any]) -> str:
     return f"class_{value}" if isinstance(value, int) else "color_{:02x}{:02x}{:02x}".format(*value)
 
 
-def typed_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Convert arguments of `Folder` to what its constructor takes."""
+def typed_options(kind: type[BaseDataset], options: dict[str, Any]) -> dict[str, Any]:
+    """Convert arguments of a dataset to what its constructor takes."""
     from utils.schema import check_arguments
 
     problems: list[str] = []
-    typed = check_arguments(Folder, {**options, "data_dir": ".", "split": "all"}, where="", problems=problems)
+    typed = check_arguments(kind, {**options, "data_dir": ".", "split": "all"}, where="", problems=problems)
     assert not problems, problems
     return {name: value for name, value in typed.items() if name not in ("data_dir", "split")}
-
-
-def write(layout: Layout, options: dict[str, Any], recipe: Recipe, proposal: Proposal, schema: str) -> str:
-    """Write the config's text; what it assumes goes to the proposal."""
-    splits, held_out = layout.splits, len(layout.splits) == 1
-    proposal.guesses += recipe.reasons
-    if held_out:
-        proposal.guesses.append("every fifth image is held out for validation")
-    data = {"data_dir": str(layout.root), **options}
-    training = {
-        "batch_size": recipe.batch,
-        "augment": True,
-        "crop_size": recipe.crop,
-        "scale": {"range": [0.75, 1.5]},
-        "flip": True,
-        "color_jitter": True,
-        "num_workers": 2,
-    }
-    validation = f"""
-  "val_loader": {{"type": "Folder", "args": {{
-    {_lines({**data, "split": splits[-1], "batch_size": 1, "num_workers": 2})}
-  }}}},
-"""
-    said = "\n".join(f"// {one_line(line)}" for line in proposal.guesses)
-    every = max(1, recipe.epochs // 20)
-    return f"""// Made by `prepare.py init`. What it found and guessed:
-{said}
-{{
-  "$schema": {json.dumps(schema, ensure_ascii=False)},
-  "name": {json.dumps(run_name(layout.root))},
-
-  // "pretrained": true starts from ImageNet: better with few images. Weights are downloaded unless torch has them;
-  // where that fails, training says so and starts from random numbers. "required" would stop instead.
-  "arch": {json.dumps(recipe.arch)},
-
-  "train_loader": {{"type": "Folder", "args": {{
-    {_lines({**data, "split": splits[0], **({"val_split": HELD_OUT} if held_out else {}), **training})}
-  }}}},
-{"" if held_out else validation}
-  // Measured on the training images.
-  "normalization": {json.dumps(recipe.normalization)},
-  "optimizer": {json.dumps(recipe.optimizer)},
-  "loss": {json.dumps(recipe.loss)},
-  "lr_scheduler": {{"type": "Poly", "args": {{"warmup_epochs": 1}}}},
-  // Whole images at their own size are validated, with the average of the last weights.
-  "trainer": {{"epochs": {recipe.epochs}, "val_per_epochs": {every}, "monitor": "max Mean_IoU", "ema": 0.99}}
-}}
-"""
-
-
-def _lines(values: dict[str, Any]) -> str:
-    """Write keys and values, a line each; a list of objects takes a line for each of them."""
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, list) and isinstance(value[0], dict):
-            shown = "[\n      " + ",\n      ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n    ]"
-        else:
-            shown = json.dumps(value, ensure_ascii=False)
-        lines.append(f'"{key}": {shown}')
-    return ",\n    ".join(lines)
-
-
-def run_name(root: Path) -> str:
-    """Make a name for runs on the data in `root`."""
-    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in root.resolve().name).strip("_")
-    return plain if plain and plain != "runs" else "own_data"

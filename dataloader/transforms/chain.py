@@ -163,6 +163,7 @@ class Chain:
         cover: Resize such that the image just covers the crop, instead.
         scale: Random scale; None for none.
         degrees: Largest rotation, either way.
+        quarters: Turn by 0, 90, 180 or 270 degrees.
         flip: Share of images to mirror.
         center: Crop the middle instead of a random place.
         rare: Share of crops that are placed to show a class drawn from those of the image, before rotation.
@@ -177,6 +178,7 @@ class Chain:
     cover: bool = False
     scale: ScaleOptions | None = None
     degrees: float = 0.0
+    quarters: bool = False
     flip: float = 0.0
     center: bool = False
     rare: float = 0.0
@@ -195,14 +197,19 @@ class Chain:
         factor = self.scale.draw(rng) if self.scale else 1.0
         scaled = max(1, round(height * fy * factor)), max(1, round(width * fx * factor))
         crop = self.crop or scaled
-        # The order of the draws is part of what a seed means: offset, angle, flip, then colors and blur.
+        # The order of the draws is part of what a seed means: quarters, offset, angle, flip, then colors and blur.
+        turns = int(rng.integers(4)) if self.quarters else 0
+        crop = crop if turns % 2 == 0 else (crop[1], crop[0])
         offset = self._offset(label, scaled, crop, rng)
         angle = float(rng.uniform(-self.degrees, self.degrees)) if self.degrees else 0.0
         flip = bool(self.flip and rng.random() < self.flip)
         change = partial(self._change, rng) if self.color_jitter or self.blur else None
-        return warp(
+        image, label = warp(
             image, label, scaled=scaled, crop=crop, offset=offset, angle=angle, flip=flip, fill=self.fill, change=change
         )
+        if turns:
+            image, label = (np.ascontiguousarray(np.rot90(array, turns)) for array in (image, label))
+        return image, label
 
     def _change(self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> Pair:
         for step in (self.color_jitter, self.blur):
@@ -269,7 +276,8 @@ class ChainOptions:
             much memory; null validates whole images.
         scale: Random scale; with `augment`, 0.5 to 2 if not given.
         flip: Mirror half of the images, or this share.
-        rotate: Turn by up to 10 degrees either way, or by as many as given.
+        rotate: Turn by up to 10 degrees either way, or by as many as given; "quarters" turns by 0, 90, 180 or 270
+            degrees, for what has neither above nor below, such as images from the air or of a microscope.
         blur: Blur half of the images, or as given.
         resize: Resize all images first.
         color_jitter: Change brightness, contrast and saturation, or as given.
@@ -289,7 +297,7 @@ class ChainOptions:
     val_crop_size: Side | tuple[Side, Side] | None = None
     scale: bool | ScaleOptions | None = None
     flip: bool | Probability | None = None
-    rotate: bool | Degrees | None = None
+    rotate: bool | Degrees | Literal["quarters"] | None = None
     blur: bool | GaussianBlur | None = None
     resize: ResizeOptions | None = None
     color_jitter: bool | ColorJitter | None = None
@@ -417,11 +425,13 @@ def _augmentation(options: ChainOptions, fill: tuple[float, ...]) -> Chain:
         short = scale is not None and scale.side == "short"
         base = options.base_size
         resize = ResizeOptions(short_side=base) if short else ResizeOptions(long_side=base)
+    degrees = 0.0 if options.rotate == "quarters" else _or_default(options.rotate, 10.0)
     return Chain(
         crop=options.crop,
         resize=resize,
         scale=scale,
-        degrees=float(_or_default(options.rotate, 10.0) or 0),
+        degrees=float(degrees or 0),
+        quarters=options.rotate == "quarters",
         flip=float(_or_default(options.flip, 0.5) or 0),
         rare=float(_or_default(options.rare_crop, 0.5) or 0),
         color_jitter=_or_default(options.color_jitter, ColorJitter()),

@@ -1,0 +1,166 @@
+"""Measure what a config costs on this machine: a training step, a validation and memory."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from base.base_dataloader import Batch, Loader
+from dataloader.tools.recipe import MEMORY, Machine, Measured
+from engine.assemble import build_loaders, build_trainer
+from engine.check import check_config
+from engine.dry_run import dry_run
+from trainer import Trainer
+from utils.errors import ConfigError, failure_of_machine
+from utils.losses.strips import predicted_labels
+
+logger = logging.getLogger("segwright")
+
+SECONDS, STEPS = 2.0, 5  # of measuring, but for two steps at least, and at most so many steps
+PARAMETER = 16  # bytes: weight, gradient, momentum and average
+
+
+def this_machine(pretrained: bool) -> Machine:
+    """Find out what there is to train with."""
+    gpus = torch.cuda.device_count()
+    memory = torch.cuda.mem_get_info()[0] if gpus else free_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(gpus=gpus, cores=cores, memory=memory, pretrained=pretrained)
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are free on this machine; 8 GiB where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        return 8 * 2**30
+
+
+def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:
+    """Take a few training steps as a config says, and validate an image; nothing of it is kept.
+
+    Args:
+        raw: A config.
+        machine: This machine.
+
+    Returns:
+        What it costs; None where its memory does not suffice.
+
+    Raises:
+        UserError: The config or the data cannot be used.
+    """
+    config = check_config(_alone(raw))
+    device = torch.device("cuda" if machine.gpus else "cpu")
+    dry = dry_run(config)
+    memory = dry.activation_bytes + PARAMETER * dry.parameters
+    if not machine.gpus and memory > MEMORY * machine.memory:
+        return None
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        loaders = build_loaders(config, cached=False)
+        try:
+            trainer = build_trainer(config, Path(folder), device, loaders=loaders, environment={})
+            step = seconds_of_step(trainer, device)
+            validation = seconds_of_validation(trainer, loaders[1], device)
+        except (MemoryError, RuntimeError) as error:
+            if not failure_of_machine(error):
+                raise
+            return None
+        finally:
+            if machine.gpus:
+                memory = torch.cuda.max_memory_allocated()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+    return Measured(step.wall, validation.wall, memory, step.wall if machine.gpus else step.work)
+
+
+def _alone(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that is read in this process, starts from random numbers, and has no weights to count for."""
+    config = {key: value for key, value in raw.items() if key != "$schema"}
+    for key in ("train_loader", "val_loader"):
+        if key in config:
+            config[key] = {**config[key], "args": {**config[key]["args"], "num_workers": 0}}
+    config["arch"] = {**config["arch"], "args": {**config["arch"]["args"], "pretrained": False}}
+    return config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log nothing but errors: what is tried is no run."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Seconds(NamedTuple):
+    """How long something takes."""
+
+    wall: float
+    work: float  # of all threads together, at least
+
+
+def seconds_of_step(trainer: Trainer, device: torch.device) -> Seconds:
+    """Return the median time of a training step, with that of reading its images."""
+    trainer.model.train()
+    batches = _endless(trainer.train_loader)
+
+    def step() -> None:
+        trainer.train_step(next(batches).to(device))
+
+    return _median(step, device)
+
+
+def seconds_of_validation(trainer: Trainer, loader: Loader | None, device: torch.device) -> Seconds:
+    """Return the median time of validating an image; 0 without validation."""
+    if loader is None:
+        return Seconds(0.0, 0.0)
+    batches = _endless(loader)
+
+    def validate() -> None:
+        batch = next(batches).to(device)
+        with torch.inference_mode(), trainer.autocast:
+            logits = trainer.model.eval()(batch.images).logits
+            predicted_labels(logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
+
+    wall, work = _median(validate, device)
+    return Seconds(wall / loader.batch_size, work / loader.batch_size)
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    """Yield the batches of one epoch after the other.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not len(loader):
+        raise ConfigError("train_loader.args.batch_size: more than there are images. Use a smaller one.")
+    for epoch in itertools.count():
+        yield from loader.batches(epoch)
+
+
+def _median(work: Callable[[], None], device: torch.device) -> Seconds:
+    """Return the median seconds of `work`, but for the first time, and the least of all threads together."""
+    walls: list[float] = []
+    works: list[float] = []
+    begun = time.perf_counter()
+    while len(walls) < 3 or (len(walls) <= STEPS and time.perf_counter() - begun < SECONDS):
+        start, used = time.perf_counter(), time.process_time()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        walls.append(time.perf_counter() - start)
+        works.append(time.process_time() - used)
+    return Seconds(statistics.median(walls[1:]), min(works[1:]))
