@@ -224,4 +224,5 @@ class CrossEntropyDiceLoss(WeightedLoss):
         pixel = _Miss(0.0, 1 - self.label_smoothing)
         entropy = pixel_sum(logits, labels, pixel, self.label_weights(), smoothing, self.allowed)
         entropy = entropy * inverse_or_zero(self.weight_sum(labels))
-        return self.divide(self.ce_factor * entropy, norm, logits) + self.dice_factor * self.dice(logits, labels, norm)
+        dice: Tensor = self.dice(logits, labels, norm)
+        return self.divide(self.ce_factor * entropy, norm, logits) + self.dice_factor * dice
