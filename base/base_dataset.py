@@ -118,14 +118,15 @@ class BaseDataset(ABC):
         data_dir: Folder that the dataset was unpacked into, or one that `prepare.py pack` made of it.
         split: Which part of it; each dataset names its own.
         label_map: Raw label value to class name, class index or null for void, where files differ from the
-            dataset's own numbers.
+            dataset's own numbers. A list of names means that such pixels have one of these classes, and adds those
+            that the dataset lacks: where it has no labels of them, its background may be any.
         problems: Receives what is wrong with single examples, which are then passed over; None to raise it. Filled in
             by the program, never by a config.
     """
 
     data_dir: Path
     split: str
-    label_map: dict[str, int | str | None] | None = None
+    label_map: dict[str, int | str | tuple[str, ...] | None] | None = None
     problems: list[Problem] | None = field(default=None, repr=False)
 
     splits: ClassVar[tuple[str, ...]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from dataloader.sample_cache import build_cache
 from dataloader.scan import default_cache
 from dataloader.transforms.chain import ChainOptions, build_chain, chain_problems
 from utils import distributed
-from utils.classes import IGNORE, ClassTable
+from utils.classes import ClassTable
 from utils.errors import ConfigError, Problem
 from utils.json_schema import object_schema
 from utils.registry import DATASETS, MIXES
@@ -95,7 +96,7 @@ def build_dataset(
     *,
     where: str,
     seed: int,
-    ignore_index: int = IGNORE,
+    classes: ClassTable | None = None,
     problems: list[Problem] | None = None,
 ) -> BaseDataset:
     """Build the dataset that a loader section names.
@@ -104,14 +105,15 @@ def build_dataset(
         loader: The section.
         where: Path of the section in the config, for errors.
         seed: Seed of the run.
-        ignore_index: Class whose pixels become void.
+        classes: Those of the config, of which the dataset takes over order and labels; None for its own.
         problems: Receives what is wrong with single examples, which are then passed over; None to raise it.
 
     Raises:
         DataError: Its files are not there or do not fit together.
     """
     dataset: BaseDataset = DATASETS.build(loader.dataset, where=where, seed=seed, problems=problems)
-    dataset.classes = dataset.classes.ignoring(ignore_index)
+    if classes is not None:
+        dataset.classes = dataset.classes.as_in(classes)
     return dataset
 
 
@@ -177,7 +179,7 @@ def build_val_loader(
     pin_memory: bool = False,
     transform: Transform | None = None,
 ) -> Loader:
-    """Build a loader to evaluate with: native images one by one, crops in batches.
+    """Build a loader to evaluate with: native images one by one, crops in batches; what is unsure in labels is void.
 
     Args:
         loader: The section.
@@ -188,6 +190,9 @@ def build_val_loader(
         transform: What to do with images and labels instead of what the section's chain says.
     """
     size = loader.chain.crop
+    if dataset.classes.any_of:
+        dataset = copy.copy(dataset)  # the same one may be trained on
+        dataset.classes = dataset.classes.settled()
     view = build_view(loader, dataset, seed=seed, indices=indices, where="val_loader")
     if transform is not None:
         view.transform, view.mix = transform, None
@@ -338,13 +343,33 @@ def check_other(
 def misfits(first: LoaderConfig, other: LoaderConfig, where: str, first_where: str) -> list[str]:
     """Why the images of two training sets could not stand in one batch."""
     problems = []
-    if other.classes.names != first.classes.names:
-        problems.append(f"{where}: its classes differ from those of {first_where}. Say with label_map which are which.")
+    if problem := other_classes(first, other, where, first_where):
+        problems.append(problem)
     if other.channels != first.channels:
         problems.append(f"{where}: its images have {other.channels} channels, not {first.channels}.")
     if other.chain.crop != first.chain.crop:
         problems.append(f"{where}.args: its images are not as large as those of {first_where}. Use one crop_size.")
     return problems
+
+
+def other_classes(first: LoaderConfig, other: LoaderConfig, where: str, first_where: str) -> str:
+    """Say how the classes of two sections differ; nothing where both have the same, in any order."""
+    mine, theirs = other.classes.names, first.classes.names
+    texts = []
+    for names, rest, verb in ((mine, theirs, "have"), (theirs, mine, "lack")):
+        if only := [f"'{name}'" for name in names if name not in rest]:
+            texts.append(f"{verb} {', '.join(only[:4])}{' and others' if len(only) > 4 else ''}")
+    if not texts:
+        return ""
+    what = f"its classes differ from those of {first_where}: they {' and '.join(texts)}"
+    fix = 'Give a class one name in both; where one was not labelled, "label_map" says which label may be it too'
+    return f'{where}: {what}. {fix}: {{"0": [...]}}.'
+
+
+def shared_classes(sections: Sequence[LoaderConfig]) -> ClassTable:
+    """Return the classes of training sets that are joined, in the order of the first one's."""
+    first, *others = (section.classes for section in sections)
+    return first.joined_with([other for other in others if set(other.names) == set(first.names)])
 
 
 def preprocessing_of(chain: ChainOptions) -> str:

@@ -36,20 +36,25 @@ class DataCheck:
         labels: Number of labels read.
         pixels: Pixels of each class in them, (C,) int64.
         void: Pixels of void in them.
+        unsure: Pixels that have one of several classes.
     """
 
     labels: int
     pixels: np.ndarray
     void: int
+    unsure: int = 0
 
     def __add__(self, other: DataCheck) -> DataCheck:
-        return DataCheck(self.labels + other.labels, self.pixels + other.pixels, self.void + other.void)
+        unsure = self.unsure + other.unsure
+        return DataCheck(self.labels + other.labels, self.pixels + other.pixels, self.void + other.void, unsure)
 
     def describe(self, names: Sequence[str]) -> str:
         """Say it in a sentence, with the classes that did not occur."""
-        total = max(int(self.pixels.sum()) + self.void, 1)
+        total = max(int(self.pixels.sum()) + self.void + self.unsure, 1)
         absent = [name for name, count in zip(names, self.pixels, strict=True) if not count]
         text = f"{self.labels} labels read, {self.void / total:.1%} void"
+        if self.unsure:
+            text += f", {self.unsure / total:.1%} one of several classes"
         return f"{text}, never seen: {', '.join(absent)}" if absent else text
 
 
@@ -59,7 +64,7 @@ def count_labels(labels: Iterable[np.ndarray], num_classes: int) -> DataCheck:
     for label in labels:
         counts += count_values(label)
         read += 1
-    return DataCheck(read, counts[:num_classes], int(counts[IGNORE]))
+    return DataCheck(read, counts[:num_classes], int(counts[IGNORE]), int(counts[num_classes:IGNORE].sum()))
 
 
 def count_classes(view: Examples) -> DataCheck | None:
@@ -85,7 +90,8 @@ def _count_classes(view: DatasetView) -> DataCheck | None:
     if view.on_bad_sample == "stop" and not found.usable.all():
         dataset.read(int(view.indices[int(found.usable.argmin())]))
         return None  # nothing is wrong with it any more
-    return DataCheck(int(found.usable.sum()), *class_pixels_of(dataset, found.pixels))
+    pixels, void = class_pixels_of(dataset, found.pixels)
+    return DataCheck(int(found.usable.sum()), pixels, void, int(found.pixels.sum() - pixels.sum()) - void)
 
 
 def look_at(view: Examples) -> DataCheck:

@@ -67,7 +67,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     if not cached:
         sections = {where: section.without_cache() for where, section in sections.items()}
     datasets = {
-        where: build_dataset(section, where=where, seed=seed, ignore_index=config.ignore_index)
+        where: build_dataset(section, where=where, seed=seed, classes=config.classes)
         for where, section in sections.items()
     }
     section, dataset = next(iter(sections.values())), next(iter(datasets.values()))
@@ -98,7 +98,7 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     if not config.trainer.val or val_section is None:
         return train, None
     if held_out is None:
-        val_set = build_dataset(val_section, where="val_loader", seed=seed, ignore_index=config.ignore_index)
+        val_set = build_dataset(val_section, where="val_loader", seed=seed, classes=config.classes)
     return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
 
 
@@ -110,7 +110,7 @@ def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparatio
         section: Images as they are to be measured.
         preparation: What to do to the images alone, before they are predicted; labels stay as the section has them.
     """
-    dataset = build_dataset(section, where="evaluation", seed=config.seed, ignore_index=config.ignore_index)
+    dataset = build_dataset(section, where="evaluation", seed=config.seed, classes=config.classes)
     options = section.batches.held_out
     held_out = hold_out(dataset, options, config.seed)[1] if options is not None else None
     transform = ImageAlone(preparation) if preparation else None
@@ -181,7 +181,7 @@ def build_trainer(
     precision = choose_precision(trainer.precision, device)
     if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
         precision = begun["protocol"].get("precision", precision)
-    facts: dict[str, Any] = {"num_classes": len(config.classes), "class_names": config.classes.names}
+    facts = class_facts_of(config)
     if needs_class_pixels(config.loss):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
@@ -253,6 +253,13 @@ def was_channels_last(state: Mapping[str, Any]) -> bool:
     """Whether the run that made a checkpoint kept weights channels last; in early ones, "auto" did not on a CPU."""
     early = state["config"].get("trainer", {}).get("channels_last") is True
     return bool(state["environment"].get(CHANNELS_LAST, early))
+
+
+def class_facts_of(config: RunConfig) -> dict[str, Any]:
+    """Give what a config says of the classes, for what asks about them."""
+    classes = config.classes
+    any_of = [unsure.classes for unsure in classes.any_of]
+    return {"num_classes": len(classes), "class_names": classes.names, "any_of": any_of}
 
 
 def loss_of(config: RunConfig) -> Any:

@@ -13,6 +13,7 @@ from engine.config import RunConfig, normalization_of, result_keys, training_sec
 from engine.keys import key_places
 from utils.classes import IGNORE
 from utils.errors import ConfigError, UserError
+from utils.registry import LOSSES
 from utils.run_folder import check_name
 from utils.schema import check_arguments, fill_defaults
 
@@ -212,11 +213,26 @@ def class_problems(config: RunConfig) -> list[str]:
             f"ignore_index: {config.ignore_index} is no class of 0..{len(classes) - 1}. "
             f"Use a class, or 255 for void only."
         )
-    if config.val_loader is not None and config.val_loader.classes.names != classes.names:
+    if config.val_loader is not None and set(config.val_loader.classes.names) != set(classes.names):
         problems.append(
             "val_loader: its classes differ from the train_loader's. Use the same dataset, or the same classes."
         )
     return problems
+
+
+def unsure_problems(config: RunConfig) -> list[str]:
+    """What is wrong with pixels that have one of several classes."""
+    try:
+        any_of = config.classes.any_of
+    except ConfigError:  # which `class_problems` says
+        return []
+    losses = [getattr(LOSSES[term.type], "func", LOSSES[term.type]) for term in config.loss]  # less what is preset
+    if not any_of or any(getattr(loss, "marginal", False) for loss in losses):
+        return []
+    return [
+        "loss: nothing in it learns from the lists of classes in label_map. Add CrossEntropyLoss2d, DiceLoss, "
+        "CE_DiceLoss or FocalLoss."
+    ]
 
 
 def plateau_problems(config: RunConfig) -> list[str]:
@@ -241,6 +257,7 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], list[str]]], ..
     (("trainer", "parallel"), memory_problems),
     (("trainer", "lr_scheduler"), plateau_problems),
     (("train_loader", "val_loader", "ignore_index"), class_problems),
+    (("train_loader", "loss"), unsure_problems),
     (("train_loader", "ignore_index", "loss", "trainer"), result_problems),
     (("trainer",), early_stop_problems),
 )

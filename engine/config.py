@@ -23,6 +23,7 @@ from dataloader.build import (
     dataset_class,
     loader_json_schema,
     preprocessing_of,
+    shared_classes,
 )
 from dataloader.transforms.chain import ChainOptions
 from dataloader.transforms.preparation import preparation_of
@@ -219,8 +220,8 @@ class RunConfig:
 
     @functools.cached_property
     def classes(self) -> ClassTable:
-        """The training set's classes; needs no data folder."""
-        return self.train.classes.ignoring(self.ignore_index)
+        """The training sets' classes, in the order of the first one's; needs no data folder."""
+        return shared_classes(self.train_loader).ignoring(self.ignore_index)
 
 
 def training_sections(config: RunConfig) -> dict[str, LoaderConfig]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from base.base_model import BaseModel
-from engine.assemble import build_loaders, build_network, loss_of
+from engine.assemble import build_loaders, build_network, class_facts_of, loss_of
 from engine.config import RunConfig
 from engine.preflight import check_parts
 from utils import distributed
@@ -49,8 +49,7 @@ def check_training(config: RunConfig, model: BaseModel) -> None:
     Raises:
         ConfigError: A class or a part of the model does not exist, or torch refuses an argument.
     """
-    names = config.classes.names
-    facts = {"num_classes": len(names), "class_names": names, "class_pixels": [1] * len(names)}
+    facts = {**class_facts_of(config), "class_pixels": [1] * len(config.classes)}
     build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     build_scheduler(config.lr_scheduler, optimizer, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)

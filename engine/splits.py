@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from base.base_dataset import BaseDataset
     from dataloader.build import LoaderConfig
     from dataloader.tools.doctor import Examined, Finding
+    from utils.classes import ClassTable
     from utils.errors import Problem
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def from_config(args: argparse.Namespace, raw: dict[str, Any]) -> list[Examined]
         chain = section.chain
         plain = chain.augment and chain.base_size is None and chain.resize is None
         training = not examined
-        found = examine(args, section, where, training=training, seed=config.seed, ignore_index=config.ignore_index)
+        found = examine(args, section, where, training=training, seed=config.seed, classes=config.classes)
         found.crop = chain.crop if plain else None
         found.batch_size = section.batches.batch_size if len(sections) == 2 else None
         if (held_out := section.batches.held_out) is not None:
@@ -175,7 +176,7 @@ def examine(
     *,
     training: bool,
     seed: int = 0,
-    ignore_index: int = 255,
+    classes: ClassTable | None = None,
 ) -> Examined:
     """Read all files of a split.
 
@@ -188,7 +189,7 @@ def examine(
 
     unpaired: list[Problem] = []
     try:
-        dataset = build_dataset(section, where=where, seed=seed, ignore_index=ignore_index, problems=unpaired)
+        dataset = build_dataset(section, where=where, seed=seed, classes=classes, problems=unpaired)
     except DataError as error:
         if not unpaired:
             raise

@@ -55,6 +55,7 @@ NOT_RUN = {
     "python sweep.py": "trains twenty times; tests/test_sweep.py runs sweeps",
     "python export.py": "takes a minute; the tests of export.py export",
     "python train.py -c migrated.json --check": "needs Pascal VOC; tests/test_migrate.py checks the config",
+    "python train.py -c both.json": "its two folders are the reader's",
 }
 
 TINY = {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}, "pretrained": False}

@@ -26,8 +26,24 @@ DISTINCT = (
     "808040 a04000 a0a0a0 e0e0ff 602020 e000a0 a0a0c0 a0ff80 4040a0 c08080 a08060 e0c060 "
     "004060 c0e0a0 80c0c0 800040 "
 )
+LabelTarget = int | str | Sequence[str] | None  # what a value of labels stands for, as a config says it
+LabelMap = Mapping[str, LabelTarget]
 _LOOKS_UP_PAIRS = int(cv2.__version__.partition(".")[0]) >= 5  # before, OpenCV's tables were of 8 bits only
 STRANGE = 254  # label of pixels whose value stands for nothing, see `ClassTable.marked_ids`
+ANY_OF = 253  # label of pixels of the first `AnyOf` of a table; those of the next ones are below
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Several classes of which a pixel has one, nobody said which.
+
+    Args:
+        classes: Their training ids, ascending.
+        raw_ids: Raw label values of such pixels.
+    """
+
+    classes: tuple[int, ...]
+    raw_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class ClassTable:
         raw_ids: Raw label values of each class, 0 to 255.
         void_ids: Raw label values that stand for void. All others are mistakes, see `unknown`.
         ignored_classes: Training ids whose pixels are void too, see `ignoring`.
+        any_of: What pixels of unsure class may be; their labels are 253, 252 and so on, in this order.
     """
 
     names: tuple[str, ...]
@@ -47,10 +64,14 @@ class ClassTable:
     raw_ids: tuple[tuple[int, ...], ...]
     void_ids: tuple[int, ...] = (IGNORE,)
     ignored_classes: tuple[int, ...] = ()
+    any_of: tuple[AnyOf, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) > IGNORE:
             raise ConfigError(f"classes: {len(self.names)} of them. Labels are 8-bit and hold at most {IGNORE}.")
+        if self.any_of and len(self.names) + len(self.any_of) > STRANGE:
+            what = f"{len(self.names)} of them and {len(self.any_of)} lists of classes in label_map"
+            raise ConfigError(f"classes: {what}. Labels are 8-bit and hold at most {STRANGE} of both together.")
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ConfigError(f"classes: {', '.join(map(repr, twice))} named twice. Give each class its own name.")
 
@@ -73,6 +94,8 @@ class ClassTable:
         """Return all that files made with these classes depend on, by the keys that their names are made of."""
         facts = asdict(self)
         facts["left_out"] = facts.pop("ignored_classes")
+        if not self.any_of:  # so that what was made before there were any is found
+            del facts["any_of"]
         return facts
 
     @cached_property
@@ -82,6 +105,8 @@ class ClassTable:
         for train_id, values in enumerate(self.raw_ids):
             if train_id not in self.ignored_classes:
                 table[list(values)] = train_id
+        for number, unsure in enumerate(self.any_of):
+            table[list(unsure.raw_ids)] = ANY_OF - number
         return table
 
     def train_ids(self, raw: np.ndarray) -> np.ndarray:
@@ -121,8 +146,8 @@ class ClassTable:
 
     @property
     def known(self) -> frozenset[int]:
-        """Raw values that stand for a class or for void."""
-        return frozenset(self.void_ids).union(*self.raw_ids)
+        """Raw values that stand for a class, for one of several, or for void."""
+        return frozenset(self.void_ids).union(*self.raw_ids, *(unsure.raw_ids for unsure in self.any_of))
 
     @cached_property
     def palette(self) -> np.ndarray:
@@ -141,29 +166,129 @@ class ClassTable:
             return self
         return replace(self, ignored_classes=(*self.ignored_classes, index))
 
-    def mapped(self, label_map: Mapping[str, int | str | None], where: str) -> ClassTable:
-        """Return the same classes with other raw values.
+    def mapped(self, label_map: LabelMap, where: str) -> ClassTable:
+        """Return the same classes with other raw values, and those that only a list names behind them.
 
         Args:
-            label_map: Raw value (a number, as text, since JSON's keys are) to class name, class index or null for
-                void. Values that it does not name keep their meaning.
+            label_map: Raw value (a number, as text, since JSON's keys are) to class name, class index, null for void,
+                or a list of names: its pixels have one of these classes. Values that it does not name keep their
+                meaning.
             where: Path in the config, for errors.
 
         Raises:
             ConfigError: A value or a class is none of ours.
         """
-        raw_ids, void_ids = [set(values) for values in self.raw_ids], set(self.void_ids)
-        for key, target in label_map.items():
+        for key in label_map:
             if not key.isdecimal() or int(key) > 255:
                 raise ConfigError(f"{where}.{key}: no label value. Use a number from 0 to 255.")
-            index = self.names.index(target) if target in self.names else target
-            if index is not None and (not isinstance(index, int) or not 0 <= index < len(self)):
-                raise ConfigError(f"{where}.{key}: no class {target!r}. Choose from {', '.join(self.names)} or null.")
-            for values in (*raw_ids, void_ids):
+        table = self.meaning(label_map, where)
+        raw_ids, void_ids = [set(values) for values in table.raw_ids], set(table.void_ids)
+        any_of = [set(unsure.raw_ids) for unsure in table.any_of]
+        for key, target in label_map.items():
+            for values in (*raw_ids, void_ids, *any_of):
                 values.discard(int(key))
-            (void_ids if index is None else raw_ids[index]).add(int(key))
-        ordered = tuple(tuple(sorted(values)) for values in raw_ids)
-        return replace(self, raw_ids=ordered, void_ids=tuple(sorted(void_ids)))
+            label = table.label_of(target)
+            if label == IGNORE:
+                void_ids.add(int(key))
+            elif label < len(table):
+                raw_ids[label].add(int(key))
+            else:
+                any_of[ANY_OF - label].add(int(key))
+        return replace(
+            table,
+            raw_ids=tuple(tuple(sorted(values)) for values in raw_ids),
+            void_ids=tuple(sorted(void_ids)),
+            any_of=tuple(
+                replace(unsure, raw_ids=tuple(sorted(values)))
+                for unsure, values in zip(table.any_of, any_of, strict=True)
+            ),
+        )
+
+    def meaning(self, label_map: LabelMap, where: str) -> ClassTable:
+        """Return these classes with those that only a list of `label_map` names, and with what its lists mean.
+
+        Raises:
+            ConfigError: A class is none of ours, or a list is empty.
+        """
+        names = list(self.names)
+        for key, target in label_map.items():
+            if isinstance(target, Sequence) and not isinstance(target, str):
+                if not target:
+                    raise ConfigError(f"{where}.{key}: an empty list. Name the classes that it may be, or use null.")
+                names += [name for name in target if name not in names]
+            elif not (target is None or target in self.names or target in range(len(self))):
+                shown = ", ".join(self.names)
+                raise ConfigError(f"{where}.{key}: no class {target!r}. Choose from {shown} or null.")
+        added = len(names) - len(self)
+        spare = (color for color in distinct_colors(len(names) + added) if color not in self.colors)
+        table = replace(
+            self,
+            names=tuple(names),
+            colors=(*self.colors, *(next(spare) for _ in range(added))),
+            raw_ids=(*self.raw_ids, *(() for _ in range(added))),
+        )
+        found = [table._classes_of(target) for target in label_map.values()]
+        unsure = dict.fromkeys(classes for classes in found if 1 < len(classes) < len(names))
+        return replace(table, any_of=(*self.any_of, *map(AnyOf, unsure)))
+
+    def label_of(self, target: LabelTarget) -> int:
+        """Return the label of what a `label_map` says a value is, once `meaning` has seen it; of all classes, void."""
+        classes = self._classes_of(target)
+        if len(classes) == 1:
+            return classes[0]
+        meant = [unsure.classes for unsure in self.any_of]
+        return ANY_OF - meant.index(classes) if classes in meant else IGNORE
+
+    def _classes_of(self, target: LabelTarget) -> tuple[int, ...]:
+        """Return the training ids that a target of a `label_map` names, ascending; none for void."""
+        if target is None:
+            return ()
+        if isinstance(target, int):
+            return (target,)
+        return tuple(sorted({self.names.index(name) for name in ((target,) if isinstance(target, str) else target)}))
+
+    def joined_with(self, others: Sequence[ClassTable]) -> ClassTable:
+        """Return these classes as data sets share them that have the same names: with what is unsure in any of them.
+
+        A class that is labelled in one of the `others` only has its color from there.
+        """
+        colors, unsure = list(self.colors), [AnyOf(each.classes, each.raw_ids) for each in self.any_of]
+        for other in others:
+            ids = [self.names.index(name) for name in other.names]
+            for index, color, mine in zip(ids, other.colors, other.raw_ids, strict=True):
+                if mine and not self.raw_ids[index]:
+                    colors[index] = color
+            for each in other.any_of:
+                classes = tuple(sorted(ids[index] for index in each.classes))
+                if classes not in [known.classes for known in unsure]:
+                    unsure.append(AnyOf(classes))
+        return replace(self, colors=tuple(colors), any_of=tuple(unsure))
+
+    def as_in(self, shared: ClassTable) -> ClassTable:
+        """Return this table in the order of `shared`, with the labels of what is unsure and the ignored ones of that.
+
+        Where the two have other names, only the ignored classes are taken over.
+        """
+        if set(self.names) != set(shared.names):
+            return replace(self, ignored_classes=shared.ignored_classes)
+        ids = [shared.names.index(name) for name in self.names]
+        raw_ids = dict(zip(ids, self.raw_ids, strict=True))
+        colors = dict(zip(ids, self.colors, strict=True))  # in which masks may be drawn
+        mine = {tuple(sorted(ids[index] for index in each.classes)): each.raw_ids for each in self.any_of}
+        known = [each.classes for each in shared.any_of]
+        others = [value for classes, values in mine.items() if classes not in known for value in values]
+        return replace(
+            shared,
+            colors=tuple(colors[index] for index in range(len(shared))),
+            raw_ids=tuple(raw_ids[index] for index in range(len(shared))),
+            void_ids=tuple(sorted({*self.void_ids, *others})),  # nobody trains on them
+            any_of=tuple(AnyOf(each.classes, mine.get(each.classes, ())) for each in shared.any_of),
+        )
+
+    def settled(self) -> ClassTable:
+        """Return the same classes with void for what is unsure, as figures need it."""
+        unsure = [value for each in self.any_of for value in each.raw_ids]
+        return replace(self, void_ids=tuple(sorted({*self.void_ids, *unsure})), any_of=())
 
 
 @dataclass(frozen=True)
@@ -176,12 +301,14 @@ class ClassFacts:
         class_pixels: Labelled pixels of each class in the training set; None unless somebody needs them, since
             counting them takes a scan of all labels.
         ignore_index: Label of pixels that neither train nor count.
+        any_of: Classes of which pixels with label 253, 252 and so on have one, see `ClassTable`.
     """
 
     num_classes: int | None = None
     class_names: Sequence[str] = ()
     class_pixels: Sequence[int] | None = None
     ignore_index: int = IGNORE
+    any_of: Sequence[Sequence[int]] = ()
 
 
 UNKNOWN_CLASSES = ClassFacts()

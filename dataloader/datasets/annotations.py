@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
 
+import cv2
 import numpy as np
 
 from base.base_dataset import BaseDataset, Item, Sample
@@ -16,7 +17,7 @@ from dataloader.datasets.annotation_files import read_annotations, read_yolo
 from dataloader.datasets.files import below, image_files
 from dataloader.datasets.folder import ClassSource, read_classes
 from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, Size, draw
-from utils.classes import BACKGROUND, IGNORE, ClassTable, default_colors
+from utils.classes import ANY_OF, BACKGROUND, IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.registry import DATASETS
 
@@ -39,7 +40,8 @@ class Annotations(BaseDataset):
         annotations: File (COCO, CVAT, Label Studio) or folder (LabelMe, YOLO) below data_dir; "{split}" in its name
             stands for the split.
         image_dir: Folder with the images below data_dir, likewise; files in folders below it are found, too.
-        label_map: Label in the files to class name, class index or null for void, where files name classes otherwise.
+        label_map: Label in the files to class name, class index or null for void, where files name classes otherwise;
+            or to a list of classes of which it may be any, see `Folder`. One of "background" is for what nobody drew.
         unknown: Refuse objects whose label is no class, take them for void, or skip them.
     """
 
@@ -50,6 +52,8 @@ class Annotations(BaseDataset):
 
     class_source: ClassSource = field(init=False, repr=False)
     pictures: dict[str, Picture] = field(init=False, repr=False, default_factory=dict)  # of one file for all images
+    own: ClassTable = field(init=False, repr=False)  # classes as these options describe them
+    described: int = field(init=False, repr=False)  # how many of them `classes` names: YOLO's numbers
     reading_options: ClassVar[tuple[str, ...]] = ("label_map", "classes", "unknown")
     splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
     packs: ClassVar[bool] = False
@@ -58,6 +62,8 @@ class Annotations(BaseDataset):
         self.class_source = classes
         super().__post_init__()
         self.raw_labels = False
+        self.own = self.classes
+        self.described = len(self.base_classes(**self.options()))
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "classes": self.class_source}
@@ -76,12 +82,7 @@ class Annotations(BaseDataset):
     def class_table(cls, **options: Any) -> ClassTable:
         """The classes that ``cls(**options)`` would have; `label_map` is of names here."""
         table = cls.base_classes(**options)
-        for label, target in (options.get("label_map") or {}).items():
-            index = table.names.index(target) if target in table.names else target
-            if index is not None and (not isinstance(index, int) or not 0 <= index < len(table)):
-                shown = ", ".join(table.names)
-                raise ConfigError(f"label_map.{label}: no class {target!r}. Choose from {shown} or null.")
-        return table
+        return table.meaning(options["label_map"], "label_map") if options.get("label_map") else table
 
     @property
     def sources(self) -> frozenset[str]:
@@ -174,7 +175,7 @@ class Annotations(BaseDataset):
         return read_yolo(sample.label)
 
     def _draw(self, picture: Picture, size: Size | None = None) -> np.ndarray:
-        names = self.classes.names
+        names, label_map = self.own.names[: self.described], self.label_map or {}
         background = next((index for index, name in enumerate(names) if name.lower() in BACKGROUND), IGNORE)
         values = dict.fromkeys(VOID_LABELS, IGNORE) | dict.fromkeys(BACKGROUND_LABELS, background)
         if picture.size is None:
@@ -182,12 +183,24 @@ class Annotations(BaseDataset):
             values = {str(number): index for number, index in enumerate(objects)}
         else:
             values |= {name: index for index, name in enumerate(names)}
-        for label, target in (self.label_map or {}).items():
-            values[label] = IGNORE if target is None else names.index(target) if target in names else int(target)
+        values |= {label: self.own.label_of(target) for label, target in label_map.items()}
+        if isinstance(label_map.get("background"), list | tuple):
+            background = values["background"]
         mask = draw(picture, values, size=size, background=background, unknown=self.unknown)
-        for ignored in self.classes.ignored_classes:
-            mask[mask == ignored] = IGNORE
-        return mask
+        return cv2.LUT(mask, self._shared_labels())
+
+    def _shared_labels(self) -> np.ndarray:
+        """Labels, (256,) uint8, that `classes` has for those of `own`: data sets that are joined share an order."""
+        names, ignored = self.classes.names, self.classes.ignored_classes
+        labels = np.full(256, IGNORE, np.uint8)
+        for index, name in enumerate(self.own.names):
+            place = names.index(name)
+            labels[index] = IGNORE if place in ignored else place
+        shared = [{names[index] for index in each.classes} for each in self.classes.any_of]
+        for number, each in enumerate(self.own.any_of):
+            meant = {self.own.names[index] for index in each.classes}
+            labels[ANY_OF - number] = ANY_OF - shared.index(meant) if meant in shared else IGNORE
+        return labels
 
 
 def keys_of(name: str) -> Iterator[str]:

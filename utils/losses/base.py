@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from utils.classes import IGNORE, UNKNOWN_CLASSES, ClassFacts
+from utils.classes import ANY_OF, IGNORE, UNKNOWN_CLASSES, ClassFacts
 from utils.errors import ConfigError
 from utils.losses.strips import accumulation_dtype, label_counts
 from utils.schema import AtLeast, did_you_mean, join
@@ -26,11 +26,15 @@ class Loss(nn.Module, ABC):
     of a batch, on one process or on many, add up to the loss of the whole batch, if each divides by the norm of the
     whole batch. Other losses are computed for each micro-batch and averaged.
 
+    `marginal` says whether it knows labels that stand for one of several classes, see `allowed_classes`; others are
+    given void instead.
+
     `step` is the optimiser step that is being taken, from 0, for losses that change in the course of training; None
     where nothing is being trained. Whoever calls the loss sets it.
     """
 
     additive: bool
+    marginal: ClassVar[bool] = False
     step: int | None = None
 
     def norm(self, labels: Tensor) -> Tensor:
@@ -68,18 +72,30 @@ class WeightedLoss(Loss):
     """
 
     class_weights: Tensor | None
+    allowed: Tensor | None
 
     def __init__(self, weights: ClassWeights, class_facts: ClassFacts, where: str) -> None:
         super().__init__()
         resolved = resolve_weights(weights, class_facts, where=join(where, "class_weights"))
         self.register_buffer("class_weights", resolved, persistent=False)
+        self.register_buffer("allowed", allowed_classes(class_facts) if self.marginal else None, persistent=False)
 
     def weight_sum(self, labels: Tensor) -> Tensor:
         """Return the sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
-        if self.class_weights is None:
+        weights = self.label_weights(accumulation_dtype(labels.device))
+        if weights is None:
             return labelled_pixels(labels)
-        weights = self.class_weights.to(accumulation_dtype(labels.device))
+        weights = weights[:IGNORE]
         return label_counts(labels, len(weights)).sum(0) @ weights
+
+    def label_weights(self, dtype: torch.dtype | None = None) -> Tensor | None:
+        """Return the weights of classes, (C,), or where labels may stand for several, of labels: their mean, (256,)."""
+        if self.class_weights is None:
+            return None
+        weights = self.class_weights.to(dtype or self.class_weights.dtype)
+        if self.allowed is None:
+            return weights
+        return (self.allowed * weights).sum(1) / self.allowed.sum(1)
 
     def smoothing_factors(self, label_smoothing: float, logits: Tensor) -> Tensor | None:
         """Return factors (C,) of the log-probabilities of all classes for label smoothing; None without it.
@@ -94,6 +110,22 @@ class WeightedLoss(Loss):
         dtype = accumulation_dtype(logits.device)
         factors = logits.new_full((num_classes,), label_smoothing / num_classes, dtype=dtype)
         return factors if self.class_weights is None else factors * self.class_weights
+
+
+def allowed_classes(class_facts: ClassFacts) -> Tensor | None:
+    """Return which classes a pixel of each label may have, (256, C) bool; None where each label is one class.
+
+    The loss of such a pixel is that of the sum of the probabilities of these classes: the marginal loss. Void, and
+    what is no label, may be any. Source: Shi et al. 2021, https://arxiv.org/abs/2007.03868, section 3.1.
+    """
+    if not class_facts.any_of or class_facts.num_classes is None:
+        return None
+    allowed = torch.ones(IGNORE + 1, class_facts.num_classes, dtype=torch.bool)
+    allowed[: class_facts.num_classes] = torch.eye(class_facts.num_classes, dtype=torch.bool)
+    for number, classes in enumerate(class_facts.any_of):
+        allowed[ANY_OF - number] = False
+        allowed[ANY_OF - number, list(classes)] = True
+    return allowed
 
 
 def labelled_pixels(labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import torch
 from torch import Tensor, nn
 
-from utils.classes import with_class_facts
+from utils.classes import ANY_OF, IGNORE, with_class_facts
 from utils.errors import ConfigError
 from utils.losses.base import Loss, labelled_images
 from utils.losses.boundary import boundary_loss, near_boundaries
@@ -44,19 +44,23 @@ class Criterion(nn.Module):
 
     Args:
         terms: Name, loss and factor of each; names are unique.
-        aux_factor: Factor of the sum for each auxiliary output, or one for each of them; 0.4 in PSPNet,
-            https://arxiv.org/abs/1612.01105.
+    def __init__(
+        self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: AuxFactor = 0.4, any_of: int = 0
+    ) -> None:
 
     Where a network learns boundaries too (`SegOutput.edges`), their loss comes on top, and the sum once more for the
     pixels at which the network is sure of one. Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3.1.
     """
 
-    def __init__(self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: AuxFactor = 0.4) -> None:
+    def __init__(
+        self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: AuxFactor = 0.4, any_of: int = 0
+    ) -> None:
         super().__init__()
         self.names = tuple(name for name, _, _ in terms)
         self.factors = tuple(factor for _, _, factor in terms)
         self.losses = nn.ModuleList(loss for _, loss, _ in terms)
         self.aux_factor = aux_factor
+        self.any_of = any_of
 
     def normalizers(self, labels: Tensor) -> Tensor:
         """Return what labels (N, H, W) add to the denominators of the K terms and of the loss of boundaries: (K + 1,).
@@ -66,14 +70,15 @@ class Criterion(nn.Module):
         To train on a batch in micro-batches, add up the normalizers of all of them on all processes, give `forward`
         that sum with each micro-batch, and add up its results.
         """
-        images = labelled_images(labels).to(accumulation_dtype(labels.device))
+        images = labelled_images(self._settled(labels)).to(accumulation_dtype(labels.device))
         return torch.cat([self._term_normalizers(labels), images[None]])
 
     def _term_normalizers(self, labels: Tensor) -> Tensor:
-        found = []
+        found, settled = [], self._settled(labels)
         for loss in self._losses():
+            known = labels if loss.marginal else settled
             # What is not additive is averaged over micro-batches, and each counts as much as it has images.
-            norm = loss.norm(labels) if loss.additive else loss.norm(labels) * len(labels)
+            norm = loss.norm(known) if loss.additive else loss.norm(known) * len(labels)
             found.append(norm.to(accumulation_dtype(labels.device)))
         return torch.stack(found)
 
@@ -103,7 +108,7 @@ class Criterion(nn.Module):
             loss = loss + self._weighted(aux)
             detached["aux"] = aux.sum().detach()
         for edges in output.edges:
-            boundary = boundary_loss(edges, labels, images)
+            boundary = boundary_loss(edges, self._settled(labels), images)
             near = self._total(self._values(SegOutput(output.logits), near_boundaries(edges, labels), normalizers))
             loss = loss + BOUNDARY_FACTOR * boundary + near
             detached["boundary"] = boundary.detach()
@@ -130,13 +135,18 @@ class Criterion(nn.Module):
         return {"loss": loss, **dict(zip(self.names, values, strict=True))}
 
     def _values(self, output: SegOutput, labels: Tensor, normalizers: Tensor) -> list[Tensor]:
-        values = []
+        values, settled = [], self._settled(labels)
         for loss, norm in zip(self._losses(), normalizers, strict=True):
+            known = labels if loss.marginal else settled
             if output.masks and isinstance(loss, MaskLoss):
-                values.append(loss.of_masks(output.masks, output.mask_classes, labels, norm))
+                values.append(loss.of_masks(output.masks, output.mask_classes, known, norm))
             else:
-                values.append(loss(output.logits, labels, norm if loss.additive else norm / len(labels)))
+                values.append(loss(output.logits, known, norm if loss.additive else norm / len(labels)))
         return values
+
+    def _settled(self, labels: Tensor) -> Tensor:
+        """Return `labels` with void for what stands for one of several classes."""
+        return labels.masked_fill(labels > ANY_OF - self.any_of, IGNORE) if self.any_of else labels
 
     def _total(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.stack([factor * term for factor, term in zip(self.factors, terms, strict=True)]).sum()
@@ -200,8 +210,8 @@ def build_criterion(loss: Any, *, aux_factor: AuxFactor = 0.4, where: str = "los
         loss: A name, ``{"type", "args", "factor"}``, a `LossTerm`, or a list of these.
         aux_factor: As for `Criterion`.
         where: Place of the section in the config.
-        facts: What is known of the classes, see `ClassFacts`: num_classes, class_names, class_pixels. A loss receives
-            those that it names, or all of them as `class_facts`.
+        facts: What is known of the classes, see `ClassFacts`: num_classes, class_names, any_of and so on. A loss
+            receives those that it names, or all of them as `class_facts`.
 
     Raises:
         ConfigError: `loss` is wrong or does not fit the facts.
@@ -219,7 +229,7 @@ def build_criterion(loss: Any, *, aux_factor: AuxFactor = 0.4, where: str = "los
             problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return Criterion(built, aux_factor=aux_factor)
+    return Criterion(built, aux_factor=aux_factor, any_of=len(facts.get("any_of", ())))
 
 
 def term_name(terms: Sequence[LossTerm], index: int) -> str:

@@ -66,6 +66,7 @@ class CrossEntropyLoss2d(WeightedLoss):
     """
 
     additive = True
+    marginal = True
 
     def __init__(
         self,
@@ -86,7 +87,8 @@ class CrossEntropyLoss2d(WeightedLoss):
         norm = self.norm(labels) if norm is None else norm
         pixel = _CrossEntropy(1 - self.label_smoothing)
         smoothing = self.smoothing_factors(self.label_smoothing, logits)
-        return self.divide(pixel_sum(logits, labels, pixel, self.class_weights, smoothing), norm, logits)
+        total = pixel_sum(logits, labels, pixel, self.label_weights(), smoothing, self.allowed)
+        return self.divide(total, norm, logits)
 
 
 @LOSSES.register()
@@ -102,6 +104,7 @@ class FocalLoss(WeightedLoss):
     """
 
     additive = True
+    marginal = True
 
     def __init__(
         self,
@@ -116,7 +119,8 @@ class FocalLoss(WeightedLoss):
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
-        return self.divide(pixel_sum(logits, labels, _Focal(self.gamma), self.class_weights), norm, logits)
+        total = pixel_sum(logits, labels, _Focal(self.gamma), self.label_weights(), allowed=self.allowed)
+        return self.divide(total, norm, logits)
 
 
 class _HardPixelLoss(WeightedLoss):

@@ -8,16 +8,24 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from utils.classes import UNKNOWN_CLASSES, ClassFacts
+from utils.classes import ANY_OF, IGNORE, UNKNOWN_CLASSES, ClassFacts
 from utils.losses.base import (
     ClassWeights,
     Loss,
     WeightedLoss,
+    allowed_classes,
     inverse_or_zero,
     labelled_images,
     labelled_pixels,
 )
-from utils.losses.strips import accumulation_dtype, class_sums, cross_entropy_and_class_sums, label_counts, pixel_sum
+from utils.losses.strips import (
+    accumulation_dtype,
+    class_sums,
+    cross_entropy_and_class_sums,
+    label_counts,
+    label_sums,
+    pixel_sum,
+)
 from utils.registry import LOSSES
 from utils.schema import AtLeast, Between
 
@@ -43,6 +51,9 @@ class DiceLoss(Loss):
     Classes without a labelled pixel are not in the average. Summed over a batch it is not additive; over all
     classes together, or image by image, it is.
 
+    Where pixels have one of several classes, these are one more class, whose probability is their sum. A pixel counts
+    for a class as far as it is known whether it has it: not for those that it may have or not.
+
     Source: Milletari et al. 2016, https://arxiv.org/abs/1606.04797, section 3, without its squares.
 
     Args:
@@ -51,10 +62,20 @@ class DiceLoss(Loss):
         per_image: Compute each image by itself and average over the images that have labelled pixels.
     """
 
+    marginal = True
+    allowed: Tensor | None
+
     def __init__(
-        self, *, per_class: bool = True, smooth: Annotated[float, AtLeast(0)] = 1.0, per_image: bool = False
+        self,
+        *,
+        per_class: bool = True,
+        smooth: Annotated[float, AtLeast(0)] = 1.0,
+        per_image: bool = False,
+        class_facts: ClassFacts = UNKNOWN_CLASSES,
     ) -> None:
         super().__init__()
+        self.register_buffer("allowed", allowed_classes(class_facts), persistent=False)
+        self.any_of = len(class_facts.any_of)
         self.per_class = per_class
         self.smooth = smooth
         self.per_image = per_image
@@ -70,7 +91,10 @@ class DiceLoss(Loss):
         norm = self.norm(labels) if norm is None else norm
         if not self.per_class and not self.per_image:
             # Probabilities sum to 1, so |P| = |T| = pixels, and the loss is the sum of 1 - p over pixels + smooth / 2.
-            return self.divide(pixel_sum(logits, labels, _Miss()), _with_smooth(norm, self.smooth), logits)
+            total = pixel_sum(logits, labels, _Miss(), allowed=self.allowed)
+            return self.divide(total, _with_smooth(norm, self.smooth), logits)
+        if self.allowed is not None:
+            return self.divide(self._overlap(*self._marginal_sums(logits, labels, self.allowed)), norm, logits)
         hits, predicted = class_sums(logits, labels)
         return self.divide(self.of_sums(hits, predicted, labels), norm, logits)
 
@@ -83,11 +107,42 @@ class DiceLoss(Loss):
             labels: (N, H, W).
         """
         actual = label_counts(labels, hits.shape[1])
+        return self._overlap(hits, predicted, actual, actual)
+
+    def _marginal_sums(self, logits: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
+        """Return what `_overlap` takes, (N, S) each, of S targets: each class, and each list of several."""
+        num_classes = logits.shape[1]
+        lists = torch.arange(ANY_OF, ANY_OF - self.any_of, -1, device=labels.device)
+        values = torch.cat([torch.arange(num_classes, device=labels.device), lists])
+        sums = label_sums(logits, labels, values)
+        counts = label_counts(labels, IGNORE)[:, values].to(sums.dtype)
+        allowed = allowed[values].to(sums.dtype)  # (L, C)
+        if not self.per_class:  # then all that a pixel may be is its own target
+            hits = (sums * allowed).sum(2)
+            return hits, counts, counts, counts
+        sizes = allowed.sum(1)
+        targets = allowed[(sizes < num_classes) & ((sizes > 1) | (values < num_classes))]
+        shared = allowed @ targets.t()  # (L, S): how many of a label's classes are in a target
+        inside = (shared == sizes[:, None]).to(sums.dtype)
+        known = inside + (shared == 0)
+        same = inside * (sizes[:, None] == targets.sum(1))
+        by_target = sums @ targets.t()  # (N, L, S)
+        return (by_target * inside).sum(1), (by_target * known).sum(1), counts @ inside, counts @ same
+
+    def _overlap(self, hits: Tensor, predicted: Tensor, actual: Tensor, labelled: Tensor) -> Tensor:
+        """Return the loss, (), of sums over the pixels of S targets, (N, S) each.
+
+        Args:
+            hits: Of the target's probability, over its pixels.
+            predicted: Of its probability, over all pixels that count for it.
+            actual: Its pixels.
+            labelled: Those that are labelled as just this; a target without any is not in the average.
+        """
         if not self.per_image:
-            hits, predicted, actual = (sums.sum(0, keepdim=True) for sums in (hits, predicted, actual))
+            hits, predicted, actual, labelled = (x.sum(0, keepdim=True) for x in (hits, predicted, actual, labelled))
         if not self.per_class:
-            hits, predicted, actual = (sums.sum(1, keepdim=True) for sums in (hits, predicted, actual))
-        present = actual > 0
+            hits, predicted, actual, labelled = (x.sum(1, keepdim=True) for x in (hits, predicted, actual, labelled))
+        present = labelled > 0
         overlap = (2 * hits + self.smooth) / torch.where(present, predicted + actual + self.smooth, 1)
         losses = ((1 - overlap) * present).sum(1) / present.sum(1).clamp(min=1)
         return losses.sum()
@@ -114,6 +169,8 @@ class CrossEntropyDiceLoss(WeightedLoss):
         smooth: As for `DiceLoss`.
     """
 
+    marginal = True
+
     def __init__(
         self,
         *,
@@ -131,12 +188,14 @@ class CrossEntropyDiceLoss(WeightedLoss):
         self.dice_factor = dice_factor
         self.label_smoothing = label_smoothing
         self.smooth = smooth
-        self.dice = DiceLoss(smooth=smooth) if per_class else None
+        self.dice = DiceLoss(smooth=smooth, class_facts=class_facts) if per_class else None
         self.additive = not per_class and self.class_weights is None  # else the two have different denominators
 
     def forward(self, logits: Tensor, labels: Tensor, norm: Tensor | None = None) -> Tensor:
         norm = self.norm(labels) if norm is None else norm
         smoothing = self.smoothing_factors(self.label_smoothing, logits)
+        if self.dice is not None and self.allowed is not None:
+            return self._marginal(logits, labels, norm, smoothing)
         if self.dice is not None:
             # In float64, where 1 - label_smoothing is not rounded to float32.
             weights = logits.new_full(
@@ -156,5 +215,14 @@ class CrossEntropyDiceLoss(WeightedLoss):
         pixel = _Miss(dice_share, ce_share * (1 - self.label_smoothing))
         if smoothing is not None:
             smoothing = smoothing * ce_share
-        loss = pixel_sum(logits, labels, pixel, self.class_weights, smoothing)
+        loss = pixel_sum(logits, labels, pixel, self.label_weights(), smoothing, self.allowed)
         return self.divide(loss, torch.ones_like(norm) if self.additive else norm, logits)
+
+    def _marginal(self, logits: Tensor, labels: Tensor, norm: Tensor, smoothing: Tensor | None) -> Tensor:
+        """Compute both one after the other, where labels may stand for one of several classes."""
+        assert self.dice is not None
+        pixel = _Miss(0.0, 1 - self.label_smoothing)
+        entropy = pixel_sum(logits, labels, pixel, self.label_weights(), smoothing, self.allowed)
+        entropy = entropy * inverse_or_zero(self.weight_sum(labels))
+        dice: Tensor = self.dice(logits, labels, norm)
+        return self.divide(self.ce_factor * entropy, norm, logits) + self.dice_factor * dice

@@ -47,6 +47,8 @@ class MaskLoss(CrossEntropyLoss2d):
         importance: Share of the points that are sought; the rest is anywhere.
     """
 
+    marginal = False
+
     def __init__(  # noqa: PLR0913  all are named
         self,
         *,

@@ -45,16 +45,19 @@ def pixel_sum(
     pixel: PixelLoss,
     class_weights: Tensor | None = None,
     smoothing: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Sum `pixel` over the labelled pixels, minus ``smoothing @ log_p``: shape (), in `accumulation_dtype`.
 
     Args:
         logits: (N, C, h, w).
         labels: (N, H, W), uint8 or int64.
-        class_weights: (C,); 1 for all classes if None.
+        class_weights: (C,); 1 for all classes if None. With `allowed`, of each label, (256,).
         smoothing: (C,) factors of the log-probabilities of all classes, for label smoothing.
+        allowed: (256, C) bool, classes of which a pixel with each label has one: `pixel` is of the sum of their
+            probabilities. None where a label is a class.
     """
-    total: Tensor = _PixelSum.apply(logits, labels, pixel, class_weights, smoothing)
+    total: Tensor = _PixelSum.apply(logits, labels, pixel, class_weights, smoothing, allowed)
     return total
 
 
@@ -83,6 +86,18 @@ def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     hits, sums = _ClassSums.apply(logits, labels)
     return hits, sums
+
+
+def label_sums(logits: Tensor, labels: Tensor, values: Tensor) -> Tensor:
+    """Sum class probabilities over the pixels of each label, for each image: (N, L, C) in `accumulation_dtype`.
+
+    Args:
+        logits: (N, C, h, w).
+        labels: (N, H, W), uint8 or int64.
+        values: The L labels, of which void is none, (L,).
+    """
+    sums: Tensor = _LabelSums.apply(logits, labels, values)
+    return sums
 
 
 def cross_entropy_and_class_sums(
@@ -374,12 +389,13 @@ class _PixelSum(torch.autograd.Function):
         pixel: PixelLoss,
         class_weights: Tensor | None,
         smoothing: Tensor | None,
+        allowed: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(logits)
-        ctx.plain = lambda z: plain_pixel_sum(z, labels, pixel, class_weights, smoothing)
+        ctx.plain = lambda z: plain_pixel_sum(z, labels, pixel, class_weights, smoothing, allowed)
         with torch.autocast(logits.device.type, enabled=False):
             total, ctx.gradient = _strip_pixel_sum(
-                as_precise(logits), labels, pixel, class_weights, smoothing, ctx.needs_input_grad[0]
+                as_precise(logits), labels, pixel, class_weights, smoothing, allowed, ctx.needs_input_grad[0]
             )
         return total
 
@@ -387,8 +403,8 @@ class _PixelSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return plain_gradient(ctx.plain, logits, [gradient]), None, None, None, None
-        return (ctx.gradient * gradient).to(logits.dtype), None, None, None, None
+            return plain_gradient(ctx.plain, logits, [gradient]), None, None, None, None, None
+        return (ctx.gradient * gradient).to(logits.dtype), None, None, None, None, None
 
 
 def _strip_pixel_sum(
@@ -397,6 +413,7 @@ def _strip_pixel_sum(
     pixel: PixelLoss,
     class_weights: Tensor | None,
     smoothing: Tensor | None,
+    allowed: Tensor | None,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute `pixel_sum` and its gradient by `logits` (N, C, h, w), which is None unless it is needed."""
@@ -412,12 +429,18 @@ def _strip_pixel_sum(
         weight = 1.0 if class_weights is None else class_weights[truth]
         tiles = resizing.enlarge(logits[image], strip)
         tiles -= tiles.amax(1, keepdim=True)  # which changes no probability, and keeps exponentials finite
-        own = tiles.gather(1, truth[:, None])[:, 0]
+        shares: Tensor | None = None
+        if allowed is None:
+            own = tiles.gather(1, truth[:, None])[:, 0]
+        else:
+            own, shares = _of_allowed(tiles, truth, allowed)
         smoothed = None if smoothing is None else (tiles * smoothing).sum(1)
         exponentials = tiles.exp_()  # in place: from here on, `tiles` are no logits
         mass = exponentials.sum(1)
         log_mass = mass.log()
         log_p = (own - log_mass).masked_fill_(void, 0)
+        if shares is not None:
+            log_p.clamp_(max=0)  # the two sums may be rounded differently
         total += pixel.value(log_p, weight).sum(dtype=total.dtype)
         if smoothing is not None and smoothed is not None:
             total -= (smoothed - smoothing.sum() * log_mass).masked_fill_(void, 0).sum(dtype=total.dtype)
@@ -425,14 +448,36 @@ def _strip_pixel_sum(
             continue
         derivative = torch.as_tensor(pixel.derivative(log_p, weight), dtype=log_p.dtype, device=log_p.device)
         derivative = derivative.expand_as(log_p).masked_fill(void, 0)
-        # Of log p_t by logit k: [k = t] - p_k; the softmax, exponentials / mass, is never written down.
+        # Of log p_t by logit k: [k = t] - p_k; the softmax, exponentials / mass, is never written down. Of several
+        # classes that are allowed, each has its share in them instead of [k = t].
         scale = -derivative if smoothing is None else (smoothing.sum() - derivative).masked_fill_(void, 0)
         exponentials *= (scale / mass)[:, None]
-        exponentials.scatter_add_(1, truth[:, None], derivative[:, None])
+        if shares is None:
+            exponentials.scatter_add_(1, truth[:, None], derivative[:, None])
+        else:
+            exponentials += shares.mul_(derivative[:, None])
         if smoothing is not None:
             exponentials -= smoothing * (~void)[:, None]
         resizing.add_reduced(gradient[image], exponentials, strip)
     return total, gradient
+
+
+def _of_allowed(tiles: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the classes that are allowed at each pixel: the logit of their sum, and the share of each class in it.
+
+    Args:
+        tiles: Logits, (blocks, C, rows, width).
+        labels: (blocks, rows, width) int64.
+        allowed: (256, C) bool.
+
+    Returns:
+        (blocks, rows, width), and (blocks, C, rows, width), which is 0 for classes that are not allowed.
+    """
+    others = ~allowed.t()[:, labels].movedim(0, 1)
+    shares = tiles.masked_fill(others, -torch.inf)
+    joined = shares.logsumexp(1)
+    shares -= joined[:, None]
+    return joined, shares.exp_()
 
 
 class _CrossEntropies(torch.autograd.Function):
@@ -501,6 +546,38 @@ class _ClassSums(torch.autograd.Function):
                 p.scatter_add_(1, truth[:, None], own[:, None])
                 resizing.add_reduced(gradient[image], p, strip)
         return gradient.to(logits.dtype), None
+
+
+class _LabelSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, labels, values)
+        precise = as_precise(logits)
+        shape = len(logits), len(values), logits.shape[1]
+        sums = torch.zeros(shape, dtype=accumulation_dtype(logits.device), device=logits.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, _, p, truth, _, _ in _probabilities(precise, labels):
+                belongs = (truth[:, :, None] == values[:, None]).to(p.dtype)  # (blocks, rows, L, width)
+                by_row = torch.matmul(belongs, p.permute(0, 2, 3, 1))  # void has probabilities of 0
+                sums[image] += by_row.sum((0, 1), dtype=sums.dtype)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, sums_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, values = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = functools.partial(plain_label_sums, labels=labels, values=values)
+            return plain_gradient(plain, logits, [sums_gradient]), None, None
+        precise = as_precise(logits)
+        gradient = torch.zeros_like(precise, memory_format=torch.contiguous_format)
+        by_label = precise.new_zeros(len(logits), logits.shape[1], 256)
+        by_label[:, :, values] = sums_gradient.to(precise.dtype).transpose(1, 2)
+        with torch.autocast(logits.device.type, enabled=False):
+            for image, strip, p, truth, _, resizing in _probabilities(precise, labels):
+                slopes = by_label[image][:, truth].movedim(0, 1)
+                p *= slopes - (p * slopes).sum(1, keepdim=True)
+                resizing.add_reduced(gradient[image], p, strip)
+        return gradient.to(logits.dtype), None, None
 
 
 class _CrossEntropyAndClassSums(torch.autograd.Function):
@@ -601,13 +678,18 @@ def plain_pixel_sum(
     pixel: PixelLoss,
     class_weights: Tensor | None = None,
     smoothing: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Compute `pixel_sum` in ordinary operations."""
     log_p = F.log_softmax(enlarged(logits, labels), dim=1)
     void = labels == IGNORE
     index = labels.masked_fill(void, 0).long()
     weight = 1.0 if class_weights is None else class_weights.to(log_p.dtype)[index]
-    losses = pixel.value(log_p.gather(1, index[:, None])[:, 0].masked_fill(void, 0), weight)
+    if allowed is None:
+        own = log_p.gather(1, index[:, None])[:, 0]
+    else:
+        own = log_p.masked_fill(~allowed[index].movedim(-1, 1), -torch.inf).logsumexp(1).clamp(max=0)
+    losses = pixel.value(own.masked_fill(void, 0), weight)
     if smoothing is not None:
         losses = losses - (log_p * smoothing.to(log_p.dtype)[:, None, None]).sum(1).masked_fill(void, 0)
     return losses.sum(dtype=accumulation_dtype(logits.device))
@@ -641,3 +723,9 @@ def plain_class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     own = p.gather(1, index[:, None]).flatten(1)
     hits = torch.zeros(p.shape[:2], dtype=p.dtype, device=p.device).scatter_add(1, index.flatten(1), own)
     return hits, p.sum((2, 3))
+
+
+def plain_label_sums(logits: Tensor, labels: Tensor, values: Tensor) -> Tensor:
+    """Compute `label_sums` in ordinary operations."""
+    p = F.softmax(enlarged(logits, labels), dim=1).to(accumulation_dtype(logits.device))
+    return torch.stack([(p * (labels == value)[:, None]).sum((2, 3)) for value in values], dim=1)
