@@ -136,7 +136,8 @@ def thumbnail(image: np.ndarray) -> str:
     largest = float(np.abs(detail).max())
     if largest < 1e-6 * max(1.0, float(np.abs(small).max())):
         return ""
-    return np.rint(127 * detail / largest).astype(np.int8).tobytes().hex()
+    levels: np.ndarray = np.rint(127 * detail / largest).astype(np.int8)
+    return levels.tobytes().hex()
 
 
 def digest(array: np.ndarray) -> str:
@@ -287,6 +288,15 @@ def class_pixels_of(dataset: BaseDataset, values: np.ndarray) -> tuple[np.ndarra
     counts = np.zeros(256, np.int64)
     np.add.at(counts, dataset.classes.lookup if dataset.raw_labels else np.arange(256), values)
     return counts[: len(dataset.classes)], int(counts[IGNORE])
+
+
+def is_usable(dataset: BaseDataset, record: Record) -> bool:
+    """Say whether ``dataset.read`` would give the example that `record` is about."""
+    if record.problems:
+        return False
+    if not dataset.raw_labels or dataset.takes_unknown:
+        return True
+    return dataset.classes.known.issuperset(map(int, record.values))
 
 
 def has_files(dataset: BaseDataset) -> bool:

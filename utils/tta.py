@@ -174,14 +174,14 @@ def sliding(
         crops = torch.cat([images[..., top : top + height, left : left + width] for top, left in chosen])
         logits = predict(crops)
         if is_small(logits, (height, width)):
-            small += logits.split(len(images))  # the crops of a window, one of each image, lie together
+            small += logits.chunk(len(chosen))  # the crops of a window, one of each image, lie together
             continue
         logits = resize(logits, (height, width))
         if weights is not None:
             logits = logits * weights
         if total is None:
             total = logits.new_zeros(len(images), logits.shape[1], *size)
-        for crop, (top, left) in zip(logits.split(len(images)), chosen, strict=True):
+        for crop, (top, left) in zip(logits.chunk(len(chosen)), chosen, strict=True):
             total[..., top : top + height, left : left + width] += crop
     if small:
         total = sum_of_windows(small, corners, (height, width), size, weights)
