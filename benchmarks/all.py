@@ -56,7 +56,7 @@ class Part(NamedTuple):
 COLUMNS = "--images 8 --only voc380 voc512 ade512 city2048 cityjpg2048"
 YASSOUALI = ("yassouali",)
 PARTS = {
-    "losses": Part("losses", 5, "--rounds 5", "--rounds 2 --classes 5 --shrink 8", YASSOUALI, True),
+    "losses": Part("losses", 4.25, "--rounds 4", "--rounds 2 --classes 5 --shrink 8", YASSOUALI, True),
     "metrics": Part(
         "losses", 1.25, "--metrics --classes 19 150", "--metrics --rounds 2 --classes 19 --shrink 8", YASSOUALI, True
     ),
@@ -82,6 +82,8 @@ PARTS = {
     "startup": Part("startup", 2, "--rounds 3", "--rounds 1 --configs"),
     "scaling": Part("scaling", 1.5, "--rounds 3", "--rounds 1 --shrink 4 --batches 2"),
     "inference": Part("inference", 1, "--frames 20 --rounds 3", "--frames 2 --rounds 1"),
+    "modes": Part("modes", 1.25, "--rounds 1", "--size 64 128 --rounds 1", ("yassouali", "semseg")),
+    "speed": Part("speed", 1.25, "--rounds 1", "--only FastSCNN --rounds 1"),
     "report": Part("report", 0.75, "--rounds 3", "--rounds 1"),
 }
 LAST = 0.6  # of a part's minutes; from then on it repeats nothing more than twice

@@ -1,6 +1,6 @@
 """What a checkpoint and its exported graphs give: mean IoU on its validation split, and images per second.
 
-    python -m benchmarks.exports CKPT [CKPT ...] --calibrate DIR [--frames 40] [--rounds 3] [--threads 1] [--json]
+    python -m benchmarks.exports CKPT [CKPT ...] --calibrate DIR [--frames 40] [--rounds 3] [--threads 1] [--write]
 
 Each checkpoint is exported as ONNX, in float32 and in 8-bit numbers with ranges as on the images in DIR, by export.py
 itself; evaluate.py measures all three. Then they label the same frames by turns, from raw pixels to label maps.
@@ -112,7 +112,7 @@ def main() -> None:
     add("--frames", type=int, default=40)
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=1)
-    add("--json", action="store_true", help="write the figures to benchmarks/results/")
+    add("--write", action="store_true", help="write the figures to benchmarks/results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     figures = []
@@ -120,7 +120,7 @@ def main() -> None:
         figures += measure(checkpoint, args.calibrate, args.frames, args.rounds)
     for figure in figures:
         print(summary(figure))
-    if args.json:
+    if args.write:
         write("exports", f"checkpoints and their graphs in ONNX Runtime, {args.frames} frames", figures)
 
 

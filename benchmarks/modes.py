@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -158,25 +159,23 @@ def measure(size: tuple[int, int], num_classes: int, rounds: int, peers: dict[st
     """
     image, _ = draw_scene(np.random.default_rng(0), size)
     figures = []
-    for mode, fast in (("sliding", False), ("multiscale", False), ("multiscale", True)):
-        predictor = ours(num_classes, mode, size, fast=fast)
-        name = f"{mode}, --fast" if fast else mode
-        jobs: dict[str, Callable[[], object]] = {
-            "forward passes": forward_passes(predictor, image),
-            "here": partial(predictor.predict_image, image),
-        }
-        for peer, modes in peers.items():
-            if mode in modes:
-                jobs[peer] = partial(modes[mode], image)
+    for mode in ("sliding", "multiscale"):
+        own = {"here": ours(num_classes, mode, size)}
+        if mode == "multiscale":
+            own["here, --fast"] = ours(num_classes, mode, size, fast=True)
+        theirs = {peer: modes[mode] for peer, modes in peers.items() if mode in modes}
+        jobs: dict[str, Callable[[], object]] = {"forward passes": forward_passes(own["here"], image)}
+        jobs |= {name: partial(predictor.predict_image, image) for name, predictor in own.items()}
+        jobs |= {peer: partial(label, image) for peer, label in theirs.items()}
         times: dict[str, list[float]] = {job: [] for job in jobs}
         for _ in range(rounds):
             for job, run in jobs.items():
                 times[job].append(seconds(run))
-        figures += [Figure(f"{name}: {job}", "s", values) for job, values in times.items()]
-        for peer in jobs.keys() - {"forward passes", "here"}:
-            figures += ratios(f"{name}: {peer} / here", times[peer], times["here"], times["forward passes"])
-            same = float((predictor.predict_image(image) == peers[peer][mode](image)).mean())
-            figures.append(Figure(f"{name}: labels equal to those of {peer}", "%", [100 * same]))
+        figures += [Figure(f"{mode}: {job}", "s", values) for job, values in times.items()]
+        for peer, (name, predictor) in itertools.product(theirs, own.items()):
+            figures += ratios(f"{mode}: {peer} / {name}", times[peer], times[name], times["forward passes"])
+            same = float((predictor.predict_image(image) == theirs[peer](image)).mean())
+            figures.append(Figure(f"{mode}: labels {name} equal to those of {peer}", "%", [100 * same]))
     return figures
 
 

@@ -56,7 +56,7 @@ def tiny_run(folder: Path, config: Path, *, size: Sequence[int] | None = None) -
     raw |= {"val_loader": None, "n_gpu": 0}
     raw["trainer"] |= {"max_steps": 1, "val": False, "monitor": "off", "precision": "fp32"}
     raw["trainer"] |= {"save_dir": str(folder), "log_dir": str(folder)}
-    del raw["trainer"]["epochs"]
+    raw["trainer"].pop("epochs", None)
     path = folder / f"{config.stem}{'-tiny' if size else ''}.json"
     path.write_text(json.dumps(raw))
     return path

@@ -14,13 +14,13 @@ def test_every_mode_is_measured_beside_its_forward_passes_and_a_peer() -> None:
     first = {"sliding": lambda image: np.zeros(image.shape[:2])}
     figures = modes.measure((48, 64), 3, 1, {"peer": first})
     names = [figure.what for figure in figures]
-    for mode in ("sliding", "multiscale", "multiscale, --fast"):
-        assert {f"{mode}: forward passes", f"{mode}: here"} <= set(names)
+    assert {f"{mode}: {what}" for mode in ("sliding", "multiscale") for what in ("forward passes", "here")} <= {*names}
+    assert "multiscale: here, --fast" in names
     assert [name for name in names if "peer" in name] == [
         "sliding: peer",
         "sliding: peer / here",
         "sliding: peer / here, without forward passes",
-        "sliding: labels equal to those of peer",
+        "sliding: labels here equal to those of peer",
     ]
 
 

@@ -17,13 +17,12 @@ from dataloader.transforms import geometry
 from dataloader.transforms.chain import (
     Chain,
     ChainOptions,
-    ColorJitter,
-    GaussianBlur,
     ResizeOptions,
     ScaleOptions,
     build_chain,
     chain_problems,
 )
+from dataloader.transforms.colors import ColorJitter, GaussianBlur
 from dataloader.transforms.geometry import warp
 from dataloader.transforms.named import ResizeToRange
 from dataloader.transforms.torchvision import COLORS, MOVES
