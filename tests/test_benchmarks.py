@@ -184,7 +184,7 @@ def test_a_part_that_fails_or_takes_too_long_is_told_of(
     monkeypatch.setattr(everything, "PARTS", {"slow": slow, "missing": everything.Part("nothing", 1)})
     assert everything.main(["--quick"]) == 1
     output = capsys.readouterr().out
-    assert "of 0.001 minutes, ended after 0.001 minutes" in output
+    assert "of 0.001 minutes, ended after 0.004 minutes" in output
     assert "of 1 minutes, ended with status 1" in output
 
 
