@@ -79,9 +79,9 @@ PARTS = {
         True,
     ),
     "engine": Part("engine", 2.75, "--rounds 5", "--rounds 1 --shrink 4", YASSOUALI, True),
-    "startup": Part("startup", 2, "--rounds 3", "--rounds 1 --configs"),
+    "startup": Part("startup", 2.5, "--rounds 3", "--rounds 1 --configs"),
     "scaling": Part("scaling", 1.5, "--rounds 3", "--rounds 1 --shrink 4 --batches 2"),
-    "inference": Part("inference", 1, "--frames 20 --rounds 3", "--frames 2 --rounds 1"),
+    "inference": Part("inference", 1, "--frames 15 --rounds 3", "--frames 2 --rounds 1"),
     "report": Part("report", 0.75, "--rounds 3", "--rounds 1"),
 }
 LAST = 0.6  # of a part's minutes; from then on it repeats nothing more than twice
