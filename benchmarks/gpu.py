@@ -456,7 +456,7 @@ def train(config: Path, flags: argparse.Namespace, *settings: str) -> tuple[floa
 def precision_part(record: Record, flags: argparse.Namespace) -> None:
     """Short trainings that differ in how they compute; config.json's scenes, or CamVid where it is given."""
     config = ROOT / ("configs/camvid.json" if flags.frames else "config.json")
-    settings = ["trainer.epochs=8", "trainer.val_per_epochs=8"] if flags.frames else ["trainer.epochs=7"]
+    settings = ["trainer.epochs=6", "trainer.val_per_epochs=6"] if flags.frames else ["trainer.epochs=5"]
     workers = min(8, os.cpu_count() or 1) if flags.device.startswith("cuda") else 0
     settings.append(f"train_loader.args.num_workers={workers}")
     if flags.quick:
@@ -541,12 +541,12 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "tests": Part(run_tests, 2, "the suite's tests for GPUs"),
+    "tests": Part(run_tests, 2.25, "the suite's tests for GPUs"),
     "throughput": Part(throughput, 3, "training steps"),
-    "losses": Part(losses_part, 0.5, "losses, 64x64 logits to 512x512 labels, 4 images, forward and backward"),
-    "loader": Part(loader_part, 1, "DeepLabV3+-R50 in bf16, channels last, fed by a loader"),
-    "syncbn": Part(syncbn, 0.75, "batch norm over processes"),
-    "precision": Part(precision_part, 1.75, "short trainings"),
+    "losses": Part(losses_part, 0.4, "losses, 64x64 logits to 512x512 labels, 4 images, forward and backward"),
+    "loader": Part(loader_part, 0.75, "DeepLabV3+-R50 in bf16, channels last, fed by a loader"),
+    "syncbn": Part(syncbn, 0.6, "batch norm over processes"),
+    "precision": Part(precision_part, 2.25, "short trainings"),
     "deterministic": Part(deterministic_part, 0.5, "a step in bf16, channels last, ms"),
     "recipe": Part(recipe, 30, "training"),
 }

@@ -40,7 +40,8 @@ BUSY = "BENCHMARK_BUSY"  # variable: set while a process keeps a core busy
 COMMIT = "BENCHMARK_COMMIT"  # variable: the commit, for code that was copied out of its repository
 LATE = "BENCHMARK_LATE"  # variable: seconds since 1970 from when on nothing is repeated more than twice
 PAGE = HOME.parent / "BENCHMARKS.md"
-PAGES = (PAGE, HOME.parent / "README.md")
+EXPLAINED = HOME.parent / "docs" / "explanation"
+PAGES = (PAGE, HOME.parent / "README.md", EXPLAINED / "strip-wise-loss.md", EXPLAINED / "exact-resume.md")
 STAMP = ("versions", "device_name", "num_threads", "git", "command")  # of what a run's environment holds
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 INLINE = re.compile(r"(<!-- figure: (\w+); ([^;]+); ([^;]*?) -->).*?(<!-- end -->)")
@@ -364,7 +365,10 @@ def unbacked(text: str, *, tables: bool = False) -> list[str]:
 
 def main() -> None:
     for path in PAGES:
-        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+        try:
+            path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+        except LookupError as error:
+            print(f"{path.name}: left as it is: {error.args[0]}")
     for target, aim, measured, verdict in targets():
         print(f"{target}: {aim}; {measured or '-'}; {verdict.replace('**', '')}")
 
