@@ -81,10 +81,9 @@ def measure(flags: argparse.Namespace) -> list[Figure]:
     for num_classes in flags.classes:
         for name in flags.only or losses.OURS:
             what = f"{num_classes} classes: {losses.NAMES[name]}"
-            for who, cases in losses.columns(flags.yassouali).items():
-                if name in cases:
-                    peak = elsewhere("loss", who, name, num_classes, flags.shrink, yassouali=flags.yassouali)
-                    figures += show([Figure(what, "MB", [peak], who)])
+            for who in losses.cases_of(name, num_classes, losses.columns(flags.yassouali)):
+                peak = elsewhere("loss", who, name, num_classes, flags.shrink, yassouali=flags.yassouali)
+                figures += show([Figure(what, "MB", [peak], who)])
     for num_classes in flags.classes:
         what = f"{num_classes} classes: a training process, 4 images of 256x256"
         for who in TRAINING:

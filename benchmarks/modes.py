@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,6 +39,7 @@ from utils.tta import TestTimeAugmentation
 
 SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25)
 TILES = 2.5  # of the image's sides, as yassouali cuts it
+T = TypeVar("T")
 Label = Callable[[np.ndarray], np.ndarray]  # image (H, W, 3) to labels (H, W)
 
 
@@ -125,11 +126,11 @@ def semseg_cases(root: Path, num_classes: int, size: tuple[int, int]) -> dict[st
     return {"sliding": label}
 
 
-def seconds(job: Callable[[], object]) -> float:
-    """Processor time of `job`."""
+def timed(job: Callable[[], T]) -> tuple[float, T]:
+    """Processor time of `job` in seconds, and what it returns."""
     started = time.process_time()
-    job()
-    return time.process_time() - started
+    result = job()
+    return time.process_time() - started, result
 
 
 def forward_passes(predictor: Predictor, image: np.ndarray) -> Callable[[], object]:
@@ -168,13 +169,15 @@ def measure(size: tuple[int, int], num_classes: int, rounds: int, peers: dict[st
         jobs |= {name: partial(predictor.predict_image, image) for name, predictor in own.items()}
         jobs |= {peer: partial(label, image) for peer, label in theirs.items()}
         times: dict[str, list[float]] = {job: [] for job in jobs}
+        found: dict[str, Any] = {}
         for _ in range(rounds):
             for job, run in jobs.items():
-                times[job].append(seconds(run))
+                taken, found[job] = timed(run)
+                times[job].append(taken)
         figures += [Figure(f"{mode}: {job}", "s", values) for job, values in times.items()]
-        for peer, (name, predictor) in itertools.product(theirs, own.items()):
+        for peer, name in itertools.product(theirs, own):
             figures += ratios(f"{mode}: {peer} / {name}", times[peer], times[name], times["forward passes"])
-            same = float((predictor.predict_image(image) == theirs[peer](image)).mean())
+            same = float((found[name] == found[peer]).mean())
             figures.append(Figure(f"{mode}: labels {name} equal to those of {peer}", "%", [100 * same]))
     return figures
 

@@ -37,9 +37,11 @@ HOME = Path(__file__).resolve().parent
 FOLDER = HOME / "results"
 TO = "BENCHMARK_RESULTS"  # variable: the folder to write to instead
 BUSY = "BENCHMARK_BUSY"  # variable: set while a process keeps a core busy
+COMMIT = "BENCHMARK_COMMIT"  # variable: the commit, for code that was copied out of its repository
 LATE = "BENCHMARK_LATE"  # variable: seconds since 1970 from when on nothing is repeated more than twice
 PAGE = HOME.parent / "BENCHMARKS.md"
-PAGES = (PAGE, HOME.parent / "README.md")
+EXPLAINED = HOME.parent / "docs" / "explanation"
+PAGES = (PAGE, HOME.parent / "README.md", EXPLAINED / "strip-wise-loss.md", EXPLAINED / "exact-resume.md")
 STAMP = ("versions", "device_name", "num_threads", "git", "command")  # of what a run's environment holds
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 INLINE = re.compile(r"(<!-- figure: (\w+); ([^;]+); ([^;]*?) -->).*?(<!-- end -->)")
@@ -161,6 +163,7 @@ def write(
     """
     made = environment(device, seed=0)
     stamp = {key: made[key] for key in STAMP}
+    stamp["git"] = stamp["git"] or os.environ.get(COMMIT)
     stamp["command"] = ["DIR" if os.path.isabs(word) else word for word in stamp["command"]]
     stamp |= {"device": device, "processor": processor(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     stamp |= {"busy": bool(os.environ.get(BUSY)), "date": date.today().isoformat()}
@@ -270,16 +273,17 @@ def stamp_line(results: Mapping[str, Any]) -> str:
     runs = sorted({each["runs"] for each in results["figures"] if each.get("runs")})
     said = [f"Medians (lowest to highest) of {runs[0]} to {runs[-1]} rounds"] if len(runs) > 1 else []
     said += [f"Medians (lowest to highest) of {runs[0]} rounds"] if len(runs) == 1 else []
-    said += [f"Commit {stamp['git']}" + (f" of {stamp['date']}" if "date" in stamp else "")]
+    said += [f"commit {stamp['git']}" + (f" of {stamp['date']}" if "date" in stamp else "")]
     said += [", ".join(f"{name} {version}" for name, version in stamp["versions"].items())]
     if "cores" in stamp:
         device = stamp["device_name"] if stamp.get("device", "cpu") != "cpu" else stamp.get("processor", "")
-        machine = f"{stamp['cores']} cores, {stamp['num_threads']} threads, load {stamp['load']:g}"
+        machine = f"{stamp['cores']} cores, {stamp['num_threads']} of torch's threads, load {stamp['load']:g}"
         kept_busy = "a core kept busy" if stamp.get("busy") else ""
         said.append(", ".join(part for part in (device, machine, kept_busy) if part))
     if results.get("peers"):
-        said.append("Others: " + ", ".join(f"{name} {version}" for name, version in results["peers"].items()))
-    return "; ".join(said) + "." + (f" {results['measured']}" if "measured" in results else "")
+        said.append("others: " + ", ".join(f"{name} {version}" for name, version in results["peers"].items()))
+    text = "; ".join(said)
+    return text[0].upper() + text[1:] + "." + (f" {results['measured']}" if "measured" in results else "")
 
 
 def targets(folder: Path = FOLDER) -> list[tuple[str, str, str, str]]:
@@ -361,7 +365,10 @@ def unbacked(text: str, *, tables: bool = False) -> list[str]:
 
 def main() -> None:
     for path in PAGES:
-        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+        try:
+            path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+        except LookupError as error:
+            print(f"{path.name}: left as it is: {error.args[0]}")
     for target, aim, measured, verdict in targets():
         print(f"{target}: {aim}; {measured or '-'}; {verdict.replace('**', '')}")
 

@@ -85,7 +85,7 @@ def test_figures_with_columns_make_a_table_with_columns(tmp_path: Path) -> None:
     lines = table(results.read("losses", tmp_path)).splitlines()
     assert lines[0] == "| a loss | ours, ms | smp, x |"
     assert lines[2:5] == ["| CE | 3 (2 to 4) | 1 |", "| Dice | 1 |  |", "| **failed**: Dice | no memory |"]
-    assert "Others: smp 0.6." in lines[-1]
+    assert "others: smp 0.6." in lines[-1]
     text = "<!-- figure: losses; *; ours -->?<!-- end --> and <!-- figure: losses; CE; smp -->?<!-- end -->"
     assert re.sub("<.*?>", "", page(text, tmp_path)) == "1 to 3 ms and 1 times"
 
@@ -190,7 +190,7 @@ def test_a_part_that_fails_or_takes_too_long_is_told_of(
     monkeypatch.setattr(everything, "PARTS", {"slow": slow, "missing": everything.Part("nothing", 1)})
     assert everything.main(["--quick"]) == 1
     output = capsys.readouterr().out
-    assert "of 0.001 minutes, ended after 0.001 minutes" in output
+    assert "of 0.001 minutes, ended after 0.004 minutes" in output
     assert "of 1 minutes, ended with status 1" in output
 
 
