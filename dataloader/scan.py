@@ -127,7 +127,8 @@ def thumbnail(image: np.ndarray) -> str:
     largest = float(np.abs(detail).max())
     if largest < 1e-6 * max(1.0, float(np.abs(small).max())):
         return ""
-    return np.rint(127 * detail / largest).astype(np.int8).tobytes().hex()
+    levels: bytes = np.rint(127 * detail / largest).astype(np.int8).tobytes()
+    return levels.hex()
 
 
 def digest(array: np.ndarray) -> str:
