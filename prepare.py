@@ -150,7 +150,7 @@ def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
 def add_planners(command: Callable[..., CommandParser]) -> None:
     """Add `plan`, and `init`, its name where nobody thinks of the time."""
     text = "write a config for a folder of images and one of masks, with the reason of each choice"
-    for name, words in (("plan", " --minutes 30"), ("init", "")):
+    for name, words in (("plan", " --minutes 5"), ("init", "")):
         example = (f"--images mydata/images --masks mydata/masks{words}", "writes mydata.json")
         made = command(name, text, example, "--images DIR --masks PATH", "plan" if name == "plan" else "own-data")
         group = made.add_argument_group("data")

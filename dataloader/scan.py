@@ -136,8 +136,8 @@ def thumbnail(image: np.ndarray) -> str:
     largest = float(np.abs(detail).max())
     if largest < 1e-6 * max(1.0, float(np.abs(small).max())):
         return ""
-    levels: np.ndarray = np.rint(127 * detail / largest).astype(np.int8)
-    return levels.tobytes().hex()
+    levels: bytes = np.rint(127 * detail / largest).astype(np.int8).tobytes()
+    return levels.hex()
 
 
 def digest(array: np.ndarray) -> str:

@@ -27,7 +27,7 @@ from engine.reporting.content import read_report, run_content, thinned
 from engine.reporting.curves import charts
 from engine.reporting.errors import BOUNDARY, HALLUCINATED, INTERIOR, MISSED, ErrorCounts, find_errors
 from engine.reporting.figures import pareto
-from engine.reporting.page import page, size_words
+from engine.reporting.page import page, plan_table, size_words
 from engine.reporting.recorder import RunRecorder, read_steps, total_seconds
 from tests.conftest import Answer, call
 from tests.tiny import Squares
@@ -799,6 +799,19 @@ def test_only_what_is_not_the_default_is_called_different(runs):
     assert found["arch.args.backbone.args.width_mult"] == (1.0, 0.125)
     assert "trainer.keep_last" not in found
     assert not any(old == new for old, new in found.values())
+
+
+def test_the_choices_of_a_plan_are_found_by_the_command_and_shown_with_their_reasons(tmp_path):
+    choice = {"what": "crop_size", "value": [64, 96], "reason": "images of 65x97 <px>"}
+    (tmp_path / "mine.plan.json").write_text(json.dumps({"choices": [choice]}))
+    command = ["train.py", "-c", str(tmp_path / "mine.json")]
+    assert config_view.choices_of_plan(command) == [choice]
+    shown = plan_table([choice])
+    assert "images of 65x97 &lt;px&gt;" in shown
+    assert "[64, 96]" in shown
+    (tmp_path / "mine.plan.json").write_text('{"choices": 3}')
+    assert config_view.choices_of_plan(command) == config_view.choices_of_plan(["train.py"]) == []
+    assert plan_table([]) == ""
 
 
 def test_the_parent_of_a_config_is_found_by_the_command(tmp_path):

@@ -139,7 +139,8 @@ def _read(content: Mapping[str, Any]) -> Fingerprint:
     """Make a fingerprint of its JSON, whose lists were tuples."""
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     rows = [{**row, "diameters": tuple(row["diameters"])} for row in content["classes"]]
-    return Fingerprint(**{**plain, "classes": tuple(ClassScale(**row) for row in rows)})
+    plain["classes"] = tuple(ClassScale(**row) for row in rows)
+    return Fingerprint(**plain)
 
 
 def _take(train: Examined, validation: Examined | None) -> Fingerprint:

@@ -378,20 +378,21 @@ def choose_length(minutes: float, measured: Measured, *, images: int, batch: int
         validated: Images to validate on.
     """
     each = max(1, images // batch)
-    steps = min(MOST_STEPS, each * MOST_EPOCHS, steps_in(minutes, measured))
+    seconds = 60 * minutes * SPARE
     pass_seconds = validated * measured.validation
-    often = int(VALIDATING * SPARE * 60 * minutes / max(pass_seconds, 1e-6))
-    validations = max(1, min(VALIDATIONS, often))
+    validations = max(1, min(VALIDATIONS, int(VALIDATING * seconds / max(pass_seconds, 1e-6))))
+    possible = max(1, int((seconds - min(validations * pass_seconds, seconds / 2)) / measured.step))
+    steps = min(MOST_STEPS, each * MOST_EPOCHS, possible)
     reason = f"a step takes {measured.step:.3g} s here: {minutes:g} minutes are enough for {steps}"
     if steps == each * MOST_EPOCHS or steps == MOST_STEPS:
         reason = f"a step takes {measured.step:.3g} s here: {steps} are enough, and take less than {minutes:g} minutes"
     trainer: dict[str, Any]
     epochs = steps // each
     if epochs >= 10:
-        trainer = {"epochs": epochs, "val_per_epochs": max(1, epochs // validations)}
+        trainer = {"epochs": epochs, "val_per_epochs": -(-epochs // validations)}
         steps = epochs * each
     else:
-        trainer = {"max_steps": steps, "val_per_steps": max(1, steps // validations)}
+        trainer = {"max_steps": steps, "val_per_steps": -(-steps // validations)}
     needed = (steps * measured.step + validations * pass_seconds) / 60 / SPARE
     return Length(trainer, steps, needed, f"{reason}, {steps * batch / images:.3g} passes over {images} images")
 

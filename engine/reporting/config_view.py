@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,23 @@ def differences_to_parent(config: Mapping[str, Any], command: Sequence[str]) -> 
     except (UserError, OSError, TypeError):
         return "", []
     return ", ".join(names), [each for each in as_list(differences(merged, config)) if each["old"] is not None]
+
+
+def choices_of_plan(command: Sequence[str]) -> list[dict[str, str]]:
+    """Read what `prepare.py plan` chose and why, from the file that it writes beside a config.
+
+    Args:
+        command: The command that started the run; it names the config.
+
+    Returns:
+        Objects of what, value and reason; none where there is no such file.
+    """
+    path = config_file(command)
+    try:
+        choices = json.loads(path.with_suffix(".plan.json").read_text(encoding="utf-8"))["choices"] if path else []
+        return [{key: each[key] for key in ("what", "value", "reason")} for each in choices]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def config_file(command: Sequence[str]) -> Path | None:

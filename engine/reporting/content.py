@@ -73,6 +73,7 @@ def run_content(
             if previous
             else [],
         },
+        "plan": config_view.choices_of_plan(environment.get("command", [])),
         "commands": config_view.commands(run_dir, environment, checkpoint),
         **dict.fromkeys(FROM_EVALUATION),
         **(measured or {}),

@@ -298,6 +298,7 @@ def config_section(content: Mapping[str, Any]) -> str:
             parts.append(
                 difference_table(f"Other than the run before, {differences['previous_name']}", "there", previous)
             )
+    parts.append(plan_table(content.get("plan", [])))
     for title, value in (
         ("Resolved config", content["config"]),
         ("Environment", content["environment"]),
@@ -309,6 +310,19 @@ def config_section(content: Mapping[str, Any]) -> str:
                 f'<details><summary>{title}</summary><pre tabindex="0" aria-label="{title}">{text}</pre></details>'
             )
     return "".join(parts)
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `prepare.py plan` chose and why; nothing for a config that it did not write."""
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row"><code>{escape(row["what"])}</code></th><td><code>{shown(row["value"])}</code></td>'
+        f"<td>{escape(row['reason'])}</td></tr>"
+        for row in rows
+    )
+    columns = [("key", "k", ""), ("planned", "", ""), ("because", "", "")]
+    return "<h3>Planned</h3>" + table("", columns, body, caption="What the plan chose, and why")
 
 
 def difference_table(title: str, old: str, rows: Sequence[Mapping[str, Any]]) -> str:
