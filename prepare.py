@@ -98,6 +98,11 @@ def add_reader(commands: argparse._SubParsersAction[CommandParser], name: str, t
         return
     group = command.add_argument_group("what to read")
     add = group.add_argument
+    if name == "check":
+        models = command.add_argument_group("labels that models contradict, instead of files that are wrong")
+        add_shared(models, "--model", "; several, as of `train.py --folds`", nargs="+")
+        add_shared(models, "--output", " a page with pictures, and a list (default: suspects)", metavar="DIR")
+        add_shared(models, "--device")
     add("--labels-only", action="store_true", help="do not read images")
     add("--no-cache", action="store_true", help="read files again that have not changed since the last time")
 
@@ -182,6 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if args.command in others:
         return others[args.command](args)
+    if args.command == "check" and args.model:
+        return check_labels(args)
+    if args.command == "check" and (args.output or args.device):
+        raise UserError("command line: --output and --device have no effect without --model. Name a model.")
     if (args.config is None) == (args.dataset is None):
         raise UserError("command line: --config and --dataset. Give one of the two.")
     if args.dataset is not None and args.data_dir is None:
@@ -233,6 +242,41 @@ def check(splits: Sequence[Examined], broken: Sequence[Finding] = ()) -> int:
         print("\n".join(map(one_line, finding.lines())))
     print(f"{len(findings)} findings" if findings else "nothing found that is wrong")
     return 3 if findings else 0
+
+
+def check_labels(args: argparse.Namespace) -> int:
+    """Print which labels models contradict, and write a page and a list of them."""
+    if args.dataset is not None:
+        raise UserError("--dataset: does not go with --model, which knows its data. Leave it out, or give a --config.")
+    if args.set and args.config is None:
+        raise UserError("--set: has no effect without --config. Give one.")
+    folder = args.output or Path("suspects")
+    page, listed = folder / "suspects.html", folder / "suspects.csv"
+    for path in (page, listed):
+        check_writable("--output", path)
+    raw = load_config(args.config, args.set) if args.config else None
+
+    from engine.check import check_config
+    from engine.config import part_to_evaluate
+    from engine.label_check import check_labels as find_suspects
+    from engine.label_check import summary as summary_of
+    from engine.label_check import write_table
+    from engine.reporting.suspects import suspects_page
+    from utils.checkpoint import write_text
+    from utils.devices import choose_device
+    from utils.log import log_to
+    from utils.plugins import import_modules
+
+    log_to()
+    modules = import_modules(args.modules)
+    config = None if raw is None else check_config(part_to_evaluate(check_config(raw).to_json()))
+    found = find_suspects(args.model, choose_device(args.device), config=config, modules=modules)
+    write_table(listed, found)
+    write_text(page, suspects_page(found, listed.name))
+    lines = summary_of(found)
+    print("\n".join(map(one_line, [*lines, *(f"left out: {line}" for line in found.skipped)])))
+    print(f"written to {page} and {listed}")
+    return 3 if found.suspicious or found.skipped else 0
 
 
 def stats(splits: Sequence[Examined]) -> int:

@@ -162,6 +162,10 @@ class AnnotationFile:
     def _cvat(self, images: dict[str, tuple[tuple[int, int], list[Any]]]) -> bytes:
         root = ElementTree.Element("annotations")
         ElementTree.SubElement(root, "version").text = "1.1"
+        task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")  # readers besides CVAT want it
+        labels = ElementTree.SubElement(task, "labels")
+        for name in self.names:
+            ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
         for number, (name, ((height, width), objects)) in enumerate(images.items()):
             about = {"id": str(number), "name": name, "width": str(width), "height": str(height)}
             image = ElementTree.SubElement(root, "image", about)

@@ -94,13 +94,13 @@ def from_labelme(path: Path, content: Mapping[str, Any]) -> Contents:
                 continue
             where = f"{where} ({label})"
             if kind == "rectangle" and len(points) == 2:
-                shapes.append(Shape(label, where, "polygons", [box_corners(*points[0], *points[1])]))
+                shapes.append(Shape(label, where, "outlined", box_corners(*points[0], *points[1])))
             elif kind == "circle":
                 shapes.append(Shape(label, where, "circle", points))
             elif kind == "mask":
                 shapes.append(Shape(label, where, "picture", (each["mask"], points[0])))
             elif kind in ("polygon", "rectangle", "oriented_rectangle"):
-                shapes.append(Shape(label, where, "polygons", [points]))
+                shapes.append(Shape(label, where, "outlined", points))
             else:
                 raise ValueError("its shape_type is unknown")
     name = str(content.get("imagePath") or path.name)

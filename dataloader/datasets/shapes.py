@@ -144,8 +144,35 @@ def corners(points: Any) -> np.ndarray:
 
 
 def fill(mask: np.ndarray, points: np.ndarray, value: int) -> None:
-    """Draw a polygon whose corners (N, 2), x before y, may lie between pixels: 0 is the left edge of the first."""
-    shifted = np.rint((points - 0.5) * 16).astype(np.int32)
+    """Draw a polygon whose corners (N, 2), x before y, may lie between pixels: 0 is the left edge of the first.
+
+    A pixel is inside if its middle is, where outlines cross by the even-odd rule, as pycocotools has it. OpenCV and
+    Pillow draw all pixels that the outline touches: objects become larger by half a pixel on each side.
+    """
+    height, width = mask.shape
+    top, bottom = (int(np.clip(each, 0, height)) for each in (points[:, 1].min() - 1, points[:, 1].max() + 1))
+    left, right = (int(np.clip(each, 0, width)) for each in (points[:, 0].min() - 1, points[:, 0].max() + 2))
+    if top >= bottom or left >= right:
+        return
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+    # An edge crosses the rows whose middles lie between its ends; a middle at an end belongs to one of the two edges.
+    first = np.ceil(np.clip(np.minimum(y0, y1) - 0.5, top, bottom)).astype(np.int64)
+    last = np.ceil(np.clip(np.maximum(y0, y1) - 0.5, top, bottom)).astype(np.int64)
+    edges = np.repeat(np.arange(len(points)), last - first)
+    starts = np.cumsum(last - first) - (last - first)
+    rows = np.arange(len(edges)) - starts[edges] + first[edges]
+    slopes = (x1 - x0)[edges] / (y1 - y0)[edges]
+    crossed = x0[edges] + (rows + 0.5 - y0[edges]) * slopes
+    columns = np.ceil(np.clip(crossed - 0.5, left, right)).astype(np.int64)
+    span = right - left + 1
+    crossings = np.bincount((rows - top) * span + columns - left, minlength=(bottom - top) * span)
+    inside = crossings.reshape(-1, span).cumsum(axis=1)[:, :-1] % 2 > 0
+    mask[top:bottom, left:right][inside] = value
+
+
+def paint_outlined(mask: np.ndarray, points: Any, value: int) -> None:
+    """Draw a polygon as LabelMe does: with all pixels that its outline touches."""
+    shifted = np.rint((corners(points) - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(mask, [shifted.reshape(-1, 1, 2)], value, shift=4)
 
 
@@ -211,6 +238,7 @@ def paint_picture(mask: np.ndarray, data: Any, value: int) -> None:
 
 
 PAINTERS: dict[str, Callable[[np.ndarray, Any, int], None]] = {
+    "outlined": paint_outlined,
     "polygons": paint_polygons,
     "relative": paint_relative,
     "circle": paint_circle,
