@@ -153,6 +153,8 @@ class Trainer(BaseTrainer):
         progress, left = self.progress, self.steps_left
         is_last = progress.position // self.batch_size + left == self.steps_per_epoch  # of these steps, in the epoch
         if left:
+            if self.train_loader.starts_workers:  # after a kill during a validation, one is saved before they start
+                self.files.join()  # as in `eval_epoch`
             source = self.train_loader.batches(progress.epoch, progress.position)
             for number in range(left):
                 batch = next(source)

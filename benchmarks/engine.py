@@ -50,6 +50,8 @@ ARCH = {"type": "DeepLab", "args": {"backbone": {"type": "resnet18", "args": {"w
 class Memory:
     """A loader whose batches are in memory."""
 
+    starts_workers = False
+
     def __init__(self, num_classes: int = CLASSES, size: tuple[int, int] = SIZE, steps: int = STEPS) -> None:
         torch.manual_seed(0)
         images = torch.randint(256, (BATCH, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

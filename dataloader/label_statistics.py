@@ -109,10 +109,12 @@ def class_pixels(view: Examples, num_workers: int = 0) -> list[int]:
     Raises:
         DataError: One cannot be used.
     """
-    for each in view.views:
-        if has_files(each.dataset) and count_classes(each) is None:
-            examine(each.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
-    counted = count_classes(view) or count_labels(view.labels(), len(view.classes))
+    counted = count_classes(view)
+    if counted is None:
+        for each in view.views:
+            if has_files(each.dataset) and count_classes(each) is None:
+                examine(each.dataset, name="labels", images=False, num_workers=num_workers, cache=default_cache())
+        counted = count_classes(view) or count_labels(view.labels(), len(view.classes))
     return [int(count) for count in counted.pixels]
 
 

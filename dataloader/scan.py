@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from base.base_dataset import BaseDataset, Sample
+from base.base_dataset import BaseDataset, Sample, uncollected
 from base.workers import in_workers
 from utils.classes import IGNORE, count_values
 from utils.config import fingerprint
@@ -324,9 +324,9 @@ def recall(path: Path | None) -> dict[str, Record]:
     if path is None:
         return {}
     try:
-        with _opened(path) as columns:
+        with _opened(path) as columns, uncollected():
             rows = json.loads(gzip.decompress(columns["rows"].tobytes()))
-        return {key: _record(row) for key, row in rows.items() if _is_current(row)}
+            return {key: _record(row) for key, row in rows.items() if _is_current(row)}
     except UNREADABLE:
         return {}
 

@@ -448,6 +448,27 @@ def test_workers_begin_with_the_next_epoch_before_it_is_asked_for(tmp_path: Path
     assert prepared == expected
 
 
+def test_no_worker_is_forked_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.train_loader = Loader(DatasetView(Squares(length=9, size=(33, 41)), None), 4, training=True, num_workers=1)
+    is_awaited, files = threading.Event(), trainer.files
+    join, write = files.join, files._write
+    monkeypatch.setattr(files, "_write", lambda *what: is_awaited.wait() and write(*what))
+    with files.beside():
+        trainer.save_last()
+        monkeypatch.setattr(files, "join", lambda: is_awaited.set() or join())
+        thread = files._thread
+        assert thread is not None
+        real = type(trainer.train_loader._loader)._get_iterator
+
+        def begin(loader: Any) -> Any:
+            assert not thread.is_alive()
+            return real(loader)
+
+        monkeypatch.setattr(type(trainer.train_loader._loader), "_get_iterator", begin)
+        next(iter(trainer.batches()))
+
+
 def test_errors_of_ours_stay_what_they_are(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.train_step = lambda batch: torch.zeros(1) @ torch.zeros(2)  # type: ignore[method-assign]
