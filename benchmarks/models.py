@@ -32,7 +32,7 @@ from models.build import build_model
 from utils.schema import Component
 
 CLASSES = 5
-SIZE = (96, 160)  # divisible by 32, which theirs demand
+SIZE = (256, 512)  # divisible by 32, which theirs demand, and large enough for the pyramid of PAN
 ALIKE = 1e-4  # of the outputs' range: float32 through a few dozen layers
 
 
@@ -131,6 +131,36 @@ def plain_fpn(ours: Any, theirs: Any) -> None:
         lateral[2] = nn.Identity()
     pass_on(ours.head.smooth[0])
     ours.head.smooth[0][2] = nn.Identity()
+
+
+def plain_pan(ours: Any, theirs: Any) -> None:
+    for module in theirs.decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.bias)  # a batch norm follows
+    for name in ("gau1", "gau2", "gau3"):
+        weigh = getattr(theirs.decoder, name).conv1
+        weigh[1].add_relu = True
+        weigh[2] = nn.Identity()
+
+
+def plain_manet(ours: Any, theirs: Any) -> None:
+    center = theirs.decoder.center
+
+    def forward(x: Tensor) -> Tensor:
+        shares = (center.center_conv(x).flatten(2).mT @ center.top_conv(x).flatten(2)).softmax(-1)
+        gathered = shares @ center.bottom_conv(x).flatten(2).mT
+        return center.out_conv(x + gathered.mT.reshape(x.shape))
+
+    center.forward = forward
+
+
+def conv_norm(parts: dict[str, str]) -> dict[str, str]:
+    """Names of the convolution and the batch norm of each of these parts."""
+    names = {}
+    for theirs, ours in parts.items():
+        names[rf"^decoder\.{theirs}\.conv"] = f"head.{ours}.0"
+        names[rf"^decoder\.{theirs}\.bn"] = f"head.{ours}.1"
+    return names
 
 
 ENCODER = {r"^encoder\.": "backbone."}
@@ -260,6 +290,71 @@ CASES = {
         ("compared: the map that the top-down path gives at level 2",),
         plain_fpn,
         ("head.smooth.0", "decoder.p2"),
+    ),
+    "PAN": Case(
+        ("EncoderDecoder", {"backbone": "resnet34", "head": "PANHead"}),
+        ("PAN", {"encoder_output_stride": 32}),
+        {
+            **ENCODER,
+            **conv_norm(
+                {
+                    r"fpa\.branch1\.1": "attend.whole.1",
+                    r"fpa\.mid\.0": "attend.plain",
+                    r"fpa\.down1\.1": "attend.down.0",
+                    r"fpa\.down2\.1": "attend.down.1",
+                    r"fpa\.down3\.1": "attend.down.2",
+                    r"fpa\.conv1": "attend.lateral.0",
+                    r"fpa\.conv2": "attend.lateral.1",
+                    r"fpa\.down3\.2": "attend.lateral.2",
+                    r"gau3\.conv1\.1": "steps.0.weigh.1",
+                    r"gau2\.conv1\.1": "steps.1.weigh.1",
+                    r"gau1\.conv1\.1": "steps.2.weigh.1",
+                    r"gau3\.conv2": "steps.0.reduce",
+                    r"gau2\.conv2": "steps.1.reduce",
+                    r"gau1\.conv2": "steps.2.reduce",
+                }
+            ),
+        },
+        (
+            Difference("theirs has biases before batch norms, which undo them", theirs=r"^decoder.*conv\.bias"),
+            Difference("theirs classifies by 3x3, ours by 1x1", r"^head\.classify\.", r"^segmentation_head\."),
+        ),
+        (
+            "ours weighs channels by a rectified map, as figure 4 of the paper, theirs by a sigmoid of it",
+            "compared: the map of level 2",
+        ),
+        plain_pan,
+        ("head.steps.2", "decoder.gau1"),
+    ),
+    "MAnet": Case(
+        ("EncoderDecoder", {"backbone": "resnet34", "head": "MAnetHead"}),
+        ("MAnet", {"decoder_interpolation": "bilinear"}),
+        {
+            **ENCODER,
+            r"^decoder\.center\.top_conv": "head.attend.key",
+            r"^decoder\.center\.center_conv": "head.attend.query",
+            r"^decoder\.center\.bottom_conv": "head.attend.value",
+            r"^decoder\.center\.out_conv": "head.attend.leave",
+            r"^decoder\.blocks\.([0-3])\.hl_conv": r"head.steps.\1.reduce",
+            r"^decoder\.blocks\.([0-3])\.SE_hl": r"head.steps.\1.gate_coarse",
+            r"^decoder\.blocks\.([0-3])\.SE_ll": r"head.steps.\1.gate_fine",
+            r"^decoder\.blocks\.([0-3])\.conv1": r"head.steps.\1.refine.0",
+            r"^decoder\.blocks\.([0-3])\.conv2": r"head.steps.\1.refine.1",
+        },
+        (
+            Difference(
+                "theirs goes on to full size, 16 channels wide, and classifies there",
+                r"^head\.classify\.",
+                r"^(decoder\.blocks\.4|segmentation_head)\.",
+            ),
+        ),
+        (
+            "ours takes for each pixel a mean over all pixels; theirs takes one softmax over all pairs of pixels, and "
+            "puts the result back with pixels and channels confused",
+            "compared: the map of level 1",
+        ),
+        plain_manet,
+        ("head.steps.3", "decoder.blocks.3"),
     ),
     "UNet": Case(
         ("UNetResnet", {"backbone": "resnet34"}),

@@ -105,7 +105,10 @@ class _Upscale(nn.Sequential):
         layers: list[nn.Module] = []
         for _ in range(times):
             layers += [nn.ConvTranspose2d(channels, channels, 2, 2), nn.GELU()]
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False), LayerNorm2d(channels)]
+            layers += [
+                nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+                LayerNorm2d(channels, eps=1e-6),
+            ]
         super().__init__(*layers)
 
 
