@@ -139,8 +139,12 @@ def test_two_epochs_on_camvid_teach_a_small_network_something(
         "lr_scheduler": "Constant",
         "loss": "CrossEntropyLoss2d",
         "trainer": {
-            **{"epochs": 2, "max_steps": None, "val_per_epochs": 1},
-            **{"ema": None, "tensorboard": False, "save_dir": str(tmp_path)},
+            "epochs": 2,
+            "max_steps": None,
+            "ema": None,
+            "val_per_epochs": 1,
+            "tensorboard": False,
+            "save_dir": str(tmp_path),
         },
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
