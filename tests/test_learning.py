@@ -142,13 +142,8 @@ def test_two_epochs_on_camvid_teach_a_small_network_something(
         "trainer": {
             "epochs": 2,
             "max_steps": None,
-<<<<<<< HEAD
-            "val_per_epochs": 1,
-            "ema": None,
-=======
             "ema": None,
             "val_per_epochs": 1,
->>>>>>> camvid
             "tensorboard": False,
             "save_dir": str(tmp_path),
         },

@@ -88,5 +88,5 @@ class ColorJitter(KeepsSize):
             levels = 255 * (levels.clip(0, 255) / 255) ** exponent
         if self.white_balance:
             levels = levels[None, :, None] * (1 + self.white_balance * rng.uniform(-1, 1, 3))
-        rounded: np.ndarray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-        return rounded
+        found: np.ndarray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+        return found
