@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import losses, report
+from benchmarks import losses, plan, report, scenes
 from benchmarks.results import BLOCK, FOLDER, PAGE, Figure, page, table, write
+from dataloader.tools.recipe import Machine, Measured
+from engine.check import check_config
 from tests.conftest import ROOT
 from tests.test_report import large_content
 
@@ -77,3 +79,32 @@ def test_prediction_is_measured_beside_its_network(tmp_path: Path) -> None:
     figures = inference.measure(ROOT / "configs" / "camvid.json", None, 2, 1, torch.device("cpu"))
     assert [figure.unit for figure in figures] == ["images/s", "images/s", "x"]
     assert all(figure.values[0] > 0 for figure in figures)
+
+
+@pytest.mark.parametrize("name", scenes.GENERATED)
+def test_every_recipe_is_a_right_config_for_every_generated_data_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes.write(name, tmp_path / name, tmp_path, share=0.05)
+    monkeypatch.setattr(plan, "measure", lambda raw, machine: Measured(0.1, 0.01, 2**20, 0.1))
+    clock = plan.Clock(Machine(cores=2), busy=False)
+    made = plan.planned(tmp_path / name, name, 15, clock)
+    configs = {"plan": made["config"]}
+    configs |= {key: plan.fixed(recipe, made, 15, clock) for key, recipe in plan.RECIPES.items()}
+    assert len(configs) == 6
+    for config in configs.values():
+        checked = check_config(config)
+        assert checked.arch.options.in_channels == (6 if name == "six" else 3)
+        assert checked.val_loader is not None
+
+
+def test_a_plan_is_compared_with_the_best_fixed_recipe_and_with_init() -> None:
+    def runs(value: float) -> dict[str, dict[str, float]]:
+        return {"0": {"Mean_IoU": value, "minutes": 1.0}}
+
+    measured = {"thin": {"plan": runs(0.5), "unet": runs(0.52), "deeplab": runs(0.4), "init": runs(0.45)}}
+    assert plan.summary(measured) == [
+        "thin: plan 50.0, unet 52.0 (-2.0), init 45.0 (+5.0)",
+        "on average +5.0 points above init",
+    ]
+    assert [figure.what for figure in plan.table(measured)][:2] == ["thin: plan", "thin: unet"]
