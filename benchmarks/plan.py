@@ -140,10 +140,12 @@ def train(config: dict[str, Any], folder: Path, seed: int) -> dict[str, float]:
     run = (folder / "saved" / config["name"] / "latest").resolve()
     output = folder / f"results-{seed}.json"
     output.unlink(missing_ok=True)
-    command = [sys.executable, ROOT / "evaluate.py", "-m", run, "--output", output]
+    # Without a mode, labels would be resized as they were in training, and figures of resized images be of others.
+    command = [sys.executable, ROOT / "evaluate.py", "-m", run, "--mode", "single", "--output", output]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    metrics = json.loads(output.read_text(encoding="utf-8"))["metrics"]
-    return {"Mean_IoU": metrics["Mean_IoU"], "minutes": round(minutes, 2)}
+    results = json.loads(output.read_text(encoding="utf-8"))
+    assert results["protocol"].get("labels") in (None, "native")
+    return {"Mean_IoU": results["metrics"]["Mean_IoU"], "minutes": round(minutes, 2)}
 
 
 def table(measured: Mapping[str, Any]) -> list[Figure]:

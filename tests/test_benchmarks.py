@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from benchmarks import all as everything
-from benchmarks import gpu, losses, report, results, speed, startup
+from benchmarks import gpu, losses, plan, report, results, scenes, speed, startup
 from benchmarks.results import BLOCK, FOLDER, PAGE, PAGES, Figure, page, table, targets, unbacked, write
+from dataloader.tools.recipe import Machine, Measured
+from engine.check import check_config
 from tests.conftest import ROOT
 from tests.test_report import large_content
 
@@ -234,3 +236,32 @@ def test_all_parts_for_a_gpu_run_on_a_cpu_in_small(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture) -> None:
     assert gpu.main([]) == 2
     assert capsys.readouterr().err == "error: --device: no GPU is visible. Use --device cpu --quick to try it.\n"
+
+
+@pytest.mark.parametrize("name", scenes.GENERATED)
+def test_every_recipe_is_a_right_config_for_every_generated_data_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes.write(name, tmp_path / name, tmp_path, share=0.05)
+    monkeypatch.setattr(plan, "measure", lambda raw, machine: Measured(0.1, 0.01, 2**20, 0.1))
+    clock = plan.Clock(Machine(cores=2), busy=False)
+    made = plan.planned(tmp_path / name, name, 15, clock)
+    configs = {"plan": made["config"]}
+    configs |= {key: plan.fixed(recipe, made, 15, clock) for key, recipe in plan.RECIPES.items()}
+    assert len(configs) == 6
+    for config in configs.values():
+        checked = check_config(config)
+        assert checked.arch.options.in_channels == (6 if name == "six" else 3)
+        assert checked.val_loader is not None
+
+
+def test_a_plan_is_compared_with_the_best_fixed_recipe_and_with_init() -> None:
+    def runs(value: float) -> dict[str, dict[str, float]]:
+        return {"0": {"Mean_IoU": value, "minutes": 1.0}}
+
+    measured = {"thin": {"plan": runs(0.5), "unet": runs(0.52), "deeplab": runs(0.4), "init": runs(0.45)}}
+    assert plan.summary(measured) == [
+        "thin: plan 50.0, unet 52.0 (-2.0), init 45.0 (+5.0)",
+        "on average +5.0 points above init",
+    ]
+    assert [figure.what for figure in plan.table(measured)][:2] == ["thin: plan", "thin: unet"]
