@@ -84,7 +84,7 @@ class Region(NamedTuple):
     @property
     def core(self) -> np.ndarray:
         """The pixels that are at least half as deep as the deepest, bool."""
-        return self.depth >= self.depth.max() / 2
+        return np.asarray(self.depth >= self.depth.max() / 2)
 
     @property
     def pixels(self) -> int:
@@ -179,4 +179,4 @@ def parts_of_another_class(
 def is_most_of_its_object(region: Region, numbers: np.ndarray) -> bool:
     """Whether a region covers most of the object, of those that are numbered in (H, W), that it lies in."""
     host = int(numbers[region.window][region.inside].max())
-    return region.pixels >= WHOLE * np.count_nonzero(numbers == host)
+    return bool(region.pixels >= WHOLE * np.count_nonzero(numbers == host))
