@@ -78,6 +78,9 @@ def add_reader(commands: argparse._SubParsersAction[CommandParser], name: str, t
         (f"--dataset CamVid --data-dir data/CamVid{output}", "of a dataset, without a config"),
     ]
     pages = ["howto/own-data.md", "howto/public-datasets.md"]
+    if name == "check":
+        examples.append(("--model saved/mydata-folds/*/latest", "labels that models contradict, with pictures"))
+        pages.append("howto/label-errors.md")
     usage = "(-c FILE | --dataset NAME)" + (" -o DIR" if name == "pack" else "")
     command = commands.add_parser(name, help=text, description=text, usage=usage, examples=examples, pages=pages)
     group = command.add_argument_group("data, of a config")

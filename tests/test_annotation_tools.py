@@ -1,8 +1,7 @@
 """What the tools' own libraries write is read as they mean it, and what is written here is what they read.
 
-pycocotools for COCO, label-studio-sdk for Label Studio's brushes, datumaro, whose authors make CVAT, for CVAT.
-LabelMe's own functions need a window system, and YOLO has none; see tests/test_annotations.py for their files. Whatever
-is not installed is skipped.
+pycocotools for COCO, label-studio-sdk for Label Studio's brushes, datumaro for CVAT. LabelMe's own functions need a
+window system, and YOLO has none; see tests/test_annotations.py for their files. Whatever is not installed is skipped.
 """
 
 from __future__ import annotations

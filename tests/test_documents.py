@@ -56,6 +56,8 @@ NOT_RUN = {
     "python export.py": "takes a minute; the tests of export.py export",
     "python train.py -c migrated.json --check": "needs Pascal VOC; tests/test_migrate.py checks the config",
     "python train.py -c both.json": "its two folders are the reader's",
+    "python prepare.py check --model": "the shell expands its pattern; tests/test_label_errors.py checks folds",
+    "python train.py -c my.json --folds 5": "trains five times; tests/test_label_errors.py checks folds",
 }
 
 TINY = {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}, "pretrained": False}
