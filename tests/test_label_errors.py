@@ -102,7 +102,7 @@ def test_sure_contradictions_and_thick_regions_come_first():
     predicted[35:55, 35:55] = 1
     predicted[30:32, 5:30] = 1
     losses = np.zeros(label.shape, np.float32)
-    losses[predicted == 1] = 1.5
+    losses[predicted == 1] = 1
     losses[35:55, 35:55] = 4
     losses[30:32, 5:30] = 3
     finder = SuspectFinder(2)
