@@ -89,8 +89,10 @@ def around(owner: Any, name: str, before: str = "", after: str = "", when: Calla
 
 
 def save_half(state: Any, file: Any) -> None:
-    """`torch.save`, but dying in the middle of the file when it is time."""
+    """`torch.save`, but dying in the middle of the file when it is time; runs write to open files."""
     torch_save(state, file)
+    if not hasattr(file, "tell"):
+        return
     size = file.tell()
     file.flush()
     os.truncate(file.fileno(), size // 2)
