@@ -213,6 +213,12 @@ def test_the_file_predicts_what_its_checkpoint_predicts_at_sizes_that_were_not_t
         assert np.mean(predictor.predict(image(*size)) == labels) >= 0.9999
 
 
+def test_how_weights_lie_in_memory_does_not_decide_whether_there_is_a_graph_for_every_size() -> None:
+    arch = {"type": "UNetResnet", "args": {"backbone": {"type": "resnet50", "args": {"width_mult": 0.125}}}}
+    network = build_model(arch, num_classes=3, load_weights=False).eval()
+    graph.trace(network.to(memory_format=torch.channels_last), 3, ("labels",), None)  # as predictors have it
+
+
 def test_the_comparison_is_written_beside_the_file(onnx_file: Path) -> None:
     report = json.loads(onnx_file.with_suffix(".parity.json").read_text())
     assert report["proven"]
