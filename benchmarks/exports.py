@@ -115,11 +115,12 @@ def main() -> None:
     add("--write", action="store_true", help="write the figures to benchmarks/results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    figures = []
+    figures: list[Figure] = []
     for checkpoint in args.checkpoints:
-        figures += measure(checkpoint, args.calibrate, args.frames, args.rounds)
-    for figure in figures:
-        print(summary(figure))
+        measured = measure(checkpoint, args.calibrate, args.frames, args.rounds)
+        for figure in measured:
+            print(summary(figure), flush=True)
+        figures += measured
     if args.write:
         write("exports", f"checkpoints and their graphs in ONNX Runtime, {args.frames} frames", figures)
 

@@ -70,7 +70,7 @@ def trace(network: BaseModel, channels: int, outputs: Sequence[str], size: tuple
     Raises:
         Untraceable: What it computes depends on sizes in a way that no graph can express.
     """
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # else torch asks about small maps
+    network.to(memory_format=torch.contiguous_format)  # else torch asks about small maps
     count, *shape = EXAMPLE if size is None else (EXAMPLE[0], *size)
     example = torch.zeros(count, channels, *shape, dtype=input_dtype(channels))
     dynamic = {0: Dim("batch", min=1)}
