@@ -146,7 +146,7 @@ def own_config(root: Path, **options: Any) -> dict[str, Any]:
     return {
         "extends": str(HOME / "config.json"),
         "name": "own",
-        "arch": {"args": {"channels": 16, "backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}}},
+        "arch": {"args": {"backbone": {"type": "resnet18", "args": {"width_mult": 0.125}}}},
         "train_loader": {"type": "Folder", "args": {**args, "num_workers": 0, **options}},
         "val_loader": None,
         "trainer": {"save_dir": str(root / "saved"), "log_dir": str(root / "saved" / "runs")},
