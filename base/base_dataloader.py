@@ -6,7 +6,6 @@ import functools
 import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -47,26 +46,6 @@ class HoldOut:
     by: str | Annotated[int, AtLeast(3)] | None = None
     fold: Annotated[int, AtLeast(0)] | None = None
     seed: Annotated[int, Between(0, 2**32 - 1)] | None = None
-
-
-@contextmanager
-def failures_of_workers() -> Iterator[None]:
-    """Say of worker processes what became of them.
-
-    Raises:
-        Stopped: One died, or none has delivered for long.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader timed out" in str(error):
-            raise Stopped(
-                f"no data worker has delivered a batch for {PATIENCE:g} s. See whether the disk answers, or raise "
-                f"train_loader.args.num_workers"
-            ) from error
-        if "DataLoader worker" not in str(error):
-            raise
-        raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,13 +332,9 @@ class Loader:
         """Let workers that are running read what `batches` will be asked for next, `PREFETCHED` batches each.
 
         What had been begun otherwise is forgotten; no batch is another for it.
-
-        Raises:
-            Stopped: A worker process died.
         """
         if self._loader.num_workers and not self.starts_workers:
-            with failures_of_workers():
-                self._begun = (epoch, position), self._begin(epoch, position)
+            self._begun = (epoch, position), self._begin(epoch, position)
 
     def _begin(self, epoch: int, position: int) -> Iterator[Batch | DataError]:
         """Go on with what has been begun at this place, or begin there."""
@@ -376,7 +351,7 @@ class Loader:
             DataError: A sample cannot be used.
             Stopped: A worker process died.
         """
-        with failures_of_workers():
+        try:
             begun = self._begin(epoch, position)
             for batch in begun:
                 position += self.batch_size
@@ -388,6 +363,15 @@ class Loader:
                     raise batch  # in training, also where a whole batch cannot be used: no step could be taken
                 else:
                     self._skip(tuple(batch.problems))
+        except RuntimeError as error:
+            if "DataLoader timed out" in str(error):
+                raise Stopped(
+                    f"no data worker has delivered a batch for {PATIENCE:g} s. See whether the disk answers, or raise "
+                    f"train_loader.args.num_workers"
+                ) from error
+            if "DataLoader worker" not in str(error):
+                raise
+            raise Stopped(f"a data worker died ({first_line(error)}). {memory_hint()}") from error
 
     def _skip(self, problems: Sequence[str]) -> None:
         """Say what has been skipped, once each.

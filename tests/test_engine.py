@@ -237,17 +237,6 @@ def test_a_worker_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.Monk
         next(iter(loader.batches()))
 
 
-def test_a_worker_that_died_between_epochs_is_named() -> None:
-    loader = Loader(DatasetView(Squares(length=4), None), 2, training=True, num_workers=1)
-    list(loader.batches())
-    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
-    with pytest.raises(Stopped, match="a data worker died"):
-        loader.prepare(1)
-        list(loader.batches(1))
-
-
 class Waits(TorchDispatchMode):
     """Notes whatever would make a host wait for its device: reading a number, or finding how many there are."""
 
