@@ -399,6 +399,28 @@ def test_what_does_not_fit_into_memory_gets_a_smaller_batch_or_is_refused(tmp_pa
         propose(*folders, Wish(), CPU, fits(0))
 
 
+def test_a_plan_counts_on_the_memory_that_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/proc/meminfo": f"MemTotal: {2**26} kB\nMemAvailable: {2**25} kB\n",
+        "/sys/fs/cgroup/memory.max": f"{3 * 2**30}\n",
+        "/sys/fs/cgroup/memory.current": f"{2 * 2**30}\n",
+        "/sys/fs/cgroup/memory.stat": f"anon {2**30}\nfile {2**30}\n",
+    }
+
+    def read(path: Path, *_: Any, **__: Any) -> str:
+        if path.as_posix() not in files:
+            raise FileNotFoundError(path)
+        return files[path.as_posix()]
+
+    monkeypatch.setattr(timing.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert timing.this_machine(pretrained=False).memory == 2 * 2**30
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert timing.this_machine(pretrained=False).memory == 2**35
+    files.clear()
+    assert timing.this_machine(pretrained=False).memory == 8 * 2**30, "where the system is silent"
+
+
 def test_a_config_that_was_measured_is_as_it_was(tmp_path: Path) -> None:
     for number in range(6):
         image, label = odd_pair(number)
