@@ -395,6 +395,10 @@ def test_what_does_not_fit_into_memory_gets_a_smaller_batch_or_is_refused(tmp_pa
     folders = tmp_path / "images", tmp_path / "masks"
     proposal = propose(*folders, Wish(), CPU, fits(4))
     assert parse_json(proposal.text)["train_loader"]["args"]["batch_size"] == 4
+    (said,) = [choice for choice in proposal.plan["choices"] if choice["what"] == "batch_size"]
+    assert (said["value"], said["reason"]) == (4, "4 at once, as more do not fit into memory")
+    assert said["reason"] in proposal.text
+    assert "8 at once" not in proposal.text
     with pytest.raises(UserError, match="no network fits"):
         propose(*folders, Wish(), CPU, fits(0))
 

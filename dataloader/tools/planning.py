@@ -75,6 +75,11 @@ class Plan:
         self.choices.append(choice)
         return choice.value
 
+    def correct(self, choice: Choice) -> Any:
+        """Note a choice in the place of an earlier one of the same key, and return its value."""
+        self.choices = [choice if each.what == choice.what else each for each in self.choices]
+        return choice.value
+
     @property
     def summary(self) -> list[str]:
         """What was chosen, a line each."""
@@ -207,7 +212,9 @@ def choose_network(
             attempt(smaller)
     batch = plan.config["train_loader"]["args"]
     while not found and batch["batch_size"] > 2:  # even the smallest does not fit
-        batch["batch_size"] = max(2, batch["batch_size"] // 4 * 2)
+        smaller_batch = max(2, batch["batch_size"] // 4 * 2)
+        said = f"{smaller_batch} at once, as more do not fit into memory"
+        batch["batch_size"] = plan.correct(Choice("batch_size", smaller_batch, said))
         attempt(0)
     chosen = recipe.choose_network(steps)
     network = networks[chosen]
