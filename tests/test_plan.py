@@ -254,6 +254,7 @@ def test_precision_is_what_was_quicker() -> None:
     assert recipe.choose_precision({"fp32": 1.0, "bf16": 0.95}).value == "fp32"
     assert recipe.choose_precision({"bf16": 1.0}).value == "bf16"
     assert recipe.choose_precision({}).value == "fp32"
+    assert "fits" not in recipe.choose_precision({}).reason
 
 
 def test_rare_classes_get_weights_and_crops() -> None:
@@ -401,6 +402,22 @@ def test_what_does_not_fit_into_memory_gets_a_smaller_batch_or_is_refused(tmp_pa
     assert "8 at once" not in proposal.text
     with pytest.raises(UserError, match="no network fits"):
         propose(*folders, Wish(), CPU, fits(0))
+
+
+def test_precision_is_that_of_the_first_network_that_fits(tmp_path: Path) -> None:
+    for number in range(12):
+        image, label = odd_pair(number)
+        save(tmp_path / "images" / f"{number}.png", image)
+        save(tmp_path / "masks" / f"{number}.png", label)
+
+    def narrow(raw: Mapping[str, Any]) -> Measured | None:
+        fits = raw["arch"]["args"]["backbone"]["args"]["width_mult"] == 0.25
+        half = raw["trainer"]["precision"] == "bf16"
+        return replace(QUICK, work=0.5 * QUICK.work if half else QUICK.work) if fits else None
+
+    plan = propose(tmp_path / "images", tmp_path / "masks", Wish(), CPU, narrow).plan
+    (said,) = [choice for choice in plan["choices"] if choice["what"] == "trainer.precision"]
+    assert (said["value"], said["reason"]) == ("bf16", "a step in bf16 takes 50% of the time of one in fp32")
 
 
 def test_a_plan_counts_on_the_memory_that_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

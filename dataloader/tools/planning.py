@@ -181,6 +181,7 @@ def choose_network(
 ) -> None:
     """Choose network, precision, batch and length by what steps take on this machine.
 
+    The first network that fits into memory says in which precision all are measured.
     The second cheapest network is measured first. One larger is tried only where the last one took enough steps, one
     smaller only where it took too few.
     """
@@ -190,20 +191,15 @@ def choose_network(
 
     def attempt(index: int) -> int:
         plan.config["arch"] = networks[index]
-        measured = measure(plan.config)
-        plan.tried.append(_line(plan.config, measured))
+        measured = _try(plan, measure) if found else choose_arithmetic(plan, measure)
         if measured is None:
             return 0
         found[index] = measured
         steps[index] = recipe.steps_in(minutes, measured)
         return steps[index] or 0
 
-    first = min(1, len(networks) - 1)
-    plan.config["arch"] = networks[first]
-    measured = choose_arithmetic(plan, measure)
-    if measured is not None:
-        found[first], steps[first] = measured, recipe.steps_in(minutes, measured)
-    index, count = first, steps[first] or 0
+    index = first = min(1, len(networks) - 1)
+    count = attempt(first)
     while count >= recipe.ENOUGH_STEPS and index + 1 < len(networks):
         index += 1
         count = attempt(index)
@@ -234,17 +230,29 @@ def choose_network(
 
 
 def choose_arithmetic(plan: Plan, measure: Measure) -> Measured | None:
-    """Choose the precision by a step of the network that the plan has now; returns what that step takes."""
+    """Choose the precision by a step of the network that the plan has now.
+
+    Returns:
+        What that step takes; None, with no choice, where it fits into memory in neither.
+    """
     found: dict[str, Measured] = {}
     for precision in ("fp32", "bf16"):
         plan.config["trainer"]["precision"] = precision
-        measured = measure(plan.config)
-        plan.tried.append(_line(plan.config, measured))
+        measured = _try(plan, measure)
         if measured is not None:
             found[precision] = measured
+    if not found:
+        return None
     chosen = plan.take(recipe.choose_precision({name: each.work for name, each in found.items()}))
     plan.config["trainer"]["precision"] = chosen
-    return found.get(chosen)
+    return found[chosen]
+
+
+def _try(plan: Plan, measure: Measure) -> Measured | None:
+    """Measure the config that the plan has now, and note what came of it."""
+    measured = measure(plan.config)
+    plan.tried.append(_line(plan.config, measured))
+    return measured
 
 
 def schedule(length: Length, steps_per_epoch: int) -> dict[str, Any]:
