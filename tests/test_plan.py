@@ -174,6 +174,7 @@ def test_names_tell_series() -> None:
     assert start_of_names([f"{name[5]}/{name}" for name in names]) == "^[^/]+(?=/)"
     assert start_of_names([f"{n:03d}" for n in range(24)]) == ""
     assert start_of_names(names, [("drive0_000", "drive1_000")]) == "", "what is alike is not kept together"
+    assert start_of_names([*names, *names[:6]]) == "^[^_]+", "a name may occur in two splits"
 
 
 def test_a_fingerprint_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
