@@ -223,7 +223,7 @@ def choose_network(steps: Sequence[int | None]) -> int:
 def choose_precision(seconds: Mapping[str, float]) -> Choice:
     """Choose the arithmetic from the time of a step in each."""
     if not seconds:
-        return Choice("trainer.precision", "fp32", "no step could be timed, and fp32 is exact everywhere")
+        return Choice("trainer.precision", "fp32", "no step could be timed: fp32, in which every device computes")
     if len(seconds) < 2:
         fitting = next(iter(seconds), "fp32")
         return Choice("trainer.precision", fitting, f"a step fits into memory in {fitting}")
