@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -340,13 +339,6 @@ def choose_validation(fingerprint: Fingerprint) -> Choice:
     return Choice("val_split", share, said)
 
 
-def held_out_images(fingerprint: Fingerprint) -> int:
-    """Return how many images are held out; 0 where others are there for validation."""
-    if fingerprint.validation:
-        return 0
-    return min(MOST_HELD_OUT, round(HELD_OUT * fingerprint.images))
-
-
 def steps_in(minutes: float, measured: Measured) -> int:
     """Return how many steps there are in a time, besides validations."""
     return max(1, int(60 * minutes * SPARE * (1 - VALIDATING) / measured.step))
@@ -431,8 +423,3 @@ def choose_prediction(fingerprint: Fingerprint, overhead: bool) -> Choice:
 def rounded(values: Sequence[float]) -> list[float]:
     """Round numbers as they stand in a config."""
     return [float(f"{value:.6g}") for value in values]
-
-
-def as_text(choice: Choice) -> str:
-    """Write a choice as a line."""
-    return f"{choice.what} {json.dumps(choice.value)}: {choice.reason}"
