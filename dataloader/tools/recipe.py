@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dataloader.tools.duplicates import FEW_NEAR, LEAST_NEAR
 from dataloader.tools.fingerprint import ClassScale, Fingerprint
 from utils.errors import DataError
 
@@ -330,7 +331,7 @@ def choose_validation(fingerprint: Fingerprint) -> Choice:
     if held_out < FEW_HELD_OUT:
         said += f"; {held_out} say little: `train.py --folds` holds out each image once"
     groups = fingerprint.start and fingerprint.groups >= 3 and fingerprint.largest_group <= count / 2
-    if fingerprint.near >= 0.05 * count and fingerprint.near >= 3:
+    if fingerprint.near >= max(LEAST_NEAR, FEW_NEAR * count):
         said += f"; {fingerprint.near} look nearly like another one"
         if groups:
             said += f", and those of one name up to {fingerprint.start!r} stay together"
