@@ -178,8 +178,9 @@ def plan(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_output(args.output, args.force)
 
-    from dataloader.tools.init_config import Wish, propose
+    from dataloader.tools.init_config import propose
     from dataloader.tools.layouts import find_layout, run_name
+    from dataloader.tools.planning import Wish
     from dataloader.tools.recipe import BACKBONE
     from engine.check import check_config
     from engine.preflight import source_of_weights

@@ -28,7 +28,8 @@ import torch
 
 from benchmarks import scenes
 from benchmarks.results import Figure, write
-from dataloader.tools.init_config import Wish, propose
+from dataloader.tools.init_config import propose
+from dataloader.tools.planning import Wish
 from dataloader.tools.recipe import Machine, Measured, choose_length
 from engine.check import check_config
 from engine.timing import measure, this_machine

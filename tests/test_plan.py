@@ -30,7 +30,8 @@ from dataloader.tools.fingerprint import (
     uprightness,
     weighted_percentiles,
 )
-from dataloader.tools.init_config import Wish, propose
+from dataloader.tools.init_config import propose
+from dataloader.tools.planning import Wish
 from dataloader.tools.recipe import Machine, Measured
 from dataloader.transforms.chain import ChainOptions, build_chain
 from engine import timing

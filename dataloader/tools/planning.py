@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from base.base_dataloader import HoldOut
 from base.base_dataset import BaseDataset
@@ -13,13 +13,10 @@ from dataloader.hold_out import hold_out
 from dataloader.tools import recipe
 from dataloader.tools.fingerprint import Fingerprint
 from dataloader.tools.layouts import Layout, run_name
-from dataloader.tools.recipe import Choice, Length, Machine, Measured
+from dataloader.tools.recipe import MINUTES, Choice, Length, Machine, Measured
 from utils.errors import one_line
 
-if TYPE_CHECKING:
-    from dataloader.tools.init_config import Wish
-
-Measure = Callable[[Mapping[str, Any]], Measured | None]
+Measure = Callable[[Mapping[str, Any]], Measured | None]  # what a config costs; None where it does not fit
 
 NOTES = {  # what a person who changes a section may want to know
     "arch": '"pretrained": true starts from ImageNet: better with few images. Weights are downloaded unless torch has '
@@ -27,6 +24,25 @@ NOTES = {  # what a person who changes a section may want to know
     "normalization": "Measured on the training images.",
     "trainer": "Whole images are validated, with the average of the last weights.",
 }
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person says of a plan.
+
+    Args:
+        names: Names of the classes, by ascending value.
+        minutes: That training may take.
+        overhead: Whether images are taken from above; None to find out.
+        num_workers: Processes that read now.
+        schema: Path of the JSON Schema, as the config names it for editors.
+    """
+
+    names: Sequence[str] | None = None
+    minutes: float = MINUTES
+    overhead: bool | None = None
+    num_workers: int = 0
+    schema: str = "config.schema.json"
 
 
 @dataclass(frozen=True)
