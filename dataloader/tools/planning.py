@@ -197,9 +197,8 @@ def choose_network(
 ) -> None:
     """Choose network, precision, batch and length by what steps take on this machine.
 
-    The first network that fits into memory says in which precision all are measured.
     The second cheapest network is measured first. One larger is tried only where the last one took enough steps, one
-    smaller only where it took too few.
+    smaller only where it took too few. The first that fits into memory says which precision all of them get.
     """
     minutes = plan.draft.wish.minutes
     found: dict[int, Measured] = {}
