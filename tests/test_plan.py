@@ -435,7 +435,7 @@ def test_a_plan_counts_on_the_memory_that_a_container_may_use(monkeypatch: pytes
             raise FileNotFoundError(path)
         return files[path.as_posix()]
 
-    monkeypatch.setattr(timing.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(Path, "read_text", read)
     assert timing.this_machine(pretrained=False).memory == 2 * 2**30
     files["/sys/fs/cgroup/memory.max"] = "max\n"
