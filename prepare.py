@@ -173,14 +173,15 @@ def pack(args: argparse.Namespace, datasets: Sequence[BaseDataset]) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """Write a config for a folder of images and one of masks, and the reasons of its choices beside it."""
-    if not 0 < args.minutes <= MOST_MINUTES:
+    if args.minutes is not None and not 0 < args.minutes <= MOST_MINUTES:
         raise UserError(f"--minutes {args.minutes:g}: no time to train in. Give a number such as 15.")
     if args.output is not None:
         check_output(args.output, args.force)
 
-    from dataloader.tools.init_config import Wish, propose
+    from dataloader.tools.init_config import propose
     from dataloader.tools.layouts import find_layout, run_name
-    from dataloader.tools.recipe import BACKBONE
+    from dataloader.tools.planning import Wish
+    from dataloader.tools.recipe import BACKBONE, MINUTES
     from engine.check import check_config
     from engine.preflight import source_of_weights
     from engine.timing import measure, this_machine
@@ -195,7 +196,8 @@ def plan(args: argparse.Namespace) -> int:
     source = source_of_weights(BACKBONE)
     machine = this_machine(pretrained=bool(source))
     schema = relative_path(SCHEMA, output.parent)
-    wish = Wish(names, args.minutes, args.overhead, args.workers, schema)
+    minutes = MINUTES if args.minutes is None else args.minutes
+    wish = Wish(names, minutes, args.overhead, args.workers, schema)
     proposal = propose(args.images, args.masks, wish, machine, partial(measure, machine=machine))
     check_config({key: value for key, value in parse_json(proposal.text).items() if key != "$schema"})
     check_writable("--output", output)

@@ -28,8 +28,9 @@ import torch
 
 from benchmarks import scenes
 from benchmarks.results import Figure, write
-from dataloader.tools.init_config import Wish, propose
-from dataloader.tools.recipe import Machine, Measured, choose_length
+from dataloader.tools.init_config import propose
+from dataloader.tools.planning import Wish, schedule
+from dataloader.tools.recipe import MINUTES, Machine, Measured, choose_length
 from engine.check import check_config
 from engine.timing import measure, this_machine
 from utils.config import dump_json, parse_json
@@ -115,8 +116,7 @@ def fixed(recipe: Mapping[str, Any], plan: Mapping[str, Any], minutes: float, cl
     images, validated, batch = fingerprint["images"], fingerprint["validation"], training["batch_size"]
     length = choose_length(minutes, measured, images=images, batch=batch, validated=validated)
     config["trainer"] = {**length.trainer, "monitor": "max Mean_IoU", **recipe["trainer"]}
-    share = length.steps / max(1, images // batch) / 20
-    config["lr_scheduler"]["args"]["warmup_epochs"] = round(min(1.0, share), 3)
+    config["lr_scheduler"] = schedule(length, max(1, images // batch))
     return config
 
 
@@ -186,7 +186,7 @@ def summary(measured: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for data, runs and measured.json")
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--recipes", nargs="+", choices=("plan", *RECIPES), default=["plan", *RECIPES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -27,6 +27,7 @@ from base.base_dataset import BaseDataset, Item
 from base.workers import in_workers
 from dataloader.scan import has_files
 from utils.config import fingerprint
+from utils.devices import available_memory
 from utils.errors import ConfigError, DataError, Stopped
 from utils.files import atomic_write, lock, sync_folder, writer_of
 from utils.schema import to_json
@@ -338,20 +339,6 @@ def cache_name(dataset: BaseDataset, indices: Sequence[int], name: str) -> tuple
         files.append([index, sample.key, *stamp(sample.image), *stamp(sample.label)])
     family = fingerprint([1, type(dataset).__name__, to_json(options), name])
     return family, fingerprint([to_json(dataset.classes.identity()), files])
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can be had, here and in this container; very many where the system is silent."""
-    found = [1 << 60]
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        found.append(limit - used + int(stats["file"]))  # what files take is given back when it is wanted
-    return max(0, min(found))
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

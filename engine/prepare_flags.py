@@ -155,7 +155,7 @@ def add_planners(command: Callable[..., CommandParser]) -> None:
             help="images have no above and below, as from the air: turn them by 90 degrees (default: found out)",
         )
         group = made.add_argument_group("training")
-        group.add_argument("--minutes", type=float, default=15.0, metavar="N", help="that it may take (default: 15)")
+        group.add_argument("--minutes", type=float, metavar="N", help="that it may take (default: 15)")
         group = made.add_argument_group("result")
         add_shared(group, "--output", " the config (default: named like the data's folder)")
         add_shared(group, "--force")

@@ -21,6 +21,7 @@ from engine.assemble import build_loaders, build_trainer
 from engine.check import check_config
 from engine.dry_run import dry_run
 from trainer import Trainer
+from utils.devices import available_memory
 from utils.errors import ConfigError, DataError, failure_of_machine
 from utils.losses.strips import predicted_labels
 
@@ -33,18 +34,9 @@ PARAMETER = 16  # bytes: weight, gradient, momentum and average
 def this_machine(pretrained: bool) -> Machine:
     """Find out what there is to train with."""
     gpus = torch.cuda.device_count()
-    memory = torch.cuda.mem_get_info()[0] if gpus else free_memory()
+    memory = torch.cuda.mem_get_info()[0] if gpus else available_memory(unknown=Machine.memory)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(gpus=gpus, cores=cores, memory=memory, pretrained=pretrained)
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that are free on this machine; 8 GiB where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        return 8 * 2**30
 
 
 def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:

@@ -30,7 +30,8 @@ from dataloader.tools.fingerprint import (
     uprightness,
     weighted_percentiles,
 )
-from dataloader.tools.init_config import Wish, propose
+from dataloader.tools.init_config import propose
+from dataloader.tools.planning import Wish
 from dataloader.tools.recipe import Machine, Measured
 from dataloader.transforms.chain import ChainOptions, build_chain
 from engine import timing
@@ -174,6 +175,7 @@ def test_names_tell_series() -> None:
     assert start_of_names([f"{name[5]}/{name}" for name in names]) == "^[^/]+(?=/)"
     assert start_of_names([f"{n:03d}" for n in range(24)]) == ""
     assert start_of_names(names, [("drive0_000", "drive1_000")]) == "", "what is alike is not kept together"
+    assert start_of_names([*names, *names[:6]]) == "^[^_]+", "a name may occur in two splits"
 
 
 def test_a_fingerprint_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +256,7 @@ def test_precision_is_what_was_quicker() -> None:
     assert recipe.choose_precision({"fp32": 1.0, "bf16": 0.95}).value == "fp32"
     assert recipe.choose_precision({"bf16": 1.0}).value == "bf16"
     assert recipe.choose_precision({}).value == "fp32"
+    assert "fits" not in recipe.choose_precision({}).reason
 
 
 def test_rare_classes_get_weights_and_crops() -> None:
@@ -395,8 +398,50 @@ def test_what_does_not_fit_into_memory_gets_a_smaller_batch_or_is_refused(tmp_pa
     folders = tmp_path / "images", tmp_path / "masks"
     proposal = propose(*folders, Wish(), CPU, fits(4))
     assert parse_json(proposal.text)["train_loader"]["args"]["batch_size"] == 4
+    (said,) = [choice for choice in proposal.plan["choices"] if choice["what"] == "batch_size"]
+    assert (said["value"], said["reason"]) == (4, "4 at once, as more do not fit into memory")
+    assert said["reason"] in proposal.text
+    assert "8 at once" not in proposal.text
     with pytest.raises(UserError, match="no network fits"):
         propose(*folders, Wish(), CPU, fits(0))
+
+
+def test_precision_is_that_of_the_first_network_that_fits(tmp_path: Path) -> None:
+    for number in range(12):
+        image, label = odd_pair(number)
+        save(tmp_path / "images" / f"{number}.png", image)
+        save(tmp_path / "masks" / f"{number}.png", label)
+
+    def narrow(raw: Mapping[str, Any]) -> Measured | None:
+        fits = raw["arch"]["args"]["backbone"]["args"]["width_mult"] == 0.25
+        half = raw["trainer"]["precision"] == "bf16"
+        return replace(QUICK, work=0.5 * QUICK.work if half else QUICK.work) if fits else None
+
+    plan = propose(tmp_path / "images", tmp_path / "masks", Wish(), CPU, narrow).plan
+    (said,) = [choice for choice in plan["choices"] if choice["what"] == "trainer.precision"]
+    assert (said["value"], said["reason"]) == ("bf16", "a step in bf16 takes 50% of the time of one in fp32")
+
+
+def test_a_plan_counts_on_the_memory_that_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/proc/meminfo": f"MemTotal: {2**26} kB\nMemAvailable: {2**25} kB\n",
+        "/sys/fs/cgroup/memory.max": f"{3 * 2**30}\n",
+        "/sys/fs/cgroup/memory.current": f"{2 * 2**30}\n",
+        "/sys/fs/cgroup/memory.stat": f"anon {2**30}\nfile {2**30}\n",
+    }
+
+    def read(path: Path, *_: Any, **__: Any) -> str:
+        if path.as_posix() not in files:
+            raise FileNotFoundError(path)
+        return files[path.as_posix()]
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert timing.this_machine(pretrained=False).memory == 2 * 2**30
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert timing.this_machine(pretrained=False).memory == 2**35
+    files.clear()
+    assert timing.this_machine(pretrained=False).memory == 8 * 2**30, "where the system is silent"
 
 
 def test_a_config_that_was_measured_is_as_it_was(tmp_path: Path) -> None:

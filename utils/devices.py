@@ -1,4 +1,4 @@
-"""Which device to compute on, and how much memory it took."""
+"""Which device to compute on, how much memory there is, and how much was taken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and --help need not wait for it
@@ -101,3 +102,17 @@ def peak_memory() -> dict[str, int]:
     if torch.cuda.is_available():
         found["gpu_memory"] = torch.cuda.max_memory_allocated()
     return found
+
+
+def available_memory(unknown: int = 1 << 60) -> int:
+    """Return the bytes of memory that can be had, here and in this container; `unknown` where the system is silent."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(limit - used + int(stats["file"]))  # what files take is given back when it is wanted
+    return max(0, min(found, default=unknown))

@@ -189,9 +189,10 @@ def start_of_names(keys: Sequence[str], pairs: Sequence[tuple[str, str]] = ()) -
     """Find a start of names that puts images into groups, nearly all `pairs` of alike ones into one; empty for none.
 
     Args:
-        keys: Names of the images.
+        keys: Names of the images; one that occurs in two splits counts once.
         pairs: Names of images that are nearly the same.
     """
+    keys = list(dict.fromkeys(keys))
     for pattern in STARTS:
         groups = groups_by(pattern, keys)
         sizes = Counter(groups.values())

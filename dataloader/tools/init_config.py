@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -24,8 +24,8 @@ from dataloader.tools.convert import CLASS_FILE
 from dataloader.tools.findings import Examined
 from dataloader.tools.fingerprint import take_fingerprint
 from dataloader.tools.layouts import SPLITS, VOID, Layout, annotated_classes, find_layout
-from dataloader.tools.planning import Draft, make_plan, write_text
-from dataloader.tools.recipe import HELD_OUT, MINUTES, RARE, Machine, Measured
+from dataloader.tools.planning import Draft, Measure, Wish, make_plan, write_text
+from dataloader.tools.recipe import HELD_OUT, RARE, Machine
 from utils.classes import IGNORE, default_colors
 from utils.errors import ConfigError, DataError, Fault
 from utils.images import read_label_colors, read_label_values
@@ -49,28 +49,6 @@ class Proposal:
     text: str = ""
     guesses: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a person says of a plan.
-
-    Args:
-        names: Names of the classes, by ascending value.
-        minutes: That training may take.
-        overhead: Whether images are taken from above; None to find out.
-        num_workers: Processes that read now.
-        schema: Path of the JSON Schema, as the config names it for editors.
-    """
-
-    names: Sequence[str] | None = None
-    minutes: float = MINUTES
-    overhead: bool | None = None
-    num_workers: int = 0
-    schema: str = "config.schema.json"
-
-
-Measure = Callable[[Mapping[str, Any]], Measured | None]  # what a config costs; None where it does not fit
 
 
 def propose(images: Path, masks: Path, wish: Wish, machine: Machine, measure: Measure) -> Proposal:

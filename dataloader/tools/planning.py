@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from base.base_dataloader import HoldOut
 from base.base_dataset import BaseDataset
@@ -13,13 +13,10 @@ from dataloader.hold_out import hold_out
 from dataloader.tools import recipe
 from dataloader.tools.fingerprint import Fingerprint
 from dataloader.tools.layouts import Layout, run_name
-from dataloader.tools.recipe import Choice, Length, Machine, Measured
+from dataloader.tools.recipe import MINUTES, Choice, Length, Machine, Measured
 from utils.errors import one_line
 
-if TYPE_CHECKING:
-    from dataloader.tools.init_config import Wish
-
-Measure = Callable[[Mapping[str, Any]], Measured | None]
+Measure = Callable[[Mapping[str, Any]], Measured | None]  # what a config costs; None where it does not fit
 
 NOTES = {  # what a person who changes a section may want to know
     "arch": '"pretrained": true starts from ImageNet: better with few images. Weights are downloaded unless torch has '
@@ -27,6 +24,25 @@ NOTES = {  # what a person who changes a section may want to know
     "normalization": "Measured on the training images.",
     "trainer": "Whole images are validated, with the average of the last weights.",
 }
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person says of a plan.
+
+    Args:
+        names: Names of the classes, by ascending value.
+        minutes: That training may take.
+        overhead: Whether images are taken from above; None to find out.
+        num_workers: Processes that read now.
+        schema: Path of the JSON Schema, as the config names it for editors.
+    """
+
+    names: Sequence[str] | None = None
+    minutes: float = MINUTES
+    overhead: bool | None = None
+    num_workers: int = 0
+    schema: str = "config.schema.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,11 @@ class Plan:
     def take(self, choice: Choice) -> Any:
         """Note a choice, and return its value."""
         self.choices.append(choice)
+        return choice.value
+
+    def correct(self, choice: Choice) -> Any:
+        """Note a choice in the place of an earlier one of the same key, and return its value."""
+        self.choices = [choice if each.what == choice.what else each for each in self.choices]
         return choice.value
 
     @property
@@ -177,7 +198,7 @@ def choose_network(
     """Choose network, precision, batch and length by what steps take on this machine.
 
     The second cheapest network is measured first. One larger is tried only where the last one took enough steps, one
-    smaller only where it took too few.
+    smaller only where it took too few. The first that fits into memory says which precision all of them get.
     """
     minutes = plan.draft.wish.minutes
     found: dict[int, Measured] = {}
@@ -185,20 +206,15 @@ def choose_network(
 
     def attempt(index: int) -> int:
         plan.config["arch"] = networks[index]
-        measured = measure(plan.config)
-        plan.tried.append(_line(plan.config, measured))
+        measured = _try(plan, measure) if found else choose_arithmetic(plan, measure)
         if measured is None:
             return 0
         found[index] = measured
         steps[index] = recipe.steps_in(minutes, measured)
         return steps[index] or 0
 
-    first = min(1, len(networks) - 1)
-    plan.config["arch"] = networks[first]
-    measured = choose_arithmetic(plan, measure)
-    if measured is not None:
-        found[first], steps[first] = measured, recipe.steps_in(minutes, measured)
-    index, count = first, steps[first] or 0
+    index = first = min(1, len(networks) - 1)
+    count = attempt(first)
     while count >= recipe.ENOUGH_STEPS and index + 1 < len(networks):
         index += 1
         count = attempt(index)
@@ -207,7 +223,9 @@ def choose_network(
             attempt(smaller)
     batch = plan.config["train_loader"]["args"]
     while not found and batch["batch_size"] > 2:  # even the smallest does not fit
-        batch["batch_size"] = max(2, batch["batch_size"] // 4 * 2)
+        smaller_batch = max(2, batch["batch_size"] // 4 * 2)
+        said = f"{smaller_batch} at once, as more do not fit into memory"
+        batch["batch_size"] = plan.correct(Choice("batch_size", smaller_batch, said))
         attempt(0)
     chosen = recipe.choose_network(steps)
     network = networks[chosen]
@@ -227,17 +245,29 @@ def choose_network(
 
 
 def choose_arithmetic(plan: Plan, measure: Measure) -> Measured | None:
-    """Choose the precision by a step of the network that the plan has now; returns what that step takes."""
+    """Choose the precision by a step of the network that the plan has now.
+
+    Returns:
+        What that step takes; None, with no choice, where it fits into memory in neither.
+    """
     found: dict[str, Measured] = {}
     for precision in ("fp32", "bf16"):
         plan.config["trainer"]["precision"] = precision
-        measured = measure(plan.config)
-        plan.tried.append(_line(plan.config, measured))
+        measured = _try(plan, measure)
         if measured is not None:
             found[precision] = measured
+    if not found:
+        return None
     chosen = plan.take(recipe.choose_precision({name: each.work for name, each in found.items()}))
     plan.config["trainer"]["precision"] = chosen
-    return found.get(chosen)
+    return found[chosen]
+
+
+def _try(plan: Plan, measure: Measure) -> Measured | None:
+    """Measure the config that the plan has now, and note what came of it."""
+    measured = measure(plan.config)
+    plan.tried.append(_line(plan.config, measured))
+    return measured
 
 
 def schedule(length: Length, steps_per_epoch: int) -> dict[str, Any]:

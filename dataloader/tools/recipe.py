@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dataloader.tools.duplicates import FEW_NEAR, LEAST_NEAR
 from dataloader.tools.fingerprint import ClassScale, Fingerprint
 from utils.errors import DataError
 
@@ -222,6 +222,8 @@ def choose_network(steps: Sequence[int | None]) -> int:
 
 def choose_precision(seconds: Mapping[str, float]) -> Choice:
     """Choose the arithmetic from the time of a step in each."""
+    if not seconds:
+        return Choice("trainer.precision", "fp32", "no step could be timed: fp32, in which every device computes")
     if len(seconds) < 2:
         fitting = next(iter(seconds), "fp32")
         return Choice("trainer.precision", fitting, f"a step fits into memory in {fitting}")
@@ -329,20 +331,13 @@ def choose_validation(fingerprint: Fingerprint) -> Choice:
     if held_out < FEW_HELD_OUT:
         said += f"; {held_out} say little: `train.py --folds` holds out each image once"
     groups = fingerprint.start and fingerprint.groups >= 3 and fingerprint.largest_group <= count / 2
-    if fingerprint.near >= 0.05 * count and fingerprint.near >= 3:
+    if fingerprint.near >= max(LEAST_NEAR, FEW_NEAR * count):
         said += f"; {fingerprint.near} look nearly like another one"
         if groups:
             said += f", and those of one name up to {fingerprint.start!r} stay together"
             return Choice("val_split", {"share": share, "by": fingerprint.start}, said)
         said += ', and "by" in val_split can keep those of one series together'
     return Choice("val_split", share, said)
-
-
-def held_out_images(fingerprint: Fingerprint) -> int:
-    """Return how many images are held out; 0 where others are there for validation."""
-    if fingerprint.validation:
-        return 0
-    return min(MOST_HELD_OUT, round(HELD_OUT * fingerprint.images))
 
 
 def steps_in(minutes: float, measured: Measured) -> int:
@@ -429,8 +424,3 @@ def choose_prediction(fingerprint: Fingerprint, overhead: bool) -> Choice:
 def rounded(values: Sequence[float]) -> list[float]:
     """Round numbers as they stand in a config."""
     return [float(f"{value:.6g}") for value in values]
-
-
-def as_text(choice: Choice) -> str:
-    """Write a choice as a line."""
-    return f"{choice.what} {json.dumps(choice.value)}: {choice.reason}"
