@@ -2,7 +2,7 @@
 
 Looked at are two kinds of regions: objects of the label, connected pixels of one class, for most of which the model
 says other classes; and connected pixels of one label for which it says one other class. A region counts by the mean of
--log p of its label, times the square root of how thick it is: contours are drawn and predicted a little beside each
+-log p of its label, times sqrt(depth / 4) of its deepest pixel: contours are drawn and predicted a little beside each
 other. This product was chosen among a dozen by errors that were planted, see benchmarks/label_errors.py.
 
 Source: Northcutt et al. 2021, Confident learning, https://arxiv.org/abs/1911.00068, "normalized and self-confidence"
@@ -24,7 +24,7 @@ from utils.losses.strips import cross_entropies
 
 SMALLEST = 20  # pixels of a region
 NARROWEST = 1.5  # pixels from the middle of a region to its edge
-THICK = 4.0  # such pixels at which a region counts as it is
+THICK = 4.0  # such pixels at which that mean counts once; it is multiplied by sqrt(depth / 4), without a limit
 MOST_OF_IMAGE = 50  # regions that are kept of one image
 SUSPICIOUS = 2.0  # score from which on a region is a finding: of that thickness, e^-2 = 14 % for the label
 WHOLE = 0.7  # share of an object that a region has to cover for the object to be meant
@@ -51,7 +51,8 @@ class Suspect:
             parts of objects.
         box: Where it is.
         pixels: Its size.
-        score: How suspicious it is: the mean of -log p of the label, less for thin regions.
+        score: How suspicious it is: the mean of -log p of the label times sqrt(depth / 4), of the pixels from its middle
+            to its edge. Thin regions count less, thick ones more.
     """
 
     key: str
