@@ -64,6 +64,7 @@ class DiceLoss(Loss):
 
     marginal = True
     allowed: Tensor | None
+    values: Tensor
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class DiceLoss(Loss):
     ) -> None:
         super().__init__()
         self.register_buffer("allowed", allowed_classes(class_facts), persistent=False)
-        self.any_of = len(class_facts.any_of)
+        lists = range(ANY_OF, ANY_OF - len(class_facts.any_of), -1)
+        values = torch.tensor([*range(class_facts.num_classes or 0), *lists])
+        self.register_buffer("values", values, persistent=False)
         self.per_class = per_class
         self.smooth = smooth
         self.per_image = per_image
@@ -111,22 +114,18 @@ class DiceLoss(Loss):
 
     def _marginal_sums(self, logits: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
         """Return what `_overlap` takes, (N, S) each, of S targets: each class, and each list of several."""
-        num_classes = logits.shape[1]
-        lists = torch.arange(ANY_OF, ANY_OF - self.any_of, -1, device=labels.device)
-        values = torch.cat([torch.arange(num_classes, device=labels.device), lists])
-        sums = label_sums(logits, labels, values)
-        counts = label_counts(labels, IGNORE)[:, values].to(sums.dtype)
-        allowed = allowed[values].to(sums.dtype)  # (L, C)
+        sums = label_sums(logits, labels, self.values)
+        counts = label_counts(labels, IGNORE)[:, self.values].to(sums.dtype)
+        targets = allowed[self.values].to(sums.dtype)  # (S, C): a list is of 2 to C - 1 classes, so each is a target
         if not self.per_class:  # then all that a pixel may be is its own target
-            hits = (sums * allowed).sum(2)
+            hits = (sums * targets).sum(2)
             return hits, counts, counts, counts
-        sizes = allowed.sum(1)
-        targets = allowed[(sizes < num_classes) & ((sizes > 1) | (values < num_classes))]
-        shared = allowed @ targets.t()  # (L, S): how many of a label's classes are in a target
+        sizes = targets.sum(1)
+        shared = targets @ targets.t()  # (S, S): how many of a label's classes are in a target
         inside = (shared == sizes[:, None]).to(sums.dtype)
         known = inside + (shared == 0)
-        same = inside * (sizes[:, None] == targets.sum(1))
-        by_target = sums @ targets.t()  # (N, L, S)
+        same = inside * (sizes[:, None] == sizes)
+        by_target = sums @ targets.t()  # (N, S, S)
         return (by_target * inside).sum(1), (by_target * known).sum(1), counts @ inside, counts @ same
 
     def _overlap(self, hits: Tensor, predicted: Tensor, actual: Tensor, labelled: Tensor) -> Tensor:
