@@ -209,6 +209,11 @@ def test_images_of_equal_names_are_told_apart_and_copies_are_not(tmp_path, train
         (["--dataset", "CamVid", "--model", "x.pth"], "--dataset: does not go with --model"),
         (["-o", "out"], "--output and --device have no effect without --model"),
         (["--model", "missing.pth"], "missing.pth"),
+        (["--model", "x.pth", "--data-dir", "data"], "--data-dir: has no effect with --model"),
+        (["--model", "x.pth", "--split", "val"], "--split: has no effect with --model"),
+        (["--model", "x.pth", "--args", '{"mode": "coarse"}'], "--args: has no effect with --model"),
+        (["--model", "x.pth", "--labels-only"], "--labels-only: has no effect with --model"),
+        (["--model", "x.pth", "--no-cache"], "--no-cache: has no effect with --model"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path, monkeypatch, prepare_command, flags, expected):
