@@ -93,6 +93,18 @@ class Region(NamedTuple):
         return int(np.count_nonzero(self.inside))
 
 
+class Objects(NamedTuple):
+    """The connected objects of a class in a label map.
+
+    Args:
+        numbers: Which object each pixel is of, from 1, (H, W).
+        areas: Pixels of each, by its number.
+    """
+
+    numbers: np.ndarray
+    areas: np.ndarray
+
+
 class SuspectFinder:
     """Find suspicious regions, image by image; listens to `evaluate`.
 
@@ -164,12 +176,12 @@ def parts_of_another_class(
     """Find pixels of one label for which the model says one other class, unless they are an object of the label."""
     wrong = (label < num_classes) & (label != predicted)
     pairs = label.astype(np.int32) * 256 + predicted
-    objects: dict[tuple[str, int], np.ndarray] = {}  # numbered, of each class in the label and in the prediction
+    objects: dict[tuple[str, int], Objects] = {}  # of each class in the label and in the prediction
     for pair in np.unique(pairs[wrong]).tolist():
         given, other = divmod(pair, 256)
         for name, labels, own in (("label", label, given), ("prediction", predicted, other)):
             if (name, own) not in objects:
-                objects[name, own] = cv2.connectedComponents((labels == own).astype(np.uint8), connectivity=8)[1]
+                objects[name, own] = objects_in(labels == own)
         for region in regions((pairs == pair) & wrong):
             if not is_most_of_its_object(region, objects["label", given]):
                 missing = is_most_of_its_object(region, objects["prediction", other])
@@ -177,7 +189,13 @@ def parts_of_another_class(
                 yield Suspect(key, given, other, kind, region.box, region.pixels, score(region, losses))
 
 
-def is_most_of_its_object(region: Region, numbers: np.ndarray) -> bool:
-    """Whether a region covers most of the object, of those that are numbered in (H, W), that it lies in."""
-    host = int(numbers[region.window][region.inside].max())
-    return bool(region.pixels >= WHOLE * np.count_nonzero(numbers == host))
+def objects_in(mask: np.ndarray) -> Objects:
+    """Number the connected objects of a mask (H, W) bool."""
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return Objects(numbers, stats[:, cv2.CC_STAT_AREA])
+
+
+def is_most_of_its_object(region: Region, objects: Objects) -> bool:
+    """Whether a region covers most of the object that it lies in."""
+    host = int(objects.numbers[region.window][region.inside].max())
+    return bool(region.pixels >= WHOLE * objects.areas[host])
