@@ -51,8 +51,8 @@ class Suspect:
             parts of objects.
         box: Where it is.
         pixels: Its size.
-        score: How suspicious it is: the mean of -log p of the label times sqrt(depth / 4), of the pixels from its middle
-            to its edge. Thin regions count less, thick ones more.
+        score: How suspicious it is: the mean of -log p of the label times sqrt(depth / 4), where depth is the pixels
+            from its middle to its edge. Thin regions count less, thick ones more.
     """
 
     key: str
