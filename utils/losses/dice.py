@@ -65,6 +65,7 @@ class DiceLoss(Loss):
     marginal = True
     allowed: Tensor | None
     values: Tensor
+    targets: Tensor
 
     def __init__(
         self,
@@ -76,9 +77,12 @@ class DiceLoss(Loss):
     ) -> None:
         super().__init__()
         self.register_buffer("allowed", allowed_classes(class_facts), persistent=False)
-        lists = range(ANY_OF, ANY_OF - len(class_facts.any_of), -1)
-        values = torch.tensor([*range(class_facts.num_classes or 0), *lists])
-        self.register_buffer("values", values, persistent=False)
+        num_classes = class_facts.num_classes or 0
+        values = [*range(num_classes), *range(ANY_OF, ANY_OF - len(class_facts.any_of), -1)]
+        # A list of one class or of all is no target of its own. Chosen here, by number: a mask would wait for the GPU.
+        several = [ANY_OF - index for index, each in enumerate(class_facts.any_of) if 1 < len(set(each)) < num_classes]
+        self.register_buffer("values", torch.tensor(values), persistent=False)
+        self.register_buffer("targets", torch.tensor([*range(num_classes), *several]), persistent=False)
         self.per_class = per_class
         self.smooth = smooth
         self.per_image = per_image
@@ -116,16 +120,17 @@ class DiceLoss(Loss):
         """Return what `_overlap` takes, (N, S) each, of S targets: each class, and each list of several."""
         sums = label_sums(logits, labels, self.values)
         counts = label_counts(labels, IGNORE)[:, self.values].to(sums.dtype)
-        targets = allowed[self.values].to(sums.dtype)  # (S, C): a list is of 2 to C - 1 classes, so each is a target
+        known_as = allowed[self.values].to(sums.dtype)  # (L, C)
         if not self.per_class:  # then all that a pixel may be is its own target
-            hits = (sums * targets).sum(2)
+            hits = (sums * known_as).sum(2)
             return hits, counts, counts, counts
-        sizes = targets.sum(1)
-        shared = targets @ targets.t()  # (S, S): how many of a label's classes are in a target
+        sizes = known_as.sum(1)
+        targets = allowed[self.targets].to(sums.dtype)  # (S, C)
+        shared = known_as @ targets.t()  # (L, S): how many of a label's classes are in a target
         inside = (shared == sizes[:, None]).to(sums.dtype)
         known = inside + (shared == 0)
-        same = inside * (sizes[:, None] == sizes)
-        by_target = sums @ targets.t()  # (N, S, S)
+        same = inside * (sizes[:, None] == targets.sum(1))
+        by_target = sums @ targets.t()  # (N, L, S)
         return (by_target * inside).sum(1), (by_target * known).sum(1), counts @ inside, counts @ same
 
     def _overlap(self, hits: Tensor, predicted: Tensor, actual: Tensor, labelled: Tensor) -> Tensor:
