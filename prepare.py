@@ -103,6 +103,16 @@ def check_labels(args: argparse.Namespace) -> int:
         raise UserError("--dataset: does not go with --model, which knows its data. Leave it out, or give a --config.")
     if args.set and args.config is None:
         raise UserError("--set: has no effect without --config. Give one.")
+    no_effect = {
+        "--data-dir": args.data_dir is not None,
+        "--split": bool(args.split),
+        "--args": args.args != "{}",
+        "--labels-only": args.labels_only,
+        "--no-cache": args.no_cache,
+    }
+    for flag, given in no_effect.items():
+        if given:
+            raise UserError(f"{flag}: has no effect with --model. Leave it out.")
     folder = args.output or Path("suspects")
     page, listed = folder / "suspects.html", folder / "suspects.csv"
     for path in (page, listed):

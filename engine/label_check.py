@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from base.base_dataset import BaseDataset
 from base.evaluation import evaluate
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader
 from dataloader.hold_out import hold_out
+from dataloader.scan import has_files
 from dataloader.transforms.chain import ChainOptions
 from dataloader.transforms.preparation import ImageAlone
 from engine import assemble
@@ -30,6 +33,7 @@ from utils.plugins import require_modules
 from utils.predict import Predictor
 from utils.protocol import hash_of_names
 from utils.run_folder import find_model
+from utils.shards import read_bytes, stamp
 
 COLUMNS = (
     *("rank", "score", "kind", "set", "image", "label_file", "given", "predicted", "pixels"),
@@ -44,16 +48,28 @@ class Judge:
     Args:
         path: Its checkpoint.
         predictor: Predicts as its validation did.
-        trained_on: Names of the images that it was trained on; None where that cannot be known any more.
+        trained_on: The images that it was trained on, see `files_of`; None where that cannot be known any more.
     """
 
     path: Path
     predictor: Predictor
-    trained_on: frozenset[str] | None
+    trained_on: frozenset[Path] | None
 
-    def has_seen(self, key: str) -> bool:
-        """Whether it may have been trained on an image."""
-        return self.trained_on is None or key in self.trained_on
+    def has_seen(self, image: Path) -> bool:
+        """Whether it may have been trained on an image, or on a copy of it of the same name in another folder."""
+        if self.trained_on is None or image in self.trained_on:
+            return True
+        alike = self._by_name_and_size.get((image.name, stamp(image)[0]), ())
+        return any(is_copy(image, other) for other in alike)
+
+    @cached_property
+    def _by_name_and_size(self) -> Mapping[tuple[str, int], Sequence[Path]]:
+        """The images that it was trained on, by name and number of bytes."""
+        found: dict[tuple[str, int], list[Path]] = defaultdict(list)
+        for image in self.trained_on or ():
+            if (size := stamp(image)[0]) >= 0:
+                found[image.name, size].append(image)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +140,11 @@ def check_labels(
     skipped: list[str] = []
     for where, section in sections.items():
         dataset = build_dataset(section, where=where, seed=config.seed, classes=config.classes)
-        for judge, indices in divide(dataset, judges):
+        files = files_of(dataset)
+        for judge, indices in divide(files, judges):
             for index in indices:
                 key = str(dataset.samples[index].key)
-                places[f"{where} {key}"] = Place(where, dataset, index, judge, judge.has_seen(key))
+                places[f"{where} {key}"] = Place(where, dataset, index, judge, judge.has_seen(files[index]))
             skipped += look(judge, finder, section, where, dataset, indices)
     ranked = [(suspect, places[suspect.key]) for suspect in finder.ranking()]
     seen = sum(place.seen for place in places.values())
@@ -146,10 +163,28 @@ def config_of(judge: Judge) -> RunConfig:
     return check_config(part_to_evaluate(judge.predictor.about["config"]))
 
 
-def trained_on(predictor: Predictor) -> frozenset[str] | None:
-    """Names of the images that a model was trained on; None where the data are not there any more."""
+def files_of(dataset: BaseDataset) -> list[Path]:
+    """Say which file each image of a dataset is: keys repeat in other splits and datasets, paths do not.
+
+    Of images that are generated, it is no file but the type of the dataset and the key.
+    """
+    if not len(dataset) or not has_files(dataset):
+        return [Path(type(dataset).__name__, str(sample.key)) for sample in dataset.samples]
+    return [sample.image.resolve() for sample in dataset.samples]
+
+
+def is_copy(image: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes, or may, as one cannot be read."""
+    try:
+        return read_bytes(image) == read_bytes(other)
+    except (OSError, DataError):
+        return True
+
+
+def trained_on(predictor: Predictor) -> frozenset[Path] | None:
+    """Find the images that a model was trained on, see `files_of`; None where the data are not there any more."""
     config = check_config(part_to_evaluate(predictor.about["config"]))
-    found: set[str] = set()
+    found: set[Path] = set()
     try:
         for where, section in training_sections(config).items():
             dataset = build_dataset(section, where=where, seed=config.seed)
@@ -159,17 +194,18 @@ def trained_on(predictor: Predictor) -> frozenset[str] | None:
                 names = (str(dataset.samples[index].key) for index in held_out)
                 if predictor.about["protocol"].get("images") != hash_of_names(names):
                     kept = range(len(dataset))  # images have come or gone: others would be held out today
-            found |= {str(dataset.samples[index].key) for index in kept}
+            files = files_of(dataset)
+            found |= {files[index] for index in kept}
     except (ConfigError, DataError):
         return None
     return frozenset(found)
 
 
-def divide(dataset: BaseDataset, judges: Sequence[Judge]) -> list[tuple[Judge, list[int]]]:
-    """Give each image of a dataset to the first model that was not trained on it, or else to the first one."""
+def divide(files: Sequence[Path], judges: Sequence[Judge]) -> list[tuple[Judge, list[int]]]:
+    """Give each image, by its number, to the first model that was not trained on it, or else to the first one."""
     shares: list[tuple[Judge, list[int]]] = [(judge, []) for judge in judges]
-    for index, sample in enumerate(dataset.samples):
-        free = [number for number, judge in enumerate(judges) if not judge.has_seen(str(sample.key))]
+    for index, file in enumerate(files):
+        free = [number for number, judge in enumerate(judges) if not judge.has_seen(file)]
         shares[free[0] if free else 0][1].append(index)
     return [(judge, indices) for judge, indices in shares if indices]
 

@@ -2,7 +2,7 @@
 
 Looked at are two kinds of regions: objects of the label, connected pixels of one class, for most of which the model
 says other classes; and connected pixels of one label for which it says one other class. A region counts by the mean of
--log p of its label, times the square root of how thick it is: contours are drawn and predicted a little beside each
+-log p of its label, times sqrt(depth / 4) of its deepest pixel: contours are drawn and predicted a little beside each
 other. This product was chosen among a dozen by errors that were planted, see benchmarks/label_errors.py.
 
 Source: Northcutt et al. 2021, Confident learning, https://arxiv.org/abs/1911.00068, "normalized and self-confidence"
@@ -24,7 +24,7 @@ from utils.losses.strips import cross_entropies
 
 SMALLEST = 20  # pixels of a region
 NARROWEST = 1.5  # pixels from the middle of a region to its edge
-THICK = 4.0  # such pixels at which a region counts as it is
+THICK = 4.0  # such pixels at which that mean counts once; it is multiplied by sqrt(depth / 4), without a limit
 MOST_OF_IMAGE = 50  # regions that are kept of one image
 SUSPICIOUS = 2.0  # score from which on a region is a finding: of that thickness, e^-2 = 14 % for the label
 WHOLE = 0.7  # share of an object that a region has to cover for the object to be meant
@@ -51,7 +51,8 @@ class Suspect:
             parts of objects.
         box: Where it is.
         pixels: Its size.
-        score: How suspicious it is: the mean of -log p of the label, less for thin regions.
+        score: How suspicious it is: the mean of -log p of the label times sqrt(depth / 4), where depth is the pixels
+            from its middle to its edge. Thin regions count less, thick ones more.
     """
 
     key: str
@@ -90,6 +91,18 @@ class Region(NamedTuple):
     def pixels(self) -> int:
         """Its size."""
         return int(np.count_nonzero(self.inside))
+
+
+class Objects(NamedTuple):
+    """The connected objects of a class in a label map.
+
+    Args:
+        numbers: Which object each pixel is of, from 1, (H, W).
+        areas: Pixels of each, by its number.
+    """
+
+    numbers: np.ndarray
+    areas: np.ndarray
 
 
 class SuspectFinder:
@@ -163,12 +176,12 @@ def parts_of_another_class(
     """Find pixels of one label for which the model says one other class, unless they are an object of the label."""
     wrong = (label < num_classes) & (label != predicted)
     pairs = label.astype(np.int32) * 256 + predicted
-    objects: dict[tuple[str, int], np.ndarray] = {}  # numbered, of each class in the label and in the prediction
+    objects: dict[tuple[str, int], Objects] = {}  # of each class in the label and in the prediction
     for pair in np.unique(pairs[wrong]).tolist():
         given, other = divmod(pair, 256)
         for name, labels, own in (("label", label, given), ("prediction", predicted, other)):
             if (name, own) not in objects:
-                objects[name, own] = cv2.connectedComponents((labels == own).astype(np.uint8), connectivity=8)[1]
+                objects[name, own] = objects_in(labels == own)
         for region in regions((pairs == pair) & wrong):
             if not is_most_of_its_object(region, objects["label", given]):
                 missing = is_most_of_its_object(region, objects["prediction", other])
@@ -176,7 +189,13 @@ def parts_of_another_class(
                 yield Suspect(key, given, other, kind, region.box, region.pixels, score(region, losses))
 
 
-def is_most_of_its_object(region: Region, numbers: np.ndarray) -> bool:
-    """Whether a region covers most of the object, of those that are numbered in (H, W), that it lies in."""
-    host = int(numbers[region.window][region.inside].max())
-    return bool(region.pixels >= WHOLE * np.count_nonzero(numbers == host))
+def objects_in(mask: np.ndarray) -> Objects:
+    """Number the connected objects of a mask (H, W) bool."""
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return Objects(numbers, stats[:, cv2.CC_STAT_AREA])
+
+
+def is_most_of_its_object(region: Region, objects: Objects) -> bool:
+    """Whether a region covers most of the object that it lies in."""
+    host = int(objects.numbers[region.window][region.inside].max())
+    return bool(region.pixels >= WHOLE * objects.areas[host])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -171,12 +172,48 @@ def test_a_model_that_was_trained_on_the_images_is_said_to_have_been(tmp_path, t
     assert len(again) == 10
 
 
+def test_images_of_equal_names_are_told_apart_and_copies_are_not(tmp_path, train_command, prepare_command):
+    config = folder_config(tmp_path)
+    train = config["train_loader"]["args"]
+    for key in ("val_split", "base_size"):
+        del train[key]
+    config["val_loader"] = {"type": "Folder", "args": {**train, "split": "val", "augment": False}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trained = train_command("-c", tmp_path / "config.json", "-d", "cpu")
+    assert trained.status == 0, trained.err
+    model = tmp_path / "saved" / "tiny" / "latest"
+    # train/0.png to 2.png were trained on, val/0.png to 2.png were not.
+    answer = prepare_command("check", "--model", model, "-o", tmp_path / "out", "-d", "cpu")
+    assert answer.status in (0, 3), answer.err
+    assert "12 images, " in answer.out
+    assert "9 of the images: the model was trained on them" in answer.out
+    # The same files in another place are still what it was trained on; others under their names are not.
+    for name in ("images", "full"):
+        shutil.copytree(tmp_path / "data" / name / "train", tmp_path / "moved" / name / "train")
+        shutil.copytree(tmp_path / "data" / name / "val", tmp_path / "new" / name / "train")
+    config["val_loader"] = None
+    train["val_split"] = 1 / 3
+    for folder, count, seen in (("moved", 9, True), ("new", 3, False)):
+        train["data_dir"] = str(tmp_path / folder)
+        (tmp_path / "other.json").write_text(json.dumps(config))
+        answer = prepare_command("check", "-c", tmp_path / "other.json", "--model", model, "-o", tmp_path / "out")
+        assert answer.status in (0, 3), answer.err
+        assert f"{count} images, " in answer.out
+        assert (f"{count} of the images: the model was trained" in answer.out) == seen
+        assert ("was trained on" in answer.out) == seen
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (["--dataset", "CamVid", "--model", "x.pth"], "--dataset: does not go with --model"),
         (["-o", "out"], "--output and --device have no effect without --model"),
         (["--model", "missing.pth"], "missing.pth"),
+        (["--model", "x.pth", "--data-dir", "data"], "--data-dir: has no effect with --model"),
+        (["--model", "x.pth", "--split", "val"], "--split: has no effect with --model"),
+        (["--model", "x.pth", "--args", '{"mode": "coarse"}'], "--args: has no effect with --model"),
+        (["--model", "x.pth", "--labels-only"], "--labels-only: has no effect with --model"),
+        (["--model", "x.pth", "--no-cache"], "--no-cache: has no effect with --model"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path, monkeypatch, prepare_command, flags, expected):

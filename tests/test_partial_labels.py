@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataloader.build import build_dataset
 from dataloader.label_statistics import class_pixels, look_at
@@ -225,6 +226,31 @@ def test_dice_takes_a_list_for_a_class_and_leaves_out_what_it_cannot_know():
         share = p[:, list(target)].sum(1)
         losses.append(1 - (2 * share[inside].sum() + 1) / (share[known].sum() + inside.sum() + 1))
     assert build("DiceLoss", {})(logits, labels).item() == pytest.approx(np.mean(losses), rel=1e-10)
+
+
+class Waits(TorchDispatchMode):
+    """Note what has a shape that only the values tell: a GPU is waited for there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        chosen = args[1] if func.overloadpacket == torch.ops.aten.index else ()
+        by_mask = any(each is not None and each.dtype == torch.bool for each in chosen)
+        if by_mask or func.overloadpacket in (torch.ops.aten.nonzero, torch.ops.aten._local_scalar_dense):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_dice_of_unsure_labels_waits_for_no_gpu_and_keeps_nothing_in_checkpoints(per_class):
+    loss = build("DiceLoss", {"per_class": per_class, "per_image": True})
+    logits, labels = example()
+    with Waits() as waits:
+        loss(logits, labels)
+    assert not waits.seen
+    assert not loss.state_dict()
 
 
 def test_losses_without_a_marginal_form_see_void():

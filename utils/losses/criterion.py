@@ -44,9 +44,10 @@ class Criterion(nn.Module):
 
     Args:
         terms: Name, loss and factor of each; names are unique.
-    def __init__(
-        self, terms: Sequence[tuple[str, Loss, float]], *, aux_factor: AuxFactor = 0.4, any_of: int = 0
-    ) -> None:
+        aux_factor: Factor of the sum for each auxiliary output, one number for all or one for each; 0.4 in PSPNet,
+            https://arxiv.org/abs/1612.01105.
+        any_of: How many labels, 253, 252 and so on, stand for one of several classes; void for losses that are not
+            `marginal`.
 
     Where a network learns boundaries too (`SegOutput.edges`), their loss comes on top, and the sum once more for the
     pixels at which the network is sure of one. Source: Xu et al. 2022, https://arxiv.org/abs/2206.02066, section 3.1.

@@ -64,6 +64,8 @@ class DiceLoss(Loss):
 
     marginal = True
     allowed: Tensor | None
+    values: Tensor
+    targets: Tensor
 
     def __init__(
         self,
@@ -75,7 +77,12 @@ class DiceLoss(Loss):
     ) -> None:
         super().__init__()
         self.register_buffer("allowed", allowed_classes(class_facts), persistent=False)
-        self.any_of = len(class_facts.any_of)
+        num_classes = class_facts.num_classes or 0
+        values = [*range(num_classes), *range(ANY_OF, ANY_OF - len(class_facts.any_of), -1)]
+        # A list of one class or of all is no target of its own. Chosen here, by number: a mask would wait for the GPU.
+        several = [ANY_OF - index for index, each in enumerate(class_facts.any_of) if 1 < len(set(each)) < num_classes]
+        self.register_buffer("values", torch.tensor(values), persistent=False)
+        self.register_buffer("targets", torch.tensor([*range(num_classes), *several]), persistent=False)
         self.per_class = per_class
         self.smooth = smooth
         self.per_image = per_image
@@ -111,18 +118,15 @@ class DiceLoss(Loss):
 
     def _marginal_sums(self, logits: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
         """Return what `_overlap` takes, (N, S) each, of S targets: each class, and each list of several."""
-        num_classes = logits.shape[1]
-        lists = torch.arange(ANY_OF, ANY_OF - self.any_of, -1, device=labels.device)
-        values = torch.cat([torch.arange(num_classes, device=labels.device), lists])
-        sums = label_sums(logits, labels, values)
-        counts = label_counts(labels, IGNORE)[:, values].to(sums.dtype)
-        allowed = allowed[values].to(sums.dtype)  # (L, C)
+        sums = label_sums(logits, labels, self.values)
+        counts = label_counts(labels, IGNORE)[:, self.values].to(sums.dtype)
+        known_as = allowed[self.values].to(sums.dtype)  # (L, C)
         if not self.per_class:  # then all that a pixel may be is its own target
-            hits = (sums * allowed).sum(2)
+            hits = (sums * known_as).sum(2)
             return hits, counts, counts, counts
-        sizes = allowed.sum(1)
-        targets = allowed[(sizes < num_classes) & ((sizes > 1) | (values < num_classes))]
-        shared = allowed @ targets.t()  # (L, S): how many of a label's classes are in a target
+        sizes = known_as.sum(1)
+        targets = allowed[self.targets].to(sums.dtype)  # (S, C)
+        shared = known_as @ targets.t()  # (L, S): how many of a label's classes are in a target
         inside = (shared == sizes[:, None]).to(sums.dtype)
         known = inside + (shared == 0)
         same = inside * (sizes[:, None] == targets.sum(1))
