@@ -88,10 +88,10 @@ def around(owner: Any, name: str, before: str = "", after: str = "", when: Calla
     setattr(owner, name, call)
 
 
-def save_half(state: Any, file: Any) -> None:
-    """`torch.save`, but dying in the middle of the file when it is time; runs write to open files."""
-    torch_save(state, file)
-    if not hasattr(file, "tell"):
+def save_half(state: Any, file: Any, **options: Any) -> None:
+    """`torch.save`, but dying in the middle of the file when it is time; runs write to open files, without options."""
+    torch_save(state, file, **options)
+    if options or not hasattr(file, "tell"):
         return
     size = file.tell()
     file.flush()
