@@ -49,7 +49,6 @@ from utils.sync_batchnorm import SynchronizedDataParallel, synchronize_norms
 logger = logging.getLogger("segwright")
 
 LACKS_PRETRAINED = "lacks_pretrained"  # in an environment: a run began from random numbers for want of weights
-CHANNELS_LAST = "channels_last"  # in an environment: how weights lie in memory; not in early files
 
 
 def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool = True) -> tuple[Loader, Loader | None]:
@@ -174,8 +173,9 @@ def build_trainer(
         logger.info("init_from %s", report)
     if trainer.deterministic:
         make_deterministic(model, device)
-    channels_last = uses_channels_last(trainer, device, begun=None if begun is None else was_channels_last(begun))
-    environment = {**environment, CHANNELS_LAST: channels_last}
+    was = None if begun is None else checkpoint.was_channels_last(begun)
+    channels_last = uses_channels_last(trainer, device, begun=was)
+    environment = {**environment, checkpoint.CHANNELS_LAST: channels_last}
     settled = replace(trainer, channels_last=channels_last)
     network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
     precision = choose_precision(trainer.precision, device)
@@ -247,12 +247,6 @@ def uses_channels_last(config: TrainerConfig, device: torch.device, *, begun: bo
     if device.type == "cpu" and begun is not None:
         return begun
     return device.type in ("cuda", "cpu")
-
-
-def was_channels_last(state: Mapping[str, Any]) -> bool:
-    """Whether the run that made a checkpoint kept weights channels last; in early ones, "auto" did not on a CPU."""
-    early = state["config"].get("trainer", {}).get("channels_last") is True
-    return bool(state["environment"].get(CHANNELS_LAST, early))
 
 
 def class_facts_of(config: RunConfig) -> dict[str, Any]:
@@ -367,7 +361,7 @@ def load_model(
             load_weights=False,
         )
     checkpoint.load_weights(model, checkpoint.judged_weights_of(state, path), path)
-    if was_channels_last(about) if config is None else uses_channels_last(config.trainer, device):
+    if checkpoint.was_channels_last(about) if config is None else uses_channels_last(config.trainer, device):
         model.to(memory_format=torch.channels_last)
     classes = exported.classes_of(about)
     kept = ("arch", "config", "classes", "normalization", "protocol", "environment", "epoch", "step")

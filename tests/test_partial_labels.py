@@ -19,6 +19,7 @@ from dataloader.label_statistics import class_pixels, look_at
 from engine.assemble import build_loaders, class_facts_of
 from engine.check import check_config
 from engine.config import training_sections
+from tests.test_losses import value_and_gradient
 from tests.tiny import tiny_config
 from utils.classes import ANY_OF, IGNORE, AnyOf, ClassFacts, ClassTable
 from utils.errors import ConfigError
@@ -60,12 +61,6 @@ def example(seed: int = 0, images: int = 2, low=(9, 13), full=(9, 13), dtype=tor
     labels = values[torch.randint(len(values), (images, *full), generator=generator)]
     labels[torch.rand(labels.shape, generator=generator) < 0.25] = IGNORE
     return logits, labels
-
-
-def value_and_gradient(loss, logits, labels, norm=None):
-    logits = logits.detach().requires_grad_()
-    value = loss(logits, labels, norm)
-    return value.detach(), torch.autograd.grad(value, logits)[0]
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ class Checkpoint(Description, TrainingState):
     format: int
 
 
+CHANNELS_LAST = "channels_last"  # in an environment: how weights lie in memory; not in early files
 # What everybody who reads one of our checkpoints counts on.
 CONTENT: dict[str, Any] = {
     "arch": dict[str, Any],
@@ -329,6 +330,12 @@ def judged_weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]
         CheckpointError: There are none.
     """
     return weights_of(state.get("ema") or state, path)
+
+
+def was_channels_last(state: Mapping[str, Any]) -> bool:
+    """Whether the run that made a checkpoint kept weights channels last; in early ones, "auto" did not on a CPU."""
+    early = state["config"].get("trainer", {}).get("channels_last") is True
+    return bool(state["environment"].get(CHANNELS_LAST, early))
 
 
 def strip_prefixes(name: str) -> str:

@@ -188,7 +188,7 @@ def write_program(job: Export, state: Mapping[str, Any], predictor: Predictor, b
     network, _ = load_network(job.unproven, CPU)
     logits: Run | None = None
     if "logits" not in job.outputs:
-        logits = runner_of_program(traced(job, predictor, ("logits",)), ["logits"], CPU)
+        logits = runner_of_program(traced(job, predictor, ("logits",)).module(), ["logits"], CPU)
     return compare(predictor.model, network.outputs, batches, predictor.classes, logits)
 
 

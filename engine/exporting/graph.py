@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def trace(network: BaseModel, channels: int, outputs: Sequence[str], size: tuple
     Raises:
         Untraceable: What it computes depends on sizes in a way that no graph can express.
     """
-    network.to(memory_format=torch.contiguous_format)  # else torch asks about small maps
+    network = deepcopy(network).to(memory_format=torch.contiguous_format)  # else torch asks about small maps
     count, *shape = EXAMPLE if size is None else (EXAMPLE[0], *size)
     example = torch.zeros(count, channels, *shape, dtype=input_dtype(channels))
     dynamic = {0: Dim("batch", min=1)}

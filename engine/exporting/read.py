@@ -220,12 +220,14 @@ def _load_torch(path: Path, device: torch.device) -> tuple[dict[str, Any], Run, 
             program = move_to_device_pass(program, device)
     except Exception as error:  # torch fails in many ways on files that are none of its own
         raise _unusable(path, error) from None
-    return about, runner_of_program(program, about["outputs"], device), device
-
-
-def runner_of_program(program: torch.export.ExportedProgram, outputs: list[str], device: torch.device) -> Run:
-    """Run a program of `torch.export` whose outputs have these names."""
     module = program.module()
+    if checkpoint.was_channels_last(about):  # as the checkpoint's own weights lie: else the last bits of sums differ
+        module.to(memory_format=torch.channels_last)
+    return about, runner_of_program(module, about["outputs"], device), device
+
+
+def runner_of_program(module: nn.Module, outputs: list[str], device: torch.device) -> Run:
+    """Run the module of a `torch.export` program whose outputs have these names."""
 
     @torch.no_grad()
     def run(images: Tensor) -> dict[str, Tensor]:
