@@ -27,6 +27,7 @@ from utils import version
 from utils.errors import run
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start: tests run side by side, one on each core
 cv2.setNumThreads(0)
 
 ROOT = Path(__file__).parents[1]  # the folder of tests/, from which its modules can be imported

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -19,6 +20,7 @@ import train
 from tests.conftest import ROOT
 from utils.devices import choose_device, choose_precision, restrict_gpus
 from utils.errors import UserError
+from utils.threads import others_running, set_waiting
 
 
 @pytest.fixture
@@ -65,6 +67,7 @@ def test_automatic_precision_on_a_cpu_is_fp32() -> None:
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
 
 
+WAITING_SET_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 WAITING = """
 import importlib, os, sys
 sys.path.insert(0, {root!r})
@@ -78,8 +81,44 @@ print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise(
     command: ModuleType, given: str | None, then: str
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING_SET_BY}
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
     code = WAITING.format(root=str(ROOT), module=command.__name__)
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert process.stdout.split() == [then, "False"]
+
+
+@pytest.mark.parametrize(
+    ("running", "threads", "given", "spins"),
+    [
+        ("1/90", "2", {}, "10000"),
+        ("2/90", "2", {}, None),
+        ("2/90", "1", {}, "10000"),
+        ("7/90", "2", {}, None),
+        ("1/90", "2", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ("1/90", "2", {"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_threads_spin_for_a_moment_only_where_each_has_a_core_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    running: str,
+    threads: str,
+    given: dict[str, str],
+    spins: str | None,
+) -> None:
+    for name in WAITING_SET_BY:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    load = tmp_path / "loadavg"
+    load.write_text(f"0.10 0.20 0.30 {running} 4711\n")
+    set_waiting(load)
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_threads_sleep_at_once_where_nobody_says_what_else_runs(tmp_path: Path) -> None:
+    assert others_running(tmp_path / "missing") > 0

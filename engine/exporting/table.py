@@ -34,9 +34,9 @@ FIGURES = DOCS / "exports.json"
 BEGIN, END = "<!-- table: python -m engine.exporting.table -->", "<!-- end of table -->"
 EXACT = 0.9999  # agreement that is asked for
 CROP = (112, 144)  # sizes are made of it
-TRAINED_AT = (96, 128)
+TRAINED_AT = (64, 96)
 STEPS, BATCH, LR = 60, 4, 3e-3
-SIX = ("resnet18", "mobilenet_v2", "vgg16_bn", "densenet121", "drn26", "xception41")
+SIX = ("resnet18", "mobilenet_v2", "vgg16_bn", "stdc1", "drn26", "xception41")
 SAME = {"aspp_plus": "ASPP", "deeplabv3_plus_decoder": "DeepLabV3PlusHead"}  # second names of bricks
 # Of narrow networks, by argument.
 WIDTHS = {"width_mult": 0.125, "channels": 16, "fpn_out": 16, "aspp_depth": 16, "heads": 2}
