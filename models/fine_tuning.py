@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -116,7 +117,7 @@ def initialize_from(init_from: InitFrom, model: BaseModel, *, arch: Any, classes
 
 
 def read_initial_weights(path: Path, *, where: str) -> InitialWeights:
-    """Read the weights that `path` names: a checkpoint, a bare state dict, or a network of torchvision's.
+    """Read the weights that `path` names: a checkpoint, bare weights, or a network of torchvision's.
 
     ``torchvision/deeplabv3_resnet50`` is downloaded unless torch's cache has it. Of a checkpoint with averaged
     weights, those are taken.
@@ -135,13 +136,26 @@ def read_initial_weights(path: Path, *, where: str) -> InitialWeights:
         published = get_model_weights(name).DEFAULT
         weights = from_torchvision(download(published.url, where=where, instead="the path of a checkpoint, or null"))
         return InitialWeights(str(path), weights, tuple(published.meta["categories"]))
+    if path.suffix == ".safetensors":
+        weights, about = checkpoint.read_safetensors(path)
+        return InitialWeights(str(path), weights, class_names(json_or_none(about.get("classes", ""))))
     content = checkpoint.load(path)
-    classes = content.get("classes")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        classes = None
-    return InitialWeights(
-        str(path), checkpoint.judged_weights_of(content, path), None if classes is None else tuple(classes)
-    )
+    return InitialWeights(str(path), checkpoint.judged_weights_of(content, path), class_names(content.get("classes")))
+
+
+def class_names(value: Any) -> tuple[str, ...] | None:
+    """Names of classes as a file has them; None where it has something else, or nothing."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return None
+    return tuple(value)
+
+
+def json_or_none(text: str) -> Any:
+    """What JSON text says; None where it is none, as in the metadata of other programs."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def public_name(path: Path, *, where: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -31,6 +32,7 @@ from engine.exporting.table import BEGIN, CROP, END, cases, measure, read_figure
 from engine.exporting.write import metadata_of, write_onnx
 from models.blocks import Classifier, unpool
 from models.build import build_model
+from models.fine_tuning import read_initial_weights
 from models.necks.pyramid_pooling import GridMean
 from tests.conftest import ROOT, Answer, call
 from utils import checkpoint
@@ -496,10 +498,23 @@ def test_the_model_card_has_the_figures_of_the_run_and_spares_the_readme_of_othe
     card = (tmp_path / "README.md").read_text()
     assert f"| Mean_IoU | {results['metrics']['val/Mean_IoU']:.4f} |" in card
     assert "| 1 | square | `#fac800` |" in card
+    assert hashlib.sha256((tmp_path / "best_model.safetensors").read_bytes()).hexdigest() in card
     (tmp_path / "README.md").write_text("mine")
     assert export_command("-m", tmp_path / "best_model.pth", "-f", "safetensors").status == 0
     assert (tmp_path / "README.md").read_text() == "mine"
     assert (tmp_path / "best_model.README.md").exists()
+
+
+@needs_safetensors
+def test_training_starts_from_shared_weights(safetensors_file: Path, pspnet: Path, tmp_path: Path) -> None:
+    found = read_initial_weights(safetensors_file, where="init_from")
+    assert found.classes == ("ground", "square", "dot")
+    expected = checkpoint.load_run(pspnet)["state_dict"]
+    assert all(torch.equal(found.weights[name], value) for name, value in expected.items())
+    of_others = tmp_path / "others.safetensors"
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    safetensors_torch.save_file({"conv.weight": torch.ones(2)}, of_others, {"format": "pt", "classes": "many"})
+    assert read_initial_weights(of_others, where="init_from").classes is None
 
 
 @needs_safetensors

@@ -278,6 +278,28 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the weights and the metadata of a .safetensors file.
+
+    Raises:
+        CheckpointError: The file or the package is missing, or it is none of that kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Name one that export.py wrote.")
+    try:
+        import safetensors
+    except ImportError:
+        raise CheckpointError(
+            f"{path}: needs safetensors, which is not installed. `pip install safetensors`."
+        ) from None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        hint = "Name a file that export.py wrote, or a checkpoint"
+        raise CheckpointError(f"{path}: cannot be used ({str(error).rstrip('.')}). {hint}.") from None
+
+
 def load_run(path: Path) -> Checkpoint:
     """Read a checkpoint of ours, complete with what describes it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ def write_card(weights: Path, state: Mapping[str, Any], results: Mapping[str, An
     path = weights.with_name("README.md")
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         path = weights.with_name(f"{weights.stem}.README.md")
-    write_text(path, card(weights.name, state, results))
+    write_text(path, card(weights, state, results))
     return path
 
 
@@ -42,8 +43,16 @@ def read_results(checkpoint: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and results.get("checkpoint") == checkpoint.name else None
 
 
-def card(name: str, state: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
-    """The text of the card, in Markdown with the header that model hubs read."""
+def card(weights: Path, state: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
+    """The text of the card, in Markdown with the header that model hubs read.
+
+    Args:
+        weights: The exported file, whose SHA-256 it gives.
+        state: The checkpoint.
+        results: The run's results.json, if there is one.
+    """
+    name = weights.name
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     protocol = (results or state)["protocol"]
     arch = state["arch"]["type"]
     dataset = protocol.get("dataset") or state["config"]["train_loader"]["type"]
@@ -57,6 +66,8 @@ def card(name: str, state: Mapping[str, Any], results: Mapping[str, Any] | None)
         f"# {arch} trained on {dataset}",
         "",
         f"`{name}` holds the weights, and in its metadata the network, the classes and the normalization.",
+        "",
+        f"SHA-256, as `sha256sum {name}` prints it: `{digest}`",
         "",
         *_figures(results),
         "## Use",

@@ -158,13 +158,10 @@ def load_run(path: Path) -> Checkpoint:
     """
     if format_of(path) != "safetensors":
         return checkpoint.load_run(path)
-    _check(path)
-    safetensors = _need("safetensors", path)
+    weights, metadata = checkpoint.read_safetensors(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = about_of(file.metadata() or {})
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-    except (ValueError, OSError, safetensors.SafetensorError) as error:
+        about = about_of(metadata)
+    except ValueError as error:
         raise _unusable(path, error) from None
     return cast(Checkpoint, {**about, "state_dict": weights, "ema": None})
 
