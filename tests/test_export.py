@@ -221,6 +221,22 @@ def test_how_weights_lie_in_memory_does_not_decide_whether_there_is_a_graph_for_
     graph.trace(network.to(memory_format=torch.channels_last), 3, ("labels",), None)  # as predictors have it
 
 
+@pytest.mark.parametrize(("neck", "head", "smallest"), [(None, "PANHead", 264), ("SimpleFPN", "LinearHead", 32)])
+def test_maps_of_few_pixels_do_not_bind_a_graph_to_one_size(neck: str | None, head: str, smallest: int) -> None:
+    args = {
+        "backbone": {"type": "resnet18", "args": {"width_mult": 0.125}},
+        "necks": [{"type": neck, "args": {"channels": 16}}] if neck else [],
+        "head": {"type": head, "args": {"channels": 16} if head == "PANHead" else {}},
+    }
+    network = build_model({"type": "EncoderDecoder", "args": args}, num_classes=3, load_weights=False).eval()
+    program = graph.trace(network, 3, ("logits",), None).module()
+    for size in ((smallest, smallest), (smallest + 8, 300)):
+        images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+        with torch.no_grad():
+            expected = resize(network(images).logits, size)
+            torch.testing.assert_close(program(images)[0], expected)
+
+
 def test_the_comparison_is_written_beside_the_file(onnx_file: Path) -> None:
     report = json.loads(onnx_file.with_suffix(".parity.json").read_text())
     assert report["proven"]

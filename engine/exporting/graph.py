@@ -18,7 +18,9 @@ from utils.outputs import resize
 
 SMALLEST = 32  # pixels of a side, in graphs for images of any size
 OPSET = 18
-EXAMPLE = (2, 128, 160)  # images, height and width that are traced; no two alike, so that none is taken for another
+# Images, height and width that are traced: no two alike, so that none is taken for another; large enough that no map of
+# a deep pyramid is a single pixel, which torch would count on.
+EXAMPLE = (2, 320, 352)
 
 
 class Untraceable(Exception):

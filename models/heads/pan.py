@@ -65,8 +65,7 @@ class _AttentionUp(nn.Module):
 class PANHead(Head):
     """Pyramid attention on the coarsest map, then attention of its channels over each finer map; logits of level 2.
 
-    Its pyramid has maps of single pixels, which no graph of every size can tell from larger ones: such a network is
-    exported for one size.
+    Its pyramid ends in single pixels: a `torch.export` program of it is for one size; ONNX has graphs for every size.
 
     Source: Li et al. 2018, https://arxiv.org/abs/1805.10180, section 3. The paper takes an output stride of 16.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,10 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return normed.permute(0, 3, 1, 2)
+        normed = normed.permute(0, 3, 1, 2)
+        if torch.compiler.is_exporting():  # a graph for every size cannot know how single pixels lie in memory
+            normed = normed.clone(memory_format=torch.contiguous_format)
+        return normed
 
 
 @NECKS.register()
