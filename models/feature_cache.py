@@ -44,6 +44,7 @@ class FeatureCache:
         self.taken = sorted(taken)
         self.root = root
         self.is_full = False
+        self.reserve: float | None = None  # bytes of the disk that stay free
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureCache:
         return self  # an average of frozen weights is what they are
@@ -79,12 +80,13 @@ class FeatureCache:
         return maps
 
     def keep(self, maps: list[Tensor], path: Path) -> None:
-        """Write `maps` to `path`, unless that would leave less than a tenth of the disk free."""
+        """Write `maps` to `path`; a tenth of what is free on the disk at first stays so."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            disk = shutil.disk_usage(path.parent)
-            if disk.free < disk.total / 10:
-                raise OSError("the disk is nine tenths full")
+            free = shutil.disk_usage(path.parent).free
+            self.reserve = free / 10 if self.reserve is None else self.reserve
+            if free < self.reserve:
+                raise OSError("nine tenths of the free disk are used")
             with atomic_write(path) as file:
                 torch.save(maps, file)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError

@@ -220,14 +220,15 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, content: bytes | None) -> N
 def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(feature_cache.logger, "warning", lambda text, *words: said.append(text % words))
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 91, 9))
+    free = iter((1000, 101, 99))  # bytes, before each file
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9999, 0, next(free)))
     model = build()
     cache = cached(tmp_path, model)
     for _ in range(2):
-        assert len(cache(model.normalize(pictures(2)))) == 5
+        assert len(cache(model.normalize(pictures(5)))) == 5
     assert len(said) == 1
-    assert "no further features are kept (the disk is nine tenths full)" in said[0]
-    assert not entries(tmp_path)
+    assert "no further features are kept (nine tenths of the free disk are used)" in said[0]
+    assert len(entries(tmp_path)) == 2
 
 
 def test_a_compiled_network_and_an_average_use_the_same_files(tmp_path: Path) -> None:
