@@ -29,7 +29,9 @@ class Transform(Protocol):
 
     It may have a method ``size_after(size)``, which `size_after` asks; without it, the size of what it returns is
     taken to be unknown. If it has an attribute ``cuts`` that is true, large images come as arrays that are read where
-    they are cut, see `BaseDataset.open`; if ``reduces`` is true too, see `BaseDataset.open_reducible`.
+    they are cut, see `BaseDataset.open`; if ``reduces`` is true too, see `BaseDataset.open_reducible`. An attribute
+    ``repeats`` that is true says that it makes one image of another, or a few, so that what is computed of them is
+    worth keeping.
     """
 
     def __call__(

@@ -20,6 +20,7 @@ from base.monitor import Monitor
 from dataloader.build import LoaderConfig, build_dataset, build_val_loader, build_view
 from dataloader.hold_out import hold_out
 from dataloader.label_statistics import class_pixels
+from dataloader.scan import default_cache
 from dataloader.transforms.preparation import (
     ImageAlone,
     preparation_of,
@@ -31,6 +32,8 @@ from engine.exporting import read as exported
 from engine.exporting.formats import format_of
 from engine.preflight import check_last_batch, check_parts
 from models.build import build_model
+from models.encoder_decoder import EncoderDecoder
+from models.feature_cache import FeatureCache, maps_taken
 from models.fine_tuning import initialize_from
 from trainer import Trainer
 from utils import checkpoint, distributed
@@ -189,6 +192,8 @@ def build_trainer(
     steps = len(train_loader)
     total = trainer.total_steps(steps)
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+    if config.arch.options.freeze_backbone == "cached":
+        keep_features(config, model)
     return Trainer(
         trainer,
         run_dir,
@@ -205,6 +210,23 @@ def build_trainer(
         description=describe(config, environment),
         protocol=validation_protocol(config, val_loader, precision=precision),
     )
+
+
+def keep_features(config: RunConfig, model: BaseModel) -> None:
+    """Let the frozen backbone of `model` compute each image once, unless images come out of the loader ever anew."""
+    for where, section in training_sections(config).items():
+        if not section.chain.repeats:
+            logger.warning(
+                "arch.args.freeze_backbone: no features are kept: %s draws each image anew (augment, mix, or a random "
+                'crop or transform). Use "val" or "resize" there, or set it to true.',
+                where,
+            )
+            return
+    with torch.device("meta"):
+        blueprint = cast("EncoderDecoder", build_network(config, load_weights=False))
+    taken = maps_taken(blueprint, config.arch.options.in_channels)
+    backbone: nn.Module = cast("EncoderDecoder", model).backbone
+    backbone.forward = FeatureCache(backbone, taken, default_cache() / "features")
 
 
 def wrap_network(model: BaseModel, config: TrainerConfig, *, gpus: int = 1, unused: bool = False) -> nn.Module:

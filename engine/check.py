@@ -126,11 +126,14 @@ def validation_problems(config: RunConfig) -> list[str]:
 def memory_problems(config: RunConfig) -> list[str]:
     """What does not go together of what saves memory or time."""
     trainer, problems = config.trainer, []
-    for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):
+    alone = {
+        "trainer.compile": trainer.compile,
+        "trainer.activation_checkpointing": trainer.activation_checkpointing,
+        "arch.args.freeze_backbone": config.arch.options.freeze_backbone == "cached",
+    }
+    for key, value in alone.items():
         if value and config.parallel == "DataParallel":
-            problems.append(
-                f'trainer.{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.'
-            )
+            problems.append(f'{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.')
     if trainer.compile and trainer.activation_checkpointing:
         problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
     return problems

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import models  # noqa: F401  registers everything
 from base.base_model import BaseModel, Normalize
 from models.blocks import Classifier, OutputStride
-from models.encoder_decoder import BrickSpec, compose
+from models.encoder_decoder import BrickSpec, EncoderDecoder, compose
 from models.weights import load_pretrained
 from utils.errors import ConfigError
 from utils.json_schema import object_schema
@@ -43,7 +43,8 @@ class ModelOptions:
             file, or from random numbers. Where true, a download that fails is said and random numbers are taken;
             "required" stops there.
         freeze_bn: Leave the statistics of all batch norms as they are, or of those in the backbone only.
-        freeze_backbone: Train the decoder only.
+        freeze_backbone: Train the decoder only. "cached" also keeps in files what the backbone makes of each image,
+            unless augmentation draws images anew in every epoch.
         in_channels: Channels of the images.
         init: Random numbers that layers without pretrained weights start from: for rectified units
             (https://arxiv.org/abs/1502.01852), after Glorot and Bengio, or of standard deviation 0.09.
@@ -51,7 +52,7 @@ class ModelOptions:
 
     pretrained: bool | Literal["required"] | Path = False
     freeze_bn: bool | Literal["backbone"] = False
-    freeze_backbone: bool = False
+    freeze_backbone: bool | Literal["cached"] = False
     in_channels: Annotated[int, Between(1, 64)] = 3
     init: Literal["kaiming", "xavier", "trunc_normal"] = "kaiming"
 
@@ -171,11 +172,13 @@ def build_model(
     for option, is_set in asks_for_backbone.items():
         if is_set and not model.backbone_modules():
             raise ConfigError(f"{place}.{option}: {own.type} has no backbone. Set it to false.")
+    if options.freeze_backbone == "cached" and not isinstance(model, EncoderDecoder):
+        raise ConfigError(f"{place}.freeze_backbone: {own.type} has no feature maps to keep. Set it to true.")
     if options.pretrained and load_weights:
         # A frozen backbone of random numbers would be of no use.
         pretrained = "required" if options.pretrained is True and options.freeze_backbone else options.pretrained
         model.lacks_pretrained = not load_pretrained(model, pretrained, where=f"{place}.pretrained")
-    model.freeze(backbone=options.freeze_backbone, norm=options.freeze_bn)
+    model.freeze(backbone=bool(options.freeze_backbone), norm=options.freeze_bn)
     return model
 
 

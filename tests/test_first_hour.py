@@ -105,7 +105,7 @@ def test_the_newest_run_has_a_link_and_stands_for_its_best_model(
         ("train_loader.args.crop_size", ["train_loader.args.crop_size (key of a config)"]),
         ("crop_size", ["train_loader.args.crop_size (key of a config)"]),
         ("optimizer.args.lr", ["  lr: a number = 0.01"]),
-        ("arch.args", ["  freeze_backbone: true or false = false"]),
+        ("arch.args", ['  freeze_backbone: true or false or "cached" = false']),
         ("train_loader.1.args.scale.range", ["train_loader.args.scale.range (key of a config)"]),
         ("val_loader", ["  args: an object; `--describe val_loader.args` lists it"]),
         ("loss", ["  factor: a number above 0 = 1.0"]),

@@ -241,6 +241,15 @@ class ChainOptions:
             size = size_after(step, size)
         return size
 
+    @property
+    def repeats(self) -> bool:
+        """Whether an image comes out the same again, or in one of a few ways; no if a transform does not say so."""
+        if self.mix is not None:
+            return False
+        if self.transforms is None:
+            return not self.augment and (self.val or self.crop_size is None)
+        return all(getattr(step, "repeats", False) for step in _steps(self.transforms, "transforms"))
+
     def for_validation(self) -> ChainOptions:
         """Return the options for images held out of a training set: whole unless asked otherwise, nothing random."""
         return ChainOptions(val=True, crop_size=self.val_crop_size, resize=self.resize)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Resize:
 
     size: Side | tuple[Side, Side]
 
+    repeats: ClassVar[bool] = True
+
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         size = as_size(self.size)
         return warp(image, label, scaled=size, crop=size)
@@ -48,6 +50,8 @@ class ShortSide:
 
     size: Side
     most: Side | None = None
+
+    repeats: ClassVar[bool] = True
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         factor = self.size / min(label.shape)
@@ -77,6 +81,8 @@ class ResizeToRange:
     least: Side
     most: Annotated[int, Between(2, 2**15 - 1)]
     multiple: Annotated[int, AtLeast(1)] | None = None
+
+    repeats: ClassVar[bool] = True
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         factor = min(self.least / min(label.shape), self.most / max(label.shape))
@@ -152,6 +158,8 @@ class CenterCrop:
 
     size: Side | tuple[Side, Side]
     fill: tuple[float, ...] | None = None
+
+    repeats: ClassVar[bool] = True
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         return Chain(crop=as_size(self.size), center=True, fill=self.fill or (0,))(image, label, rng)
@@ -233,6 +241,8 @@ class RandomHorizontalFlip(KeepsSize):
 
     p: Probability = 0.5
 
+    repeats: ClassVar[bool] = True
+
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         return Chain(crop=None, flip=self.p)(image, label, rng)
 
@@ -247,6 +257,8 @@ class RandomVerticalFlip(KeepsSize):
     """
 
     p: Probability = 0.5
+
+    repeats: ClassVar[bool] = True
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
         if rng.random() >= self.p:
