@@ -149,6 +149,7 @@ def write(
     device: str = "cpu",
     peers: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
+    made_by: str | None = None,
     folder: Path | None = None,
 ) -> Path:
     """Write NAME.json: median and spread of each figure, the commit, and the machine with its load at the end.
@@ -160,11 +161,12 @@ def write(
         device: What was computed on.
         peers: Who else took part, and in which version.
         failed: Parts that did not come to an end, and why.
+        made_by: Commit of the code that was measured; None for that which is there now.
         folder: Where results lie; None for benchmarks/results/ or where ``BENCHMARK_RESULTS`` says.
     """
     made = environment(device, seed=0)
     stamp = {key: made[key] for key in STAMP}
-    stamp["git"] = commit() or os.environ.get(COMMIT)
+    stamp["git"] = made_by or commit() or os.environ.get(COMMIT)
     stamp["command"] = ["DIR" if os.path.isabs(word) else word for word in stamp["command"]]
     if stamp["command"][0] == "__main__.py":  # of a folder, whose name says more
         stamp["command"][0] = Path(sys.argv[0]).parent.name

@@ -384,3 +384,13 @@ def test_a_plan_is_compared_with_the_best_fixed_recipe_and_with_init() -> None:
         "on average +5.0 points above init",
     ]
     assert [figure.what for figure in plan.table(measured)][:2] == ["thin: plan", "thin: unet"]
+
+
+def test_a_folder_of_plans_is_of_one_length_of_training(tmp_path: Path) -> None:
+    def settings(**changed: float) -> str | None:
+        flags = argparse.Namespace(**{"folder": tmp_path / "new", "minutes": 15.0, "share": 1.0, **changed})
+        return plan.other_settings(flags)
+
+    assert settings() is None
+    assert settings() is None
+    assert settings(minutes=5) == f"--folder: {tmp_path / 'new'} was begun with --minutes 15. Use another."
