@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.results import Figure, summary, write
+from benchmarks.results import Figure, show, write
 from engine.check import check_config
 from engine.children import train_command
 from engine.repeats import Member, finished_run, train_member
@@ -105,6 +105,15 @@ def came_to(folder: Path) -> tuple[float, float | None]:
     return 100 * last["val/Mean_IoU"], seconds[-1] / 60 if starts == 1 and seconds else None
 
 
+def made_by(folders: Sequence[Path]) -> tuple[str, str]:
+    """Tell of which commit finished runs are, all of them where there are several, and on which device the last was."""
+    found = [json.loads((folder / "environment.json").read_text(encoding="utf-8")) for folder in folders]
+    commits = sorted({str(each["git"]) for each in found})
+    if len(commits) > 1:
+        logger.warning("runs are of several commits, %s; figures of one table should be of one.", ", ".join(commits))
+    return ", ".join(commits), found[-1]["device"]
+
+
 def figures(found: Mapping[Case, tuple[float, float | None]]) -> list[Figure]:
     """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds; then the time."""
     rows: dict[str, list[float]] = {}
@@ -146,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [*train_command(None, str(ROOT / "train.py")), "--config", str(args.recipe)]
     words += ["--set", f"trainer.max_steps={steps}", *(["--device", args.device] if args.device else [])]
     found = {}
+    folders = []
     for number, (case, training) in enumerate(members.items(), 1):
         folder = finished_run(training)
         if folder is None:
@@ -154,13 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = finished_run(training)
         if folder is not None:  # else it reached trainer.max_time
             found[case] = came_to(folder)
+            folders.append(folder)
             logger.info("%s: mean IoU %.2f %%", case, found[case][0])
     rows = figures(found)
-    for row in rows:
-        print(summary(row))
-    if args.json:
-        title = f"{raw['name']}: mean IoU after {steps:,} steps"
-        write(args.json, title, rows, device=args.device or "cpu")
+    show(rows)
+    if args.json and folders:
+        commit, device = made_by(folders)  # which need not be what is there now
+        write(args.json, f"{raw['name']}: mean IoU after {steps:,} steps", rows, device=device, made_by=commit)
     return 0
 
 

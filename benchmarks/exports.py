@@ -12,7 +12,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import evaluate
 import export
-from benchmarks.results import Figure, summary, write
+from benchmarks.results import Figure, by_turns, peers, ratios, show, write
 from engine.assemble import load_predictor
 from engine.exporting import read
 from utils.find_images import find_images
@@ -88,19 +89,16 @@ def measure(checkpoint: Path, calibrate: Path, count: int, rounds: int) -> list[
     with tempfile.TemporaryDirectory() as name:
         files = exported(checkpoint, Path(name), calibrate)
         scores = {key: mean_iou(path) for key, path in {"eager": checkpoint, **files}.items()}
-        times: dict[str, list[float]] = {key: [] for key in scores}
         seconds(predictor, frames[:2])  # warm
-        for _ in range(rounds):
-            times["eager"].append(seconds(predictor, frames))
-            for key, path in files.items():
-                times[key].append(graph_seconds(path, arrays))
+        cases: dict[str, Callable[[], float]] = {"eager": partial(seconds, predictor, frames)}
+        cases |= {key: partial(graph_seconds, path, arrays) for key, path in files.items()}
+        times = by_turns(cases, rounds)
     arch = predictor.about["arch"]["type"]
     figures = [Figure(f"{arch}: Mean_IoU, {key}", "%", [value]) for key, value in scores.items()]
     for key, values in times.items():
         figures.append(Figure(f"{arch}: {key}", "images/s", [len(frames) / value for value in values]))
     for fast, slow in (("fp32", "eager"), ("int8", "fp32")):
-        ratio = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-        figures.append(Figure(f"{arch}: {slow} / {fast}, time", "x", ratio))
+        figures.append(Figure(f"{arch}: {slow} / {fast}, time", "x", ratios(times[slow], times[fast])))
     return figures
 
 
@@ -117,12 +115,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     figures: list[Figure] = []
     for checkpoint in args.checkpoints:
-        measured = measure(checkpoint, args.calibrate, args.frames, args.rounds)
-        for figure in measured:
-            print(summary(figure), flush=True)
-        figures += measured
+        figures += show(measure(checkpoint, args.calibrate, args.frames, args.rounds))
     if args.write:
-        write("exports", f"checkpoints and their graphs in ONNX Runtime, {args.frames} frames", figures)
+        title = f"checkpoints and their graphs in ONNX Runtime, {args.frames} frames"
+        write("exports", title, figures, peers=peers("onnxruntime"))
 
 
 if __name__ == "__main__":

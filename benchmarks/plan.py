@@ -6,7 +6,8 @@ Eight data sets: generated ones of thin structures, tiny things, 20 classes, gra
 it is, at a quarter of the length of its sides, and as road against the rest. The recipes are in `recipes.json`: "init"
 is what `prepare.py init` wrote before there were plans, the others are four that somebody might take for everything.
 Each trains for as many steps as fit into the time, as they were measured before, and is validated on whole images at
-their own size. What FOLDER/measured.json has already is not measured again; `--json` writes the table from it.
+their own size. What FOLDER/measured.json has already is not measured again; `--json` writes the table from it. So a
+folder is of one `--minutes` and one `--share`.
 
 Where other programs keep the machine busy, `--busy` counts the time of the cores instead of that of the clock: runs
 then take longer than `--minutes`, but all of them alike.
@@ -120,8 +121,8 @@ def fixed(recipe: Mapping[str, Any], plan: Mapping[str, Any], minutes: float, cl
     return config
 
 
-def train(config: dict[str, Any], folder: Path, seed: int) -> dict[str, float]:
-    """Train and evaluate; returns the mean IoU of whole images at their own size, and the minutes of training.
+def train(config: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
+    """Train and evaluate; returns mean IoU of whole images at their own size, minutes of training, commit and device.
 
     Args:
         config: The config.
@@ -145,7 +146,9 @@ def train(config: dict[str, Any], folder: Path, seed: int) -> dict[str, float]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     results = json.loads(output.read_text(encoding="utf-8"))
     assert results["protocol"].get("labels") in (None, "native")
-    return {"Mean_IoU": results["metrics"]["Mean_IoU"], "minutes": round(minutes, 2)}
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    made_by = {key: environment[key] for key in ("git", "device")}
+    return {"Mean_IoU": results["metrics"]["Mean_IoU"], "minutes": round(minutes, 2), **made_by}
 
 
 def table(measured: Mapping[str, Any]) -> list[Figure]:
@@ -197,6 +200,8 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="count the time of the cores, not that of the clock")
     parser.add_argument("--json", action="store_true", help="write the table to benchmarks/results/")
     arguments = parser.parse_args()
+    if (problem := other_settings(arguments)) is not None:
+        parser.error(problem)
     clock = Clock(this_machine(pretrained=False), arguments.busy)
     record = arguments.folder / "measured.json"
     measured = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
@@ -211,7 +216,25 @@ def main() -> None:
                 print(f"{name}, {recipe}, seed {seed}: {run['Mean_IoU']:.4f} in {run['minutes']} minutes", flush=True)
     print("\n".join(summary(measured)))
     if arguments.json:
-        write("plan", f"{arguments.minutes:g} minutes of training", table(measured))
+        runs = [run for recipes in measured.values() for seeds in recipes.values() for run in seeds.values()]
+        commits = ", ".join(sorted({str(run["git"]) for run in runs if "git" in run}))
+        device = max((run.get("device", "cpu") for run in runs), default="cpu")
+        title = f"{arguments.minutes:g} minutes of training"
+        write("plan", title, table(measured), device=device, made_by=commits or None)
+
+
+def other_settings(arguments: argparse.Namespace) -> str | None:
+    """Say what is different from what the folder was begun with, None if nothing is; a new folder keeps it."""
+    wanted = {"minutes": arguments.minutes, "share": arguments.share}
+    path = arguments.folder / "settings.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted), encoding="utf-8")
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in wanted.items():
+        if begun[key] != value:
+            return f"--folder: {arguments.folder} was begun with --{key} {begun[key]:g}. Use another."
+    return None
 
 
 def config_of(name: str, recipe: str, arguments: argparse.Namespace, clock: Clock) -> dict[str, Any]:

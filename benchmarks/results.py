@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.files import atomic_write
 from utils.run_folder import environment
 
 HOME = Path(__file__).resolve().parent
@@ -148,6 +149,7 @@ def write(
     device: str = "cpu",
     peers: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
+    made_by: str | None = None,
     folder: Path | None = None,
 ) -> Path:
     """Write NAME.json: median and spread of each figure, the commit, and the machine with its load at the end.
@@ -159,12 +161,15 @@ def write(
         device: What was computed on.
         peers: Who else took part, and in which version.
         failed: Parts that did not come to an end, and why.
+        made_by: Commit of the code that was measured; None for that which is there now.
         folder: Where results lie; None for benchmarks/results/ or where ``BENCHMARK_RESULTS`` says.
     """
     made = environment(device, seed=0)
     stamp = {key: made[key] for key in STAMP}
-    stamp["git"] = stamp["git"] or os.environ.get(COMMIT)
+    stamp["git"] = made_by or commit() or os.environ.get(COMMIT)
     stamp["command"] = ["DIR" if os.path.isabs(word) else word for word in stamp["command"]]
+    if stamp["command"][0] == "__main__.py":  # of a folder, whose name says more
+        stamp["command"][0] = Path(sys.argv[0]).parent.name
     stamp |= {"device": device, "processor": processor(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     stamp |= {"busy": bool(os.environ.get(BUSY)), "date": date.today().isoformat()}
     content = {"title": title, "figures": [summary(figure) for figure in figures]}
@@ -172,8 +177,34 @@ def write(
     content |= {"peers": dict(peers or {}), "environment": stamp}
     path = (folder or Path(os.environ.get(TO) or FOLDER)) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content)
     return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of results, whole or not at all: whoever writes it may be killed when its time is over."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def commit(repository: Path = HOME.parent) -> str | None:
+    """Return the commit of the code, with ``+`` where it was changed; None outside a repository.
+
+    Results and the pages that show them are no code: of several benchmarks, the first would change it for the others.
+    """
+    shown = [str(page.relative_to(HOME.parent)) for page in PAGES]
+    others = [f":(exclude,top){path}" for path in ("benchmarks/results", *shown)]
+
+    def git(*words: str) -> str:
+        quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        command = ["git", "-C", str(repository), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=quiet).stdout.strip()
+
+    try:
+        number = git("rev-parse", "--short=12", "HEAD")
+        return number + ("+" if git("status", "--porcelain", "-uno", "--", ":/", *others) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def processor() -> str:

@@ -116,7 +116,12 @@ class LabelCheck:
 
 
 def check_labels(
-    models: Sequence[Path], device: torch.device, *, config: RunConfig | None = None, modules: Sequence[str] = ()
+    models: Sequence[Path],
+    device: torch.device,
+    *,
+    config: RunConfig | None = None,
+    modules: Sequence[str] = (),
+    num_workers: int | None = None,
 ) -> LabelCheck:
     """Compare the labels of a config's training and validation sets with what models say.
 
@@ -125,6 +130,7 @@ def check_labels(
         device: Where to compute.
         config: Whose data to look at; None for that of the first model.
         modules: Names of third-party modules that have been imported.
+        num_workers: Processes that read; None for as many as the config says.
 
     Raises:
         UserError: A model or the data cannot be used, or they have different classes.
@@ -139,6 +145,8 @@ def check_labels(
     places: dict[str, Place] = {}
     skipped: list[str] = []
     for where, section in sections.items():
+        if num_workers is not None:
+            section = replace(section, batches=replace(section.batches, num_workers=num_workers))
         dataset = build_dataset(section, where=where, seed=config.seed, classes=config.classes)
         files = files_of(dataset)
         for judge, indices in divide(files, judges):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.base_dataloader import Batch
 from trainer import Trainer
-from utils.losses.strips import predicted_labels
+from utils.predict import Predictor
 
 
 def try_step(trainer: Trainer, batch: Batch, image: Tensor | None) -> None:
@@ -33,9 +32,7 @@ def try_step(trainer: Trainer, batch: Batch, image: Tensor | None) -> None:
         trainer.model.train()
         trainer.train_step(batch)
         if image is not None:
-            with torch.inference_mode():
-                logits = trainer.model.eval()(image).logits
-                predicted_labels(logits, (image.shape[-2], image.shape[-1]))
+            Predictor(trainer.model, trainer.classes, {}, trainer.protocol.precision).predict_batch(image)
     finally:
         trainer.optimizer = optimizer
         trainer.ema = ema

@@ -84,6 +84,7 @@ def memory_check(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loa
 
     Raises:
         Stopped: One does not; it names what to turn.
+        ConfigError: `deterministic` asks for what the device cannot do.
     """
     train_loader, val_loader = loaders
     size = config.train.chain.crop or largest_image(train_loader.view)
@@ -99,7 +100,9 @@ def memory_check(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loa
         try_step(trainer, Batch(images, labels, ("memory check",) * share).to(trainer.device), image)
     except (MemoryError, RuntimeError) as error:
         if not (failure := failure_of_machine(error)):
-            raise
+            if (known := trainer.explain(error)) is None:
+                raise
+            raise known from error
         raise Stopped(
             f"memory check: {what} takes more than there is: {failure}. Raise trainer.accumulate, set "
             f"trainer.activation_checkpointing, or lower train_loader.args.batch_size or a crop_size; no step was taken"

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import all as everything
-from benchmarks import gpu, losses, plan, report, results, scenes, speed, startup
+from benchmarks import losses, plan, report, results, scenes, speed, startup
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import record, suite, syncbn, throughput, trainings
 from benchmarks.results import BLOCK, FOLDER, PAGE, PAGES, Figure, page, table, targets, unbacked, write
 from dataloader.tools.recipe import Machine, Measured
 from engine.check import check_config
 from tests.conftest import ROOT
 from tests.test_report import large_content
+from utils.config import load_config, override
 
 TEXT = PAGE.read_text(encoding="utf-8")
 OF_SEVERAL = {"targets", "busy", "gpu"}
@@ -66,6 +74,28 @@ def test_files_name_commit_and_machine_and_no_folder_of_it(path: Path) -> None:
     assert stamp["versions"].keys() >= {"python", "torch"}
     assert stamp["cores"] > 0
     assert not any(word.startswith("/") for word in stamp["command"])
+
+
+def test_a_commit_is_marked_where_code_was_changed_but_not_where_results_were(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True).stdout
+
+    assert results.commit(tmp_path) is None
+    git("init", "-q")
+    for path in ("code.py", "README.md", "benchmarks/results/losses.json", "benchmarks/losses.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("1")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    clean = results.commit(tmp_path / "benchmarks")
+    assert clean is not None
+    assert len(clean) == 12
+    for path in ("README.md", "benchmarks/results/losses.json"):
+        (tmp_path / path).write_text("2")
+    assert results.commit(tmp_path / "benchmarks") == clean
+    (tmp_path / "code.py").write_text("2")
+    assert results.commit(tmp_path / "benchmarks") == f"{clean}+"
 
 
 def test_median_and_spread_come_from_all_rounds(tmp_path: Path) -> None:
@@ -201,14 +231,14 @@ def test_everything_can_be_tried_in_small() -> None:
     assert everything.main(["--quick"]) == 0
 
 
-# benchmarks/gpu.py ----------------------------------------------------------------------------------------------------
+# benchmarks/gpu/ ------------------------------------------------------------------------------------------------------
 
 
 def test_what_fails_on_a_gpu_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(results.TO, str(tmp_path))
-    record = gpu.Record("losses", gpu.argparse.Namespace(device="cpu"))
-    record.attempt("first", lambda: 1 / 0)
-    record.attempt("second", lambda: [Figure("second", "ms", [1.0], "ours")])
+    part = record.Record("losses", "losses", "cpu")
+    part.attempt("first", lambda: 1 / 0)
+    part.attempt("second", lambda: [Figure("second", "ms", [1.0], "ours")])
     found = results.read("gpu_losses", tmp_path)
     assert found["failed"] == {"first": "ZeroDivisionError: division by zero"}
     assert [figure["what"] for figure in found["figures"]] == ["second"]
@@ -230,6 +260,95 @@ def test_all_parts_for_a_gpu_run_on_a_cpu_in_small(tmp_path: Path) -> None:
     names = {path.stem.removeprefix("gpu_") for path in tmp_path.glob("*.json")}
     assert names == gpu.PARTS.keys() - {"recipe"}
     assert all(results.read(path.stem, tmp_path)["figures"] for path in tmp_path.glob("*.json"))
+
+
+def test_a_part_that_ends_before_it_writes_anything_has_a_file_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failure_of(code: str, minutes: float = 1.0) -> str:
+        return gpu.failure_of([sys.executable, "-c", f"import sys, time; {code}"], os.environ, minutes)
+
+    assert failure_of("print('what for', file=sys.stderr); sys.exit(3)") == "ended with status 3: what for"
+    assert failure_of("pass") == ""
+    assert failure_of("time.sleep(60)", 0.002) == "ended after 0.002 minutes"
+    monkeypatch.setattr(gpu, "failure_of", lambda *arguments: "ended after 1 minutes")
+    flags = argparse.Namespace(device="cpu", quick=True, frames=None, recipe=gpu.RECIPE)
+    assert gpu.run_part("losses", flags, tmp_path) == {"losses": "ended after 1 minutes"}
+    assert results.read("gpu_losses", tmp_path)["failed"] == {"losses": "ended after 1 minutes"}
+
+
+def test_every_test_of_the_suite_for_gpus_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(results.TO, str(tmp_path))
+    lines = [
+        "import pytest",
+        "@pytest.mark.parametrize('x', [0, 1], ids=['a b', 'c d'])",
+        "def test_one(x): assert x == 0, 'one'",
+        "@pytest.fixture",
+        "def broken(): raise ValueError('in a fixture')",
+        "def test_two(broken): pass",
+        "@pytest.mark.skip",
+        "def test_three(): pass",
+    ]
+    path = tmp_path / "test_some.py"
+    path.write_text("\n".join(lines))
+    suite.run_tests(record.Record("tests", "tests", "cpu"), argparse.Namespace(), path)
+    found = results.read("gpu_tests", tmp_path)
+    assert {name: line.partition("\n")[0] for name, line in found["failed"].items()} == {
+        "test_one[c d]": "AssertionError: one",
+        "test_two": "ValueError: in a fixture",
+    }
+    counts = {figure["column"]: figure["median"] for figure in found["figures"]}
+    assert counts == {"passed": 1, "failed": 2, "skipped": 1}
+
+
+def test_a_suite_for_gpus_that_cannot_be_run_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(results.TO, str(tmp_path))
+    part = record.Record("tests", "tests", "cpu")
+    suite.run_tests(part, argparse.Namespace(), tmp_path / "test_none.py")
+    assert list(part.failed) == ["test_none.py"]
+
+
+def test_short_trainings_are_short_whatever_the_config_says() -> None:
+    """CamVid's has a number of steps, which wins over epochs."""
+    flags = argparse.Namespace(quick=False, frames=Path("camvid"), device="cpu")
+    changed = override(load_config(ROOT / "configs" / "camvid.json"), trainings.settings_of(flags))
+    assert check_config(changed).trainer.total_steps(steps_per_epoch=45) == 6 * 45
+
+
+def test_a_training_is_compared_with_float32_only_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config: Path, flags: argparse.Namespace, *settings: str) -> tuple[float, float]:
+        if "trainer.precision=fp32" in settings and not flags.frames:
+            raise RuntimeError("no memory")
+        return (40.0, 1.0) if "trainer.precision=fp32" in settings else (48.0, 1.0)
+
+    monkeypatch.setenv(results.TO, str(tmp_path))
+    monkeypatch.setattr(trainings, "train", train)
+    for frames, failed in ((None, {"fp32"}), (Path("camvid"), {"bf16"})):
+        part = record.Record("precision", "short trainings", "cpu")
+        trainings.precision_part(part, argparse.Namespace(quick=True, frames=frames, device="cpu"))
+        assert set(part.failed) == failed
+        assert [figure.column for figure in part.figures].count("minus fp32") == (frames is not None)
+
+
+def test_a_network_that_does_not_fit_gets_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def network_step(*arguments: object, batch: int, **options: object) -> Callable[[], None]:
+        def step() -> None:
+            if batch > 4:
+                raise torch.OutOfMemoryError("no memory")
+
+        return step
+
+    monkeypatch.setattr(throughput, "network_step", network_step)
+    flags = argparse.Namespace(device="cpu")
+    assert throughput.warm_step(throughput.NETWORKS[0], "fp32", flags)[0] == 4
+
+
+def test_gradients_that_are_not_numbers_are_no_small_difference() -> None:
+    one, two = torch.ones(2), torch.tensor([1.0, 1.5])
+    assert syncbn.largest_difference([one, one], [one, two]) == 0.5
+    assert not syncbn.largest_difference([one, one], [one * torch.nan, two]) <= 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -265,3 +384,13 @@ def test_a_plan_is_compared_with_the_best_fixed_recipe_and_with_init() -> None:
         "on average +5.0 points above init",
     ]
     assert [figure.what for figure in plan.table(measured)][:2] == ["thin: plan", "thin: unet"]
+
+
+def test_a_folder_of_plans_is_of_one_length_of_training(tmp_path: Path) -> None:
+    def settings(**changed: float) -> str | None:
+        flags = argparse.Namespace(**{"folder": tmp_path / "new", "minutes": 15.0, "share": 1.0, **changed})
+        return plan.other_settings(flags)
+
+    assert settings() is None
+    assert settings() is None
+    assert settings(minutes=5) == f"--folder: {tmp_path / 'new'} was begun with --minutes 15. Use another."

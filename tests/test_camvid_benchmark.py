@@ -74,9 +74,18 @@ def test_what_is_trained_is_passed_over_and_what_the_table_shows_is_the_last_ste
     (last,) = (folder / "metrics.jsonl").read_text().splitlines()[-1:]
     monkeypatch.setattr(camvid, "train_member", lambda *_, **__: pytest.fail("trained again"))
     rows: list[camvid.Figure] = []
-    monkeypatch.setattr(camvid, "write", lambda name, title, figures, **_: rows.extend(figures))
+    stamp: dict[str, str] = {}
+
+    def write(name: str, title: str, figures: list[camvid.Figure], **options: str) -> None:
+        rows.extend(figures)
+        stamp.update(options)
+
+    monkeypatch.setattr(camvid, "write", write)
+    environment = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**environment, "git": "of then"}))
     assert camvid.main([*words, "--json"]) == 0
     value, minutes = rows
+    assert stamp == {"made_by": "of then", "device": environment["device"]}
     assert value[:3] == ("recipe: unseen drive 0006R0", "%", [100 * json.loads(last)["val/Mean_IoU"]])
     assert minutes.unit == "min"
 

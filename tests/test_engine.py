@@ -21,12 +21,14 @@ from base.base_dataloader import Loader
 from base.base_dataset import DatasetView
 from base.workers import check_shared_memory
 from dataloader.label_statistics import largest_image
+from engine import session
 from tests.test_resume import assert_same_end, only_run, train_in_child, write_config
 from tests.test_trainer import launch, make_trainer, metrics
 from tests.tiny import Squares
 from trainer import StepResult, Trainer
 from utils.checkpoint import judged_weights_of
 from utils.errors import Stopped
+from utils.predict import Predictor
 from utils.registry import WRITERS
 
 
@@ -207,6 +209,35 @@ class TestMemoryCheck:
         assert answer.errors[0].startswith("memory check: a step on 2 images of 32x32, or validating one of 40x48, ")
         assert "trainer.activation_checkpointing" in answer.errors[0]
         assert not list((tmp_path / "saved").glob("tiny/*/last.pth"))
+
+    def test_it_validates_in_the_precision_of_validation(
+        self, config_file: Any, train_command: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+        forward = Predictor._forward
+
+        def watch(self: Predictor, images: torch.Tensor) -> torch.Tensor:
+            seen.append(self.precision)
+            return forward(self, images)
+
+        monkeypatch.setattr(Predictor, "_forward", watch)
+        monkeypatch.setattr(session, "fit", lambda trainer: False)
+        options = {"trainer.memory_drill": True, "trainer.precision": "bf16"}
+        assert train_command("-c", config_file(options), "--import", "tests.tiny").status == 0
+        assert seen == ["bf16"]
+
+    def test_an_operation_that_has_no_order_is_refused_there_as_in_training(
+        self, config_file: Any, train_command: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a GPU, the check comes before the first step."""
+
+        def fail(self: Trainer) -> None:
+            raise RuntimeError("some_cuda does not have a deterministic implementation, but you set ...")
+
+        monkeypatch.setattr(Trainer, "update_weights", fail)
+        answer = train_command("-c", config_file({"trainer.memory_drill": True}), "--import", "tests.tiny")
+        assert answer.status == 2
+        assert answer.errors[0].startswith("trainer.deterministic: 'some_cuda' does not have")
 
     def test_the_largest_image_is_found_without_decoding_one(self, tmp_path: Path, finished_run: Path) -> None:
         pictures = sorted((finished_run / "predictions").glob("*.png"))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.label_errors import KINDS, average_precision, overlaps, plant
 from dataloader.datasets.synthetic import Synthetic
+from engine import label_check
 from engine.label_check import trained_on
 from engine.label_errors import SUSPICIOUS, SuspectFinder
 from tests.test_partial_labels import NAMES, scenes
@@ -143,6 +144,26 @@ def test_each_image_is_judged_by_a_model_that_has_not_seen_it(tmp_path, train_co
     page = (tmp_path / "out" / "suspects.html").read_text()
     assert page.count("data:image/jpeg") == min(len(rows), 40)
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_as_many_processes_read_as_asked_for(tmp_path, train_command, prepare_command, monkeypatch):
+    config = folder_config(tmp_path)
+    config["train_loader"]["args"]["num_workers"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ["-s", "train_loader.args.num_workers=0"]
+    assert train_command("-c", tmp_path / "config.json", "-d", "cpu", *flags).status == 0
+    model = tmp_path / "saved" / "tiny" / "latest"
+    asked = []
+    build = label_check.build_val_loader
+    monkeypatch.setattr(
+        label_check,
+        "build_val_loader",
+        lambda section, *rest, **options: asked.append(section.batches.num_workers) or build(section, *rest, **options),
+    )
+    config_file = tmp_path / "config.json"
+    answer = prepare_command("check", "-c", config_file, "--model", model, "-o", tmp_path / "out", "-d", "cpu")
+    assert answer.status in (0, 3), answer.err
+    assert set(asked) == {0}
 
 
 def test_a_model_that_was_trained_on_the_images_is_said_to_have_been(tmp_path, train_command, prepare_command):

@@ -106,6 +106,17 @@ def test_an_image_that_shrinks_less_is_decoded_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_file_is_read_once_whatever_is_decoded_of_it(tmp_path: Path) -> None:
+    path = write_jpeg(tmp_path / "a.jpg", dotted((64, 96)))
+    whole = read_image(path)
+    image = open_reducible(path)
+    assert image is not None
+    path.unlink()
+    np.testing.assert_array_equal(np.asarray(image), whole)
+    np.testing.assert_array_equal(image[3:9, 5:7], whole[3:9, 5:7])
+    assert image.reduced(2).shape == (32, 48, 3)
+
+
 def test_other_files_are_read_as_ever(tmp_path: Path) -> None:
     picture = dotted((480, 640))
     exif = Image.Exif()

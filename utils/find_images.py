@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.images import IMAGE_SUFFIXES
+from utils.images import ARRAYS, IMAGE_SUFFIXES
 
-ARRAYS = (".npy",)  # images with other channels than three, as `Folder` trains on
 FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 SHOWN = 3  # names in a line that says what was passed over
 

@@ -31,7 +31,10 @@ except ImportError:  # not built for this platform: OpenCV and Pillow read the s
 
 MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more is an attack or a mistake
 
+MOST_CHANNELS = 64  # of an image that networks take
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+ARRAYS = (".npy",)  # endings of images with other channels than three, which are no pictures
 
 _PILLOWS_LIMIT = threading.Lock()
 
@@ -55,7 +58,11 @@ def read_image(path: Path, *, upright: bool = True, most: int | None = None) -> 
     Raises:
         DataError: It cannot be read.
     """
-    data = _read_file(path)
+    return _decode(path, _read_file(path), upright=upright, most=most)
+
+
+def _decode(path: Path, data: bytes, *, upright: bool = True, most: int | None = None) -> np.ndarray:
+    """Decode what `read_image` has read of `path`."""
     header = _open(path, data, most)
     if header.format not in _FAST_FORMATS or header.mode not in _FAST_MODES:
         return _convert(path, header, upright)
@@ -132,7 +139,7 @@ class ReducibleImage:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of it, as numpy asks for it."""
-        return np.asarray(read_image(self.path), dtype)
+        return np.asarray(_decode(self.path, self.data), dtype)
 
 
 def open_reducible(path: Path) -> ReducibleImage | None:

@@ -1,6 +1,7 @@
 """Images with the files of annotation tools as labels, without conversion."""
 
 # Without `from __future__ import annotations`: Python 3.10 cannot evaluate an InitVar that stands in a text.
+import functools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -187,20 +188,24 @@ class Annotations(BaseDataset):
         if isinstance(label_map.get("background"), list | tuple):
             background = values["background"]
         mask = draw(picture, values, size=size, background=background, unknown=self.unknown)
-        return cv2.LUT(mask, self._shared_labels())
+        return cv2.LUT(mask, shared_labels(self.own, self.classes))
 
-    def _shared_labels(self) -> np.ndarray:
-        """Labels, (256,) uint8, that `classes` has for those of `own`: data sets that are joined share an order."""
-        names, ignored = self.classes.names, self.classes.ignored_classes
-        labels = np.full(256, IGNORE, np.uint8)
-        for index, name in enumerate(self.own.names):
-            place = names.index(name)
-            labels[index] = IGNORE if place in ignored else place
-        shared = [{names[index] for index in each.classes} for each in self.classes.any_of]
-        for number, each in enumerate(self.own.any_of):
-            meant = {self.own.names[index] for index in each.classes}
-            labels[ANY_OF - number] = ANY_OF - shared.index(meant) if meant in shared else IGNORE
-        return labels
+
+@functools.lru_cache(maxsize=64)
+def shared_labels(own: ClassTable, shared: ClassTable) -> np.ndarray:
+    """Return the labels, (256,) uint8, that `shared` has for those of `own`: data sets that are joined share an order.
+
+    It is one array for all masks of a data set, and not to be changed.
+    """
+    labels = np.full(256, IGNORE, np.uint8)
+    for index, name in enumerate(own.names):
+        place = shared.names.index(name)
+        labels[index] = IGNORE if place in shared.ignored_classes else place
+    lists = [{shared.names[index] for index in each.classes} for each in shared.any_of]
+    for number, each in enumerate(own.any_of):
+        meant = {own.names[index] for index in each.classes}
+        labels[ANY_OF - number] = ANY_OF - lists.index(meant) if meant in lists else IGNORE
+    return labels
 
 
 def keys_of(name: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from dataloader.datasets.files import all_present, below, color_labels, image_fi
 from dataloader.datasets.naming import guess_names
 from utils.classes import IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, MissingData, Problem
-from utils.images import read_bands, read_label, read_label_colors
+from utils.images import ARRAYS, MOST_CHANNELS, read_bands, read_label, read_label_colors
 from utils.rasters import PartlyRead, open_large_image, open_large_label
 from utils.registry import DATASETS
 from utils.schema import Between, Mismatch, convert
@@ -95,7 +95,7 @@ class Folder(BaseDataset):
     missing_masks: Literal["refuse", "skip"] = "refuse"
     nested: bool = False
     list_file: str | None = None
-    channels: Annotated[int, Between(1, 64)] = 3  # type: ignore[misc]  # of each folder, not of the class
+    channels: Annotated[int, Between(1, MOST_CHANNELS)] = 3  # type: ignore[misc]  # of each folder, not of the class
 
     class_source: ClassSource = field(init=False, repr=False)
     reading_options: ClassVar[tuple[str, ...]] = (
@@ -160,7 +160,7 @@ class Folder(BaseDataset):
             else:
                 images, masks = images / split, masks / split
         before, after = self.image_prefix, self.image_suffix
-        image_of = image_files(images, before=before, remove=after, also=(".npy",), nested=self.nested)
+        image_of = image_files(images, before=before, remove=after, also=ARRAYS, nested=self.nested)
         if split == "all" and not image_of:
             fix = 'Name a "split", or set data_dir to another folder'
             raise MissingData(Problem(Fault.OTHER, images, "no image lies right in it", fix))

@@ -144,15 +144,11 @@ def near_pairs(training: Mapping[str, Record], validation: Mapping[str, Record])
     if len(keys) < LEAST_COMPARED:
         return []
     common = thumbnails.mean(0)
-    thumbnails, wanted = _of_length_1(thumbnails - common), _of_length_1(wanted - common)
     digests = {record.image for record in training.values()}
     pairs = []
-    for start in range(0, len(others), 1000):  # rows at a time: the whole matrix might not fit
-        alike = wanted[start : start + 1000] @ thumbnails.T
-        for key, row in zip(others[start : start + 1000], alike, strict=True):
-            best = int(row.argmax())
-            if row[best] >= NEAR and validation[key].image not in digests:
-                pairs.append((keys[best], key))
+    for index, best in _nearest(_of_length_1(wanted - common), _of_length_1(thumbnails - common)):
+        if validation[others[index]].image not in digests:
+            pairs.append((keys[best], others[index]))
     return pairs
 
 
@@ -162,14 +158,25 @@ def near_within(records: Mapping[str, Record]) -> list[tuple[str, str]]:
     if len(keys) < LEAST_COMPARED:
         return []
     thumbnails = _of_length_1(thumbnails - thumbnails.mean(0))
-    pairs = []
-    for index, key in enumerate(keys):
-        row = thumbnails @ thumbnails[index]
-        row[index] = -1
-        best = int(row.argmax())
-        if row[best] >= NEAR:
-            pairs.append((keys[best], key))
-    return pairs
+    return [(keys[best], keys[index]) for index, best in _nearest(thumbnails, thumbnails, themselves=True)]
+
+
+def _nearest(rows: np.ndarray, others: np.ndarray, *, themselves: bool = False) -> Iterator[tuple[int, int]]:
+    """Give the number of each row that is nearly like one of `others`, and the number of the one most like it.
+
+    Args:
+        rows: (N, 256), of length 1.
+        others: (M, 256), likewise.
+        themselves: The others are the rows, none of which is compared with itself.
+    """
+    for start in range(0, len(rows), 1000):  # rows at a time: the whole matrix might not fit
+        alike = rows[start : start + 1000] @ others.T
+        for index, row in enumerate(alike, start):
+            if themselves:
+                row[index] = -1
+            best = int(row.argmax())
+            if row[best] >= NEAR:
+                yield index, best
 
 
 def _thumbnails(records: Mapping[str, Record]) -> tuple[list[str], np.ndarray]:

@@ -28,12 +28,10 @@ from dataloader.tools.planning import Draft, Measure, Wish, make_plan, write_tex
 from dataloader.tools.recipe import HELD_OUT, RARE, Machine
 from utils.classes import IGNORE, default_colors
 from utils.errors import ConfigError, DataError, Fault
-from utils.images import read_label_colors, read_label_values
+from utils.images import ARRAYS, MOST_CHANNELS, read_label_colors, read_label_values
 
 MOST_CLASSES = 64  # values in masks; more of them are soft edges, or photographs
 KEPT = 0.8  # share of the pixels that classes must have where other values are taken for soft edges
-MOST_CHANNELS = 64  # as `Folder` has it
-ALSO = (".npy",)  # endings of images that are no pictures
 
 
 @dataclass
@@ -83,8 +81,8 @@ def propose(images: Path, masks: Path, wish: Wish, machine: Machine, measure: Me
         raise DataError(f"{masks}: masks show {only} and no other class. Segmentation needs two, such as background.")
     draft = Draft(layout, kind.__name__, options, examined[0].dataset, fingerprint, machine, wish)
     planned = make_plan(draft, measure)
-    proposal.guesses += planned.summary
     proposal.text = write_text(planned, proposal.guesses, wish.schema)
+    proposal.guesses += planned.summary  # in the text, reasons stand beside what they are for
     proposal.plan = planned.to_json()
     return proposal
 
@@ -112,11 +110,11 @@ def describe_folder(
         DataError: A folder holds no images, or masks are no masks.
     """
     folders = layout.folders
-    nested = not all(image_files(folder, also=ALSO) for folder in chain.from_iterable(folders))
+    nested = not all(image_files(folder, also=ARRAYS) for folder in chain.from_iterable(folders))
     for folder in chain.from_iterable(folders):
-        if not image_files(folder, also=ALSO, nested=nested):
+        if not image_files(folder, also=ARRAYS, nested=nested):
             raise DataError(f"{folder}: holds no image file. Name the folder that the files lie in.")
-    found = image_files(folders[0][0], also=ALSO, nested=nested), image_files(folders[0][1], nested=nested)
+    found = image_files(folders[0][0], also=ARRAYS, nested=nested), image_files(folders[0][1], nested=nested)
     naming = guess_names(*found, folders=folders[0])
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
@@ -157,7 +155,7 @@ def guess_channels(files: Sequence[Path]) -> int:
 def channels_in(path: Path) -> int:
     """Return how many channels an image has; 3 where it is read as a photo, or cannot be read."""
     with suppress(Exception):  # what is wrong with a file is said when it is read
-        if path.suffix.lower() == ".npy":
+        if path.suffix.lower() in ARRAYS:
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
             return shape[2] if len(shape) == 3 else 1
         if path.suffix.lower() in (".tif", ".tiff"):

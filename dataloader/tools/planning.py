@@ -303,7 +303,7 @@ def write_text(plan: Plan, guesses: Sequence[str], schema: str) -> str:
         schema: Path of the JSON Schema, for editors.
     """
     lines = ["// Made by `prepare.py plan`. What it found and guessed:"]
-    lines += [f"// {one_line(line)}" for line in guesses if line not in plan.summary]
+    lines += [f"// {one_line(line)}" for line in guesses]
     lines += [f"// Training takes about {plan.minutes:.3g} minutes on the machine that this was written on.", "{"]
     lines.append(f'  "$schema": {json.dumps(schema, ensure_ascii=False)},')
     last = list(plan.config)[-1]
