@@ -51,7 +51,7 @@ NOT_RUN = {
     "torchrun": "needs two machines; tests/test_distributed.py starts several processes",
     "python prepare.py download": "fetches gigabytes; tests/test_download.py has a server of its own",
     "python train.py -c pspnet/voc": "needs Pascal VOC; tests/test_examples.py checks every preset",
-    "OMP_PROC_BIND=true python train.py -c configs/camvid.json": "takes 18 minutes, and needs CamVid",
+    "python train.py -c configs/camvid.json": "takes 18 minutes, and needs CamVid",
     "python -m benchmarks.camvid": "trains nine times, and needs CamVid",
     "python sweep.py": "trains twenty times; tests/test_sweep.py runs sweeps",
     "python export.py": "takes a minute; the tests of export.py export",
