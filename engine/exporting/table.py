@@ -154,24 +154,27 @@ def read_figures() -> dict[str, dict[str, Any]]:
     return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
 
 
+def write_figures(figures: dict[str, dict[str, Any]]) -> None:
+    """Write what was measured, a line for each network."""
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in figures.items()]
+    FIGURES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
 def table(figures: dict[str, dict[str, Any]]) -> str:
-    """The figures in Markdown: models one by one, bricks by head and neck."""
+    """The figures in Markdown: models one by one, combinations of bricks by their head."""
     lines = ["| network | agreement over 8 sizes, at least | largest difference of Mean_IoU | exported |"]
     lines.append("| --- " * 4 + "|")
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, entry in figures.items():
         _, *bricks = name.split("+")
-        row = name
-        if bricks:
-            row = f"{bricks[-1]}, behind {bricks[0]}" if len(bricks) == 2 else f"{bricks[-1]}"
-        groups.setdefault(row, []).append(entry)
+        groups.setdefault(bricks[-1] if bricks else name, []).append(entry)
     for row, entries in groups.items():
         made = [entry for entry in entries if "refused" not in entry]
         refused = [entry["refused"] for entry in entries if "refused" in entry]
         rounded = [entry["rounding"] for entry in entries if "rounding" in entry]
         share = "all" if not refused else f"{len(made)} of {len(entries)}; {refused[0]}"
         if len(entries) > 1 and not refused:
-            share = f"on {len(entries)} backbones"
+            share = f"all {len(entries)}"
         if rounded:
             share += f"; without ONNX, float32 differs from float64 at {100 * max(rounded):.3f} %"
         least = f"{100 * min(entry['agreement'] for entry in made):.4f} %" if made else "–"
@@ -197,7 +200,7 @@ def main(names: Sequence[str]) -> None:
             continue
         figures[case.name] = measure(case, batches)
         print(case.name, figures[case.name], flush=True)
-        FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(figures)
     page = DOCS / "deploy.md"
     page.write_text(with_table(page.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
