@@ -185,7 +185,7 @@ def build_trainer(
     if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
         precision = begun["protocol"].get("precision", precision)
     facts = class_facts_of(config)
-    if needs_class_pixels(config.loss):
+    if needs_class_pixels(config.loss, facts["any_of"]):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=device.type == "cuda")

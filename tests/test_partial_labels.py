@@ -24,7 +24,7 @@ from tests.tiny import tiny_config
 from utils.classes import ANY_OF, IGNORE, AnyOf, ClassFacts, ClassTable
 from utils.errors import ConfigError
 from utils.losses import cross_entropy, dice, strips
-from utils.losses.criterion import build_criterion
+from utils.losses.criterion import build_criterion, check_loss, needs_class_pixels
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
 
@@ -207,6 +207,24 @@ def test_cross_entropy_is_that_of_the_sum_of_probabilities():
     focal = build("FocalLoss", {})(logits, labels)
     expected = np.mean([(1 - np.exp(-each)) ** 2 * each for each in losses])
     assert focal.item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss2d", "CE_DiceLoss", "FocalLoss"])
+def test_a_list_weighs_what_its_pixels_weigh_on_average(name):
+    """So unsure labels weigh together as much as those that they stand for, however rare some of their classes are."""
+    labels = torch.randint(C, (2, 33, 50), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels[:, :20] = 2  # the most frequent class, and that of the least weight
+    pixels = torch.bincount(labels.flatten().long(), minlength=C).tolist()
+    unsure = torch.tensor([0, 1, ANY_OF - 1, 3, ANY_OF - 1], dtype=torch.uint8)[labels.long()]
+    unsure[labels == 1] = ANY_OF - 1
+    facts = ClassFacts(num_classes=C, class_pixels=pixels, any_of=SETS)
+    loss = build(name, {"class_weights": "sqrt_inv"}, facts)
+    torch.testing.assert_close(loss.weight_sum(unsure), loss.weight_sum(labels))
+    torch.testing.assert_close(loss.label_weights()[:C], loss.class_weights, rtol=0, atol=0)
+    unknown = ClassFacts(num_classes=C, class_pixels=[9, 9, 0, 9, 0], any_of=((2, 4), (0, 3)))
+    assert build(name, {"class_weights": WEIGHTS}, unknown).label_weights()[ANY_OF] == 2.5  # of classes never labelled
+    assert needs_class_pixels(check_loss({"type": name, "args": {"class_weights": WEIGHTS}}, problems=[]), SETS)
+    assert not needs_class_pixels(check_loss(name, problems=[]), SETS)
 
 
 def test_dice_takes_a_list_for_a_class_and_leaves_out_what_it_cannot_know():

@@ -65,6 +65,10 @@ class Loss(nn.Module, ABC):
 class WeightedLoss(Loss):
     """A loss with class weights, which follow it to its device and are in no state dict.
 
+    A label that stands for several classes weighs what their pixels weigh on average, `class_pixels` of each; each
+    class counts alike where these are not known. So a list of a street and a lamp weighs about as much as a street:
+    were it their plain mean, the unsure pixels of streets would outweigh the lamps that are labelled.
+
     Args:
         weights: As for `CrossEntropyLoss2d`.
         class_facts: What is known of the classes.
@@ -73,12 +77,16 @@ class WeightedLoss(Loss):
 
     class_weights: Tensor | None
     allowed: Tensor | None
+    weights_of_labels: Tensor | None
 
     def __init__(self, weights: ClassWeights, class_facts: ClassFacts, where: str) -> None:
         super().__init__()
         resolved = resolve_weights(weights, class_facts, where=join(where, "class_weights"))
+        allowed = allowed_classes(class_facts) if self.marginal else None
+        of_labels = resolved if allowed is None else _mean_weights(resolved, allowed, class_facts.class_pixels)
         self.register_buffer("class_weights", resolved, persistent=False)
-        self.register_buffer("allowed", allowed_classes(class_facts) if self.marginal else None, persistent=False)
+        self.register_buffer("allowed", allowed, persistent=False)
+        self.register_buffer("weights_of_labels", of_labels, persistent=False)
 
     def weight_sum(self, labels: Tensor) -> Tensor:
         """Return the sum of the class weights of the labelled pixels of `labels` (N, H, W), shape ()."""
@@ -89,13 +97,10 @@ class WeightedLoss(Loss):
         return label_counts(labels, len(weights)).sum(0) @ weights
 
     def label_weights(self, dtype: torch.dtype | None = None) -> Tensor | None:
-        """Return the weights of classes, (C,), or where labels may stand for several, of labels: their mean, (256,)."""
-        if self.class_weights is None:
+        """Return the weights of classes, (C,), or where labels may stand for several, of labels, (256,)."""
+        if self.weights_of_labels is None:
             return None
-        weights = self.class_weights.to(dtype or self.class_weights.dtype)
-        if self.allowed is None:
-            return weights
-        return (self.allowed * weights).sum(1) / self.allowed.sum(1)
+        return self.weights_of_labels.to(dtype or self.weights_of_labels.dtype)
 
     def smoothing_factors(self, label_smoothing: float, logits: Tensor) -> Tensor | None:
         """Return factors (C,) of the log-probabilities of all classes for label smoothing; None without it.
@@ -126,6 +131,18 @@ def allowed_classes(class_facts: ClassFacts) -> Tensor | None:
         allowed[ANY_OF - number] = False
         allowed[ANY_OF - number, list(classes)] = True
     return allowed
+
+
+def _mean_weights(weights: Tensor | None, allowed: Tensor, class_pixels: Sequence[int] | None) -> Tensor | None:
+    """Return the mean weight (256,) of the pixels that may have each label, from weights (C,) and `allowed` (256, C).
+
+    A class counts at least one pixel, so that a list of classes that were never labelled has a mean.
+    """
+    if weights is None:
+        return None
+    pixels = torch.ones(len(weights)) if class_pixels is None else torch.tensor(class_pixels)
+    counted = allowed * pixels.double().clamp(min=1)
+    return ((counted * weights).sum(1) / counted.sum(1)).to(weights.dtype)
 
 
 def labelled_pixels(labels: Tensor) -> Tensor:

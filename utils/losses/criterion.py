@@ -239,6 +239,12 @@ def term_name(terms: Sequence[LossTerm], index: int) -> str:
     return f"{terms[index].type}_{earlier + 1}" if earlier else terms[index].type
 
 
-def needs_class_pixels(terms: Sequence[LossTerm]) -> bool:
-    """Tell whether a term computes class weights from `class_pixels`, which costs a scan of the training set."""
-    return any(isinstance(term.args.get("class_weights"), str) for term in terms)
+def needs_class_pixels(terms: Sequence[LossTerm], any_of: Sequence[Sequence[int]] = ()) -> bool:
+    """Tell whether a term computes class weights from `class_pixels`, which costs a scan of the training set.
+
+    Args:
+        terms: Of the loss.
+        any_of: See `ClassFacts`; the weight of such a label is the mean of those of its pixels.
+    """
+    given = [term.args.get("class_weights") for term in terms]
+    return any(isinstance(weights, str) or (weights is not None and len(any_of) > 0) for weights in given)
