@@ -225,16 +225,16 @@ def open_raster(path: Path, channels: int) -> ModelRaster:
     """
     raster: Raster
     if path.suffix.lower() in TIFFS:
-        raster = TiffRaster(path)
+        raster = tiff = TiffRaster(path)
         try:
-            raster.read((0, 1), (0, 1))
+            tiff.read((0, 1), (0, 1))
         except DataError:  # a compression that tifffile knows only with imagecodecs
             if importlib.util.find_spec("rasterio") is None:
                 raise
             raster = GdalRaster(path)
         else:
-            if channels == 3 and raster.photometric not in COLORS:
-                what = f"its colors are stored as {raster.photometric}"
+            if channels == 3 and tiff.photometric not in COLORS:
+                what = f"its colors are stored as {tiff.photometric}"
                 raise DataError(Problem(Fault.OTHER, path, what, "Convert it to RGB"))
     elif channels == 3 and path.suffix.lower() != ".npy":
         raster = ArrayRaster(read_image(path, most=MOST_PIXELS))
@@ -465,7 +465,7 @@ def _palette(page: Any) -> np.ndarray | None:
         return None
     if page.photometric.name == "MINISWHITE":
         return np.repeat(np.arange(255, -1, -1, dtype=np.uint8)[:, None], 3, axis=1)
-    return None if page.colormap is None else (page.colormap.T >> 8).astype(np.uint8)
+    return None if page.colormap is None else np.asarray(page.colormap.T >> 8, np.uint8)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
