@@ -5,6 +5,7 @@ Sound is not kept. What OpenCV writes is compressed with loss: for labels to com
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from engine.prediction import Job, Writing, read_ahead, to_device, to_host, writing
 from utils.classes import ClassTable
-from utils.errors import DataError, Fault, Problem, failure_of_machine
+from utils.errors import DataError, Fault, Problem, Stopped, failure_of_machine
 from utils.predict import Prediction, Predictor, as_batch
 from utils.visualize import colorize, overlay
 
@@ -26,6 +27,9 @@ AHEAD = 8  # frames that are decoded before they are wanted, and as many that wa
 FORMS = ("color", "overlay")  # kinds of output that a film has
 CODEC = "mp4v"  # MPEG-4, which every build of OpenCV writes
 USUAL_RATE = 25.0  # frames per second, where a film does not say
+COMPLETE = 0.9  # share of the frames that a film is said to have: some formats tell it only roughly
+
+logger = logging.getLogger("segwright")
 
 
 class Frame(NamedTuple):
@@ -90,11 +94,13 @@ def predict_film(predictor: Predictor, job: Job, batch_size: int) -> None:
                 for group in groups(frames(film, predictor, reader), batch_size):
                     predict_group(predictor, group, writer.write, written)
                 written.finish()
+                writer.finish()
             except BaseException:
                 writing_thread.shutdown(cancel_futures=True)
                 writer.discard()
                 raise
-        writer.finish()
+        if writer.count < COMPLETE * count:
+            logger.warning("%s: only %d of about %d frames can be read. Get it again.", job.path, writer.count, count)
     finally:
         film.release()
 
@@ -155,6 +161,7 @@ class FilmWriter:
         self.classes = classes
         self.rate = rate
         self.films: dict[str, cv2.VideoWriter] = {}
+        self.count = 0  # frames that have been written
 
     def write(self, image: np.ndarray, predicted: Callable[[], Prediction]) -> None:
         """Write a frame (H, W, 3) with its prediction.
@@ -170,17 +177,22 @@ class FilmWriter:
             if kind not in self.films:
                 self.films[kind] = self._open(path, (picture.shape[1], picture.shape[0]))
             self.films[kind].write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self.count += 1
 
     def finish(self) -> None:
         """Close the films and give them their names.
 
         Raises:
             DataError: There was no frame.
+            Stopped: A film could not be written, or not all of it.
         """
         if not self.films:
             raise DataError(Problem(Fault.OTHER, self.job.path, "holds no frame that can be read", "Convert it to MP4"))
         for kind, path in self.job.files.items():
             self.films[kind].release()
+            complete = frames_in(unfinished(path)) >= self.count  # OpenCV does not say that a disk is full
+            if not complete:
+                raise Stopped(f"{path}: cannot be written. Free some space, or name another --output.")
             with writing(path):
                 os.replace(unfinished(path), path)
 
@@ -197,6 +209,15 @@ class FilmWriter:
             if not film.isOpened():
                 raise OSError(0, "OpenCV cannot open it")
         return film
+
+
+def frames_in(path: Path) -> int:
+    """Return how many frames a film that OpenCV wrote has; 0 if it cannot be read."""
+    film = cv2.VideoCapture(str(path))
+    try:
+        return int(film.get(cv2.CAP_PROP_FRAME_COUNT)) if film.isOpened() else 0
+    finally:
+        film.release()
 
 
 def unfinished(path: Path) -> Path:

@@ -257,7 +257,7 @@ def predict_huge(work: Work, huge: Huge) -> None:
         if image is None:
             raster = open_raster(job.path, predictor.channels)
         else:
-            raster = ModelRaster(ArrayRaster(image), predictor.channels, job.path)
+            raster = ModelRaster(ArrayRaster(image), predictor.channels, job.path, empty_pixels(job, image))
         if predictor.tta.mode != "sliding":
             height, width = raster.size
             window = "x".join(map(str, predictor.tta.window))
@@ -372,10 +372,9 @@ def write(job: Job, image: np.ndarray, predicted: Callable[[], Prediction], clas
     """
     prediction = predicted()
     labels = prediction.labels.numpy()
-    if any(path.suffix == ".tif" for path in job.files.values()):
-        empty = empty_pixels(job.path, image.shape[2])
-        if empty is not None and empty.shape == labels.shape:  # not so where an EXIF orientation turned the image
-            labels[empty] = IGNORE
+    empty = empty_pixels(job, image)
+    if empty is not None:
+        labels[empty] = IGNORE
     for kind, path in job.files.items():
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -399,13 +398,16 @@ def write(job: Job, image: np.ndarray, predicted: Callable[[], Prediction], clas
                     write_label(path, labels, palette)
 
 
-def empty_pixels(path: Path, channels: int) -> np.ndarray | None:
-    """Find where a georeferenced image has no data, (H, W) bool; None if only others can read it."""
-    try:
-        raster = open_raster(path, channels)
-    except DataError:
+def empty_pixels(job: Job, image: np.ndarray) -> np.ndarray | None:
+    """Find where the georeferenced image (H, W, C) of a job has no data, (H, W) bool; None if that is not known."""
+    if all(path.suffix != ".tif" for path in job.files.values()):
         return None
-    return raster.read((0, raster.size[0]), (0, raster.size[1]))[1]
+    try:
+        raster = open_raster(job.path, image.shape[2])
+        _, empty = raster.read((0, raster.size[0]), (0, raster.size[1]))
+    except DataError:  # only others can read it
+        return None
+    return empty if empty.shape == image.shape[:2] else None  # an EXIF orientation turned the image
 
 
 def gray_palette() -> np.ndarray:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import shlex
 import signal
 import subprocess
 import time
@@ -349,13 +351,14 @@ def start(sweep: Sweep, name: str, values: Sequence[str]) -> subprocess.Popen[by
 
 
 def validations(folder: Path, monitor: Monitor) -> list[tuple[int, float]]:
-    """Read the monitored value of each epoch of the newest run in `folder`."""
+    """Read the monitored value of each epoch of the newest run in `folder`; an undefined one is no value."""
     files = [run / "metrics.jsonl" for run in run_folder.folders_of_runs(folder)]
     files = [file for file in files if file.exists()]
     if not files:
         return []
     records = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
-    return [(record["epoch"], record[monitor.key]) for record in records if monitor.key in record]
+    values = [(record["epoch"], record.get(monitor.key)) for record in records]
+    return [(epoch, value) for epoch, value in values if value is not None and not math.isnan(value)]
 
 
 def summary(study: Study, sweep: Sweep) -> str:
@@ -371,6 +374,6 @@ def summary(study: Study, sweep: Sweep) -> str:
     others = len(study.trials) - len(done)
     lines.append(f"{len(done)} of {len(study.trials)} trials ran to the end, {others} were stopped early or failed.")
     if done:
-        sets = " ".join(f"--set {setting(key, done[0].params[key])}" for key in sweep.space)
+        sets = " ".join(f"--set {shlex.quote(setting(key, done[0].params[key]))}" for key in sweep.space)
         lines.append(f"best: {sweep.folder / f'trial-{done[0].number:04d}'}; again: --config {sweep.config} {sets}")
     return "\n".join(lines)

@@ -8,8 +8,8 @@ import inspect
 import logging
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -67,11 +67,9 @@ class FeatureCache:
     def maps_of(self, image: Tensor) -> list[Tensor]:
         """Read the maps of an image (1, in_channels, H, W), or compute and keep them."""
         path = self.folder / f"{name_of(image)}.pth"
-        try:
-            maps: list[Tensor] = torch.load(path, map_location=image.device, weights_only=True)
-            return maps
-        except (OSError, EOFError, RuntimeError, UnpicklingError):
-            pass  # not there, or damaged
+        with suppress(Exception):  # not there, or damaged, of which torch tells in many ways
+            found: list[Tensor] = torch.load(path, map_location=image.device, weights_only=True)
+            return found
         maps = []
         for number, each in enumerate(self.compute(image)):
             maps.append(each.clone() if number in self.taken else each.new_zeros(()).expand(each.shape))

@@ -196,3 +196,58 @@ def test_masks_are_not_replaced_by_what_is_made_of_them(tmp_path: Path, prepare_
     save(tmp_path / "a" / "0.png", COLORS[shapes(0)])
     answer = prepare_command("convert", "--masks", tmp_path / "a", "-o", tmp_path / "a")
     assert (answer.status, "is the folder of the masks themselves" in answer.err) == (2, True)
+
+
+def coco_of(path: Path, *names: str) -> Path:
+    """Write annotations of images so called, each with a car in its upper left corner."""
+    images = [{"id": i, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for i, name in enumerate(names)]
+    car = {"category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    objects = [{"image_id": i, **car} for i in range(len(names))]
+    path.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "car"}], "annotations": objects}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("day\\a.jpg", "day/a"),
+        ("C:\\photos\\a.jpg", "a"),
+        ("../images/a.jpg", "a"),
+        ("/home/me/deadbeef-a.jpg", "deadbeef-a"),
+        ("/data/upload/2/3f8a9b1c-a.jpg", "a"),
+        ("/data/local-files/?d=day/a.jpg", "a"),
+    ],
+)
+def test_masks_are_called_as_images_wherever_these_were(
+    name: str, mask: str, tmp_path: Path, convert: Callable[..., Answer]
+) -> None:
+    answer = convert(coco_of(tmp_path / "coco.json", name))
+    assert answer.status == 0, answer.err
+    assert [path.relative_to(tmp_path / "masks").as_posix() for path in (tmp_path / "masks").rglob("*.png")] == [
+        f"{mask}.png"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["a.jpg", "a.png"], "two images are called 'a'"), ([""], "makes no sense")]
+)
+def test_no_mask_is_lost_to_another_of_its_name(
+    names: list[str], said: str, tmp_path: Path, convert: Callable[..., Answer]
+) -> None:
+    answer = convert(coco_of(tmp_path / "coco.json", *names))
+    assert (answer.status, len(answer.errors)) == (2, 1), answer.err
+    assert said in answer.err
+    assert not (tmp_path / "masks").exists()
+
+
+def test_files_of_labelme_are_found_beside_photos_and_other_json(
+    tmp_path: Path, convert: Callable[..., Answer]
+) -> None:
+    square = {"label": "car", "points": [[0, 0], [9, 0], [9, 9], [0, 9]]}
+    content = {"shapes": [square], "imagePath": "p.jpg", "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    save(tmp_path / "photos" / "p.jpg", COLORS[shapes(0)])
+    (tmp_path / "photos" / "p.json").write_text(json.dumps(content))
+    (tmp_path / "photos" / "about.json").write_text("{}")
+    answer = convert(tmp_path / "photos")
+    assert answer.status == 0, answer.err
+    assert "2 classes: background, car" in answer.out

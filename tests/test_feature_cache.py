@@ -205,7 +205,7 @@ def test_other_weights_layers_numbers_or_arithmetic_do_not_meet(tmp_path: Path) 
     assert use(lambda model: model.get_submodule("backbone").load_state_dict(weights), head="FCNHead") == 6
 
 
-@pytest.mark.parametrize("content", [b"", b"no maps", None])
+@pytest.mark.parametrize("content", [b"", b"no maps", b"\x80\2a", b"\x80\2h\1.", None])
 def test_a_damaged_file_is_made_anew(tmp_path: Path, content: bytes | None) -> None:
     model = build()
     cache, image = cached(tmp_path, model), model.normalize(pictures(1))

@@ -273,6 +273,68 @@ def test_a_geotiff_keeps_its_place_and_its_pixels_without_data_are_void(
     assert (labels == expected)[~empty].mean() > 0.9995
 
 
+@pytest.mark.parametrize("length", [3, 6, 8, 40])
+def test_a_tiff_that_ends_in_its_header_costs_no_other_image(
+    finished_run: Path, inference_command: Callable[..., Answer], tmp_path: Path, length: int
+) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", noise((40, 40)), photometric="rgb")
+    (tmp_path / "x.tif").write_bytes((tmp_path / "x.tif").read_bytes()[:length])
+    Image.fromarray(noise((40, 40))).save(tmp_path / "y.png")
+    answer = inference_command("-m", finished_run / "last.pth", "-i", tmp_path, "-o", tmp_path / "out", *TINY)
+    assert answer.status == 3, answer.err
+    assert f"not predicted: {tmp_path / 'x.tif'}: " in answer.err
+    assert "1 of 2 images predicted" in answer.out
+
+
+def test_tiles_that_a_file_leaves_out_hold_no_data(tmp_path: Path) -> None:
+    values = np.maximum(noise((32, 32))[..., 0], 8)
+    tiles = [values[:16, :16], None, values[16:, :16], values[16:, 16:]]
+    nodata = (rasters.NODATA_TAG, "s", None, "7", True)
+    options = {"shape": (32, 32), "dtype": np.uint8, "tile": (16, 16), "photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "x.tif", iter(tiles), extratags=[nodata], **options)
+    _, empty = open_raster(tmp_path / "x.tif", 3).read((3, 32), (5, 32))
+    expected = np.zeros((32, 32), bool)
+    expected[:16, 16:] = True
+    assert np.array_equal(empty, expected[3:, 5:])
+
+
+@pytest.mark.parametrize("reader", [TiffRaster, GdalRaster])
+def test_values_that_stand_for_colors_become_those_that_whole_images_have(
+    tmp_path: Path, reader: Callable[[Path], Any]
+) -> None:
+    path, values = tmp_path / "x.tif", noise((20, 30))[..., 0]
+    colors = np.random.default_rng(1).integers(0, 65535, (3, 256), dtype=np.uint16)
+    tifffile.imwrite(path, values, photometric="palette", colormap=colors)
+    found, _ = ModelRaster(reader(path), 3, path).read((0, 20), (0, 30))
+    assert np.array_equal(found, images.read_image(path))
+
+
+def test_inverted_gray_is_turned_and_inks_are_refused(tmp_path: Path) -> None:
+    path, values = tmp_path / "x.tif", noise((20, 30), 4)
+    tifffile.imwrite(path, values[..., 0], photometric="miniswhite")
+    found, _ = open_raster(path, 3).read((0, 20), (0, 30))
+    assert np.array_equal(found, images.read_image(path))
+    tifffile.imwrite(path, values, photometric="separated")
+    with pytest.raises(images.DataError, match=r"its colors are stored as SEPARATED\. Convert it to RGB\."):
+        open_raster(path, 3)
+
+
+def test_pixels_without_data_are_void_where_only_logits_are_too_large(
+    finished_run: Path, inference_command: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.prediction.MOST_SUMS", 1)
+    picture = np.maximum(noise((50, 70)), 8)
+    picture[10:30, 40:] = 7
+    place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+    nodata = (rasters.NODATA_TAG, "s", None, "7", True)
+    tifffile.imwrite(tmp_path / "x.tif", picture, photometric="rgb", extratags=[place, nodata])
+    flags = ["-o", tmp_path / "out", "--save", "index", "--mode", "sliding", "--window", "32", "32", *TINY]
+    answer = inference_command("-m", finished_run / "last.pth", "-i", tmp_path / "x.tif", *flags)
+    assert answer.status == 0, answer.err
+    labels = tifffile.imread(tmp_path / "out" / "x.tif")
+    assert np.array_equal(labels == IGNORE, (picture == 7).all(axis=2))
+
+
 def test_a_tiff_that_nobody_can_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "x.tif", noise((40, 40)), photometric="rgb", compression="zlib")
     data = bytearray((tmp_path / "x.tif").read_bytes())

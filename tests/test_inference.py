@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from inference import load
 from tests.tiny import Squares, tiny_config
 from utils import checkpoint
 from utils.classes import IGNORE, ClassTable
-from utils.errors import DataError
+from utils.errors import DataError, Stopped
 from utils.find_images import find_images, output_names
 from utils.images import read_image, read_label
 from utils.predict import Prediction, Predictor
@@ -782,6 +784,35 @@ def test_frames_of_odd_sizes_are_filled_up(tmp_path):
     writer.finish()
     frames, _ = frames_of(tmp_path / "out.mp4")
     assert [frame.shape for frame in frames] == [(28, 34, 3)] * 3
+
+
+def test_a_film_that_does_not_fit_on_the_disk_has_no_name(tmp_path):
+    job = Job(tmp_path / "in.mp4", {"overlay": tmp_path / "out.mp4"})
+    writer = FilmWriter(job, Squares.base_classes(), 5.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        for number in range(9):
+            frame = np.random.default_rng(number).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+            writer.write(frame, lambda: Prediction(torch.zeros(128, 128, dtype=torch.uint8)))
+        with pytest.raises(Stopped, match=r"out\.mp4: cannot be written\. Free some space"):
+            writer.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_that_a_film_lacks_are_said(finished_run, inference_command, tmp_path):
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (80, 64))
+    for number in range(20):
+        writer.write(np.random.default_rng(number).integers(0, 255, (64, 80, 3), dtype=np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    answer = inference_command("-m", finished_run / "last.pth", "-i", path, "-o", tmp_path / "out", *TINY)
+    assert answer.status == 0, answer.err
+    assert re.search(r"film\.avi: only \d+ of about 20 frames can be read\. Get it again\.", answer.err + answer.out)
 
 
 @pytest.mark.parametrize(

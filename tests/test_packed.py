@@ -190,6 +190,8 @@ def test_what_was_cut_or_altered_is_refused_with_its_name(tmp_path: Path) -> Non
     assert f"{index}: is damaged" in problem_of(lambda: folder(tmp_path / "packed"))
     index.write_bytes(index.read_bytes()[:200])
     assert f"{index}: is damaged" in problem_of(lambda: folder(tmp_path / "packed"))
+    index.write_text("3")
+    assert f"{index}: is damaged" in problem_of(lambda: folder(tmp_path / "packed"))
 
 
 def test_an_index_of_an_early_version_is_read_and_compared_too(tmp_path: Path) -> None:

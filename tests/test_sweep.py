@@ -100,6 +100,15 @@ def test_a_failed_trial_does_not_end_the_sweep(files: tuple[Path, Path], tmp_pat
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.FAIL] * 3
 
 
+def test_an_undefined_figure_is_no_value_and_ends_no_sweep(files: tuple[Path, Path], tmp_path: Path) -> None:
+    command = fake(tmp_path)
+    script = Path(command[-1])
+    script.write_text(script.read_text().replace("best * epoch / 3", "[None, math.nan, best][epoch - 1]"))
+    study = searched(files, command, 1)
+    assert [list(trial.intermediate_values) for trial in study.trials] == [[3]]
+    assert study.trials[0].state == optuna.trial.TrialState.COMPLETE
+
+
 @pytest.mark.parametrize(
     ("space", "error"),
     [

@@ -1,4 +1,4 @@
-"""Images of any size, read and written a few rows at a time; TIFF files keep where on Earth they lie."""
+"""Images of any size, read and written a few rows at a time; TIFF files keep where on Earth they lie: one subject."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ LARGE = 2**24  # pixels of a TIFF from which on a crop is read without the rest
 ROWS = 64  # that are written at a time
 TILE = 256  # side of the tiles of a TIFF
 TIFFS = (".tif", ".tiff")
+COLORS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")  # kinds of pixels of which RGB can be made
+
+T = TypeVar("T")
 
 # Tags that say where a GeoTIFF's pixels lie (pixel scale, tie points, transformation, and the keys of its coordinate
 # system): copied as they are, they mean the same for every file of the same size. Source: OGC GeoTIFF 1.1.
@@ -33,6 +36,7 @@ class Raster(Protocol):
     size: tuple[int, int]
     channels: int
     nodata: float | None
+    palette: np.ndarray | None  # color of each value, (n, 3) uint8, where values stand for colors
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Read the values of some rows and columns, from the first of each to before the last: (h, w, channels)."""
@@ -51,6 +55,7 @@ class ArrayRaster:
         self.size = values.shape[0], values.shape[1]
         self.channels = values.shape[2]
         self.nodata: float | None = None
+        self.palette: np.ndarray | None = None
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Read a part, see `Raster`."""
@@ -84,7 +89,8 @@ class TiffRaster:
             self.turned = "Orientation" in page.tags and page.tags["Orientation"].value != 1
             self.across = -(-self.size[1] // self.tile[1])
             self.down = -(-self.size[0] // self.tile[0])
-        except (OSError, ValueError, tifffile.TiffFileError) as error:
+            self.palette = _palette(page)
+        except Exception as error:  # whatever tifffile stumbles over in a damaged header
             raise _unreadable(path, error) from None
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
@@ -94,23 +100,25 @@ class TiffRaster:
             DataError: It is damaged, or compressed in a way that nobody here can decode.
         """
         part = np.zeros((rows[1] - rows[0], columns[1] - columns[0], self.channels), self.page.dtype)
+        nothing = np.array(self.page.nodata, part.dtype)  # 0 where no value stands for no data
         for plane in range(self.channels if self.planar else 1):
             shown = part[..., plane : plane + 1] if self.planar else part
             for down in range(rows[0] // self.tile[0], -(-rows[1] // self.tile[0])):
                 for across in range(columns[0] // self.tile[1], -(-columns[1] // self.tile[1])):
                     segment = self._segment((plane * self.down + down) * self.across + across)
-                    if segment is not None:
-                        offset = down * self.tile[0] - rows[0], across * self.tile[1] - columns[0]
-                        _paste(shown, segment, offset)
+                    if segment is None:
+                        segment = np.broadcast_to(nothing, (*self.tile, shown.shape[2]))
+                    offset = down * self.tile[0] - rows[0], across * self.tile[1] - columns[0]
+                    _paste(shown, segment, offset)
         return part
 
     def _segment(self, index: int) -> np.ndarray | None:
         """Decode a tile or strip, (h, w, C); None for one that the file leaves out because it is empty."""
         page, handle = self.page, self.file.filehandle
-        count = page.databytecounts[index]
-        if not count:
-            return None
         try:
+            count = page.databytecounts[index]
+            if not count:
+                return None
             handle.seek(page.dataoffsets[index])
             options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
             segment, _, _ = page.decode(handle.read(count), index, **options)
@@ -142,6 +150,10 @@ class GdalRaster:
         self.size = int(self.file.height), int(self.file.width)
         self.channels = int(self.file.count)
         self.nodata = self.file.nodata
+        self.palette: np.ndarray | None = None
+        if self.file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
+            colors = self.file.colormap(1)
+            self.palette = np.array([colors.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Read a part, see `Raster`."""
@@ -162,13 +174,15 @@ class ModelRaster:
         raster: The image.
         channels: That the model takes.
         path: Its file, for errors.
+        empty: Where it is known to hold no data, (H, W) bool, besides what `raster` says.
 
     Raises:
         DataError: It has other channels or values.
     """
 
-    def __init__(self, raster: Raster, channels: int, path: Path) -> None:
+    def __init__(self, raster: Raster, channels: int, path: Path, empty: np.ndarray | None = None) -> None:
         self.raster = raster
+        self.empty = empty
         self.size = raster.size
         self.channels = channels
         self.has_alpha = channels == 3 and raster.channels == 4
@@ -185,12 +199,16 @@ class ModelRaster:
         values = self.raster.read(rows, columns)
         colors = values[..., :3] if self.has_alpha else values
         empty = np.zeros(values.shape[:2], bool)
+        if self.empty is not None:
+            empty |= self.empty[rows[0] : rows[1], columns[0] : columns[1]]
         if self.raster.nodata is not None:
             alike = np.isnan(colors) if np.isnan(self.raster.nodata) else colors == self.raster.nodata
-            empty = alike.all(axis=2)
+            empty |= alike.all(axis=2)
         if self.has_alpha:
             empty |= values[..., 3] == 0
         if self.channels == 3:
+            if self.raster.palette is not None:
+                colors = self.raster.palette[colors[..., 0]]
             if colors.dtype == np.uint16:  # as images of 16 bits are everywhere here
                 colors = np.rint(colors * np.float32(255 / 65535)).astype(np.uint8)
             return (np.repeat(colors, 3, axis=2) if colors.shape[2] == 1 else colors), empty
@@ -207,13 +225,17 @@ def open_raster(path: Path, channels: int) -> ModelRaster:
     """
     raster: Raster
     if path.suffix.lower() in TIFFS:
-        raster = TiffRaster(path)
+        raster = tiff = TiffRaster(path)
         try:
-            raster.read((0, 1), (0, 1))
+            tiff.read((0, 1), (0, 1))
         except DataError:  # a compression that tifffile knows only with imagecodecs
             if importlib.util.find_spec("rasterio") is None:
                 raise
             raster = GdalRaster(path)
+        else:
+            if channels == 3 and tiff.photometric not in COLORS:
+                what = f"its colors are stored as {tiff.photometric}"
+                raise DataError(Problem(Fault.OTHER, path, what, "Convert it to RGB"))
     elif channels == 3 and path.suffix.lower() != ".npy":
         raster = ArrayRaster(read_image(path, most=MOST_PIXELS))
     else:
@@ -301,28 +323,25 @@ def _open_large(path: Path) -> TiffRaster | None:
 
 def size_of_tiff(path: Path) -> tuple[int, int] | None:
     """Read height and width of a TIFF from its header; None for other files, or where tifffile is not installed."""
+    return _look_into(path, lambda page: (int(page.imagelength), int(page.imagewidth)))
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies, and tifffile is there to keep that."""
+    return bool(_look_into(path, lambda page: any(tag in page.tags for tag in GEO_TAGS)))
+
+
+def _look_into(path: Path, look: Callable[[Any], T]) -> T | None:
+    """Return what `look` finds in the first page of a TIFF; None for other and damaged files, or without tifffile."""
     if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is None or not path.is_file():
         return None
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
-            return int(file.pages.first.imagelength), int(file.pages.first.imagewidth)
-    except (OSError, ValueError, tifffile.TiffFileError):
-        return None  # reading it will tell
-
-
-def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where on Earth it lies, and tifffile is there to keep that."""
-    if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is None or not path.is_file():
-        return False
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            return any(tag in file.pages.first.tags for tag in GEO_TAGS)
-    except (OSError, ValueError, tifffile.TiffFileError):
-        return False  # reading it will tell
+            return look(file.pages.first)
+    except Exception:  # whatever tifffile stumbles over in a damaged header; reading it will tell
+        return None
 
 
 def import_tifffile(path: Path) -> Any:
@@ -438,6 +457,15 @@ def _nodata(page: Any) -> float | None:
         return None if tag is None else float(str(tag.value).strip("\0 "))
     except ValueError:
         return None
+
+
+def _palette(page: Any) -> np.ndarray | None:
+    """Return the color of each value, (n, 3) uint8, of a page of 8 bits whose values are no brightness, else None."""
+    if np.dtype(page.dtype) != np.uint8 or page.samplesperpixel != 1:
+        return None
+    if page.photometric.name == "MINISWHITE":
+        return np.repeat(np.arange(255, -1, -1, dtype=np.uint8)[:, None], 3, axis=1)
+    return None if page.colormap is None else np.asarray(page.colormap.T >> 8, np.uint8)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -101,7 +101,7 @@ def open_packed(folder: Path) -> Packed:
             files[number][label[0]] = label
             rows.append((key, paths[number] / image[0], paths[number] / label[0]))
         members = {name: each for (name, _), each in zip(archives, files, strict=True)}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(Problem(Fault.OTHER, path, f"is damaged ({error})", PACK_AGAIN)) from None
     for name, size in archives:
         archive_path = folder / name

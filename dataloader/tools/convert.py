@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from dataloader.datasets.annotation_files import read_annotations
+from dataloader.datasets.annotations import keys_of
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import read_classes
-from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, draw
+from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, draw, naming
 from utils.classes import IGNORE, default_colors
 from utils.config import dump_json
 from utils.errors import ConfigError, DataError, Stopped
@@ -91,21 +93,31 @@ def convert(
         except DataError as error:
             broken += error.problems
             continue
-        path = output / f"{name}.png"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                write_label(file, mask, palette)
-        except OSError as error:
-            raise Stopped(f"{path}: cannot be written ({error.strerror}). Free some space") from None
+        with writing(output / f"{name}.png") as file:
+            write_label(file, mask, palette)
     if len(broken) < len(work.masks):
         rows = [
             {"name": name, "value": value, "color": list(color)}
             for value, (name, color) in enumerate(zip(work.names, work.colors, strict=True))
         ]
-        with atomic_write(output / CLASS_FILE) as file:
+        with writing(output / CLASS_FILE) as file:
             file.write(dump_json(rows).encode())
     return work, broken
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file as `atomic_write` does, in a folder that need not be there.
+
+    Raises:
+        Stopped: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            yield file
+    except OSError as error:
+        raise Stopped(f"{path}: cannot be written ({error.strerror}). Free some space") from None
 
 
 def plan(source: Path, *, names: Sequence[str] | None, classes: Path | None, nested: bool) -> Conversion:
@@ -116,8 +128,9 @@ def plan(source: Path, *, names: Sequence[str] | None, classes: Path | None, nes
         raise DataError(f"--masks {source}: is neither a folder nor a file. {NAME_ONE}.")
     pictures = image_files(source, nested=nested)
     files = sorted(source.rglob("*.json") if nested else source.glob("*.json"))
-    if files and (not pictures or is_labelme(files[0])):  # which writes beside the photos
-        return from_files(source, [path for path in files if is_labelme(path)] or files[:1], names)
+    of_labelme = [path for path in files if is_labelme(path)]
+    if of_labelme or (files and not pictures):  # LabelMe writes beside the photos
+        return from_files(source, of_labelme or files[:1], names)
     if not pictures:
         raise DataError(f"--masks {source}: holds neither pictures nor annotations. Name a folder of masks.")
     return from_pictures(pictures, names, classes)
@@ -257,7 +270,11 @@ def classes_of(labels: Sequence[str], names: Sequence[str] | None, source: Path)
 
 
 def from_files(source: Path, files: Sequence[Path], names: Sequence[str] | None) -> Conversion:
-    """Draw the objects of annotation tools' files, a mask for each image, see `Annotations`."""
+    """Draw the objects of annotation tools' files, a mask for each image, see `Annotations`.
+
+    Raises:
+        DataError: A file cannot be read, or two images would have one mask.
+    """
     found = {path: read_annotations(path) for path in files}
     if len(found) == 1:
         labels = next(iter(found.values())).labels
@@ -268,9 +285,26 @@ def from_files(source: Path, files: Sequence[Path], names: Sequence[str] | None)
     values |= dict.fromkeys(VOID_LABELS, IGNORE) | dict.fromkeys(BACKGROUND_LABELS, 0)
     for path, each in found.items():
         for picture in each.pictures:
-            name = path.relative_to(source) if source.is_dir() else Path(picture.name)
-            if name.is_absolute() or ".." in name.parts:
-                raise DataError(f"{source}: '{name}' lies outside its folder. Give plain names.")
-            key = name.with_suffix("").as_posix()
+            with naming(picture.where):
+                key = path.relative_to(source).with_suffix("").as_posix() if source.is_dir() else mask_name(picture)
+            if key in work.masks:
+                raise DataError(f"{picture.where}: two images are called '{key}'. Give each a name of its own.")
             work.masks[key] = lambda picture=picture: draw(picture, values, unknown="skip")  # type: ignore[misc]
     return work
+
+
+def mask_name(picture: Picture) -> str:
+    """Name a mask, without its ending, as its image is called; folders stay if they are within that of the images.
+
+    They are not in paths of another machine, nor in addresses of Label Studio, which also puts eight digits before the
+    names of files that were uploaded.
+
+    Raises:
+        ValueError: The image has no name.
+    """
+    path = PurePosixPath(picture.name.replace("\\", "/"))
+    is_within = not path.is_absolute() and ".." not in path.parts and ":" not in picture.name
+    if is_within:
+        return path.with_suffix("").as_posix()
+    *_, as_stored, as_uploaded = keys_of(picture.name)
+    return as_uploaded if "/upload/" in picture.name else as_stored

@@ -393,7 +393,7 @@ def choose_length(minutes: float, measured: Measured, *, images: int, batch: int
 
 
 def choose_ema(steps: int) -> Choice:
-    """Choose the decay of the average of the weights, over a twentieth of a run at most."""
+    """Choose the decay of the average of the weights: of about the last 100, or 200 in runs of 2000 steps and more."""
     decay = 0.99 if steps < 2000 else 0.995
     return Choice("trainer.ema", decay, f"the average of about the last {round(1 / (1 - decay))} weights is validated")
 

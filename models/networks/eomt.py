@@ -118,9 +118,12 @@ class EoMT(BaseModel):
 
     Each query predicts a class and a mask; the logits are the logarithm of the sum over queries of the probability of
     the class times that of the mask, so that whatever takes logits takes these. Train it with `MaskLoss`, on the
-    predictions before each of the last blocks and after them. In training, queries look only at patches that they
-    have in their mask; how many do so falls to none in the course of training, block by block, in equal ranges of
-    steps, and without any from there on to the end. Prediction has no masks.
+    predictions before each of the last blocks and after them.
+
+    In training, a query looks only at patches that are in its mask, and is freed of that in the course of training.
+    Of `query_blocks` + 2 equal ranges of steps, the first has all queries masked in all of the last blocks; in each of
+    the next, the masked share of one block falls from 1 to 0, the first block's first; the last range and prediction
+    are without masks.
 
     Source: Kerssies et al. 2025, https://arxiv.org/abs/2503.19108, sections 3.2 (queries and heads) and 3.3 (mask
     annealing). 58.4 mean IoU on ADE20K with DINOv2 ViT-L, 59.5 with DINOv3:
