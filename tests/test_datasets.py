@@ -16,22 +16,25 @@ import pytest
 import torch
 from PIL import Image
 
-import dataloader  # noqa: F401  registers
+import dataloader
 from base.base_dataloader import Batch, DevicePrefetcher, Loader, collate
 from base.base_dataset import BaseDataset, DatasetView, Item
 from dataloader.datasets.camvid import CamVid
+from dataloader.datasets.files import color_labels
 from dataloader.datasets.folder import Folder
 from dataloader.datasets.synthetic import Synthetic
 from dataloader.datasets.voc import VOC
 from dataloader.label_statistics import check_samples, location_prior
 from dataloader.transforms.chain import ChainOptions, build_chain
 from tests.conftest import PREFIX, ROOT
-from utils.classes import IGNORE
+from utils.classes import IGNORE, ClassTable
 from utils.errors import ConfigError, DataError
 from utils.metrics import ConfusionMatrix
 from utils.registry import DATASETS
 from utils.schema import EMPTY, parameters_of
+from utils.visualize import VOID_COLOR, colorize, png_palette
 
+CLASS_TABLES = Path(dataloader.__file__).parent / "datasets" / "classes"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 LOADER = {"batch_size", "shuffle", "num_workers", "val_split", "return_id", "drop_last", "cache", "on_bad_sample"}
 
@@ -347,6 +350,21 @@ def test_binary_masks_of_0_and_255(tmp_path):
     assert "label value 7 at row 0, column 2 is neither a class (0, 255) nor void (none)." in problem
     taken = folder(tmp_path, classes=rows, unknown="void").read(0).label
     np.testing.assert_array_equal(taken, np.where(INDEX == 2, IGNORE, INDEX == 1))
+
+
+@pytest.mark.parametrize("table", sorted(CLASS_TABLES.glob("*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_labels_of_every_dataset_drawn_in_its_colors_are_read_as_the_same_labels(tmp_path, table, mode):
+    classes = ClassTable.read(table)
+    labels = np.append(np.arange(len(classes)), IGNORE).astype(np.uint8)[None].repeat(3, axis=0)
+    picture = Image.fromarray(colorize(labels, classes))
+    if mode == "P":
+        picture = Image.fromarray(labels)
+        picture.putpalette(png_palette(classes).tobytes())
+    picture.save(tmp_path / "mask.png")
+    found, unknown = color_labels(tmp_path / "mask.png", classes, void=[VOID_COLOR])
+    assert not unknown.any()
+    assert np.array_equal(found, labels)
 
 
 def test_masks_of_colors_are_exact(tmp_path):
