@@ -126,17 +126,21 @@ def validation_problems(config: RunConfig) -> list[str]:
 def memory_problems(config: RunConfig) -> list[str]:
     """What does not go together of what saves memory or time."""
     trainer, problems = config.trainer, []
-    alone = {
-        "trainer.compile": trainer.compile,
-        "trainer.activation_checkpointing": trainer.activation_checkpointing,
-        "arch.args.freeze_backbone": config.arch.options.freeze_backbone == "cached",
-    }
-    for key, value in alone.items():
+    for key, value in (("compile", trainer.compile), ("activation_checkpointing", trainer.activation_checkpointing)):
         if value and config.parallel == "DataParallel":
-            problems.append(f'{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.')
+            problems.append(
+                f'trainer.{key}: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.'
+            )
     if trainer.compile and trainer.activation_checkpointing:
         problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
     return problems
+
+
+def feature_problems(config: RunConfig) -> list[str]:
+    """What does not go together with features that are kept."""
+    if config.arch.options.freeze_backbone == "cached" and config.parallel == "DataParallel":
+        return ['arch.args.freeze_backbone: does not work with "parallel": "DataParallel". Use "ddp", or leave it out.']
+    return []
 
 
 def result_problems(config: RunConfig) -> list[str]:
@@ -258,6 +262,7 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], list[str]]], ..
     (("train_loader", "trainer"), division_problems),
     (("arch", "train_loader", "val_loader", "normalization"), channel_problems),
     (("trainer", "parallel"), memory_problems),
+    (("arch", "parallel"), feature_problems),
     (("trainer", "lr_scheduler"), plateau_problems),
     (("train_loader", "val_loader", "ignore_index"), class_problems),
     (("train_loader", "loss"), unsure_problems),

@@ -50,7 +50,9 @@ def in_child(*flags: str, **environment: str) -> int:
     """
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("out", "err")]
-        process = CONTEXT.Process(target=child, args=(flags, environment, outputs))
+        # The server of forks has the variables of the test that started it.
+        ours = {name: value for name, value in os.environ.items() if name.startswith("SEGWRIGHT_")}
+        process = CONTEXT.Process(target=child, args=(flags, ours | environment, outputs))
         process.start()
         process.join()
         for output, stream in zip(outputs, (sys.stdout, sys.stderr), strict=True):
