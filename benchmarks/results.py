@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.files import atomic_write
-from utils.run_folder import environment
+from utils.run_folder import environment, git_commit
 
 HOME = Path(__file__).resolve().parent
 FOLDER = HOME / "results"
@@ -192,19 +192,7 @@ def commit(repository: Path = HOME.parent) -> str | None:
 
     Results and the pages that show them are no code: of several benchmarks, the first would change it for the others.
     """
-    shown = [str(page.relative_to(HOME.parent)) for page in PAGES]
-    others = [f":(exclude,top){path}" for path in ("benchmarks/results", *shown)]
-
-    def git(*words: str) -> str:
-        quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-        command = ["git", "-C", str(repository), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=quiet).stdout.strip()
-
-    try:
-        number = git("rev-parse", "--short=12", "HEAD")
-        return number + ("+" if git("status", "--porcelain", "-uno", "--", ":/", *others) else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return git_commit(repository, ["benchmarks/results", *(str(page.relative_to(HOME.parent)) for page in PAGES)])
 
 
 def processor() -> str:

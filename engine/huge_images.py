@@ -21,7 +21,8 @@ from utils.classes import IGNORE
 from utils.losses.strips import predicted_labels
 from utils.outputs import resize
 from utils.predict import Predictor, as_batch
-from utils.rasters import ROWS, ModelRaster, write_png, write_tiff
+from utils.raster_writers import ROWS, write_png, write_tiff
+from utils.rasters import ModelRaster
 from utils.tta import blend_weights, window_starts
 
 BUDGET = 2**28  # bytes of logits that are added up at a time

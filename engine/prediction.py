@@ -26,7 +26,8 @@ from utils.classes import IGNORE, ClassTable
 from utils.errors import DataError, Fault, Stopped, failure_of_machine
 from utils.images import write_label, write_picture
 from utils.predict import Prediction, Predictor, as_batch
-from utils.rasters import ArrayRaster, ModelRaster, open_raster, size_of_tiff, write_tiff
+from utils.raster_writers import write_tiff
+from utils.rasters import ArrayRaster, ModelRaster, open_raster, size_of_tiff
 from utils.visualize import legend, overlay, png_palette
 
 KINDS = ("color", "index", "overlay", "probability", "probabilities", "labelme", "coco", "cvat", "labelstudio")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from trainer import Trainer
 from utils.devices import available_memory
 from utils.errors import ConfigError, DataError, failure_of_machine
 from utils.losses.strips import predicted_labels
+from utils.threads import number_of_cores
 
 logger = logging.getLogger("segwright")
 
@@ -35,8 +35,7 @@ def this_machine(pretrained: bool) -> Machine:
     """Find out what there is to train with."""
     gpus = torch.cuda.device_count()
     memory = torch.cuda.mem_get_info()[0] if gpus else available_memory(unknown=Machine.memory)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(gpus=gpus, cores=cores, memory=memory, pretrained=pretrained)
+    return Machine(gpus=gpus, cores=number_of_cores(), memory=memory, pretrained=pretrained)
 
 
 def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:

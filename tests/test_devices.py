@@ -18,9 +18,10 @@ import prepare
 import segwright
 import train
 from tests.conftest import ROOT
+from utils import threads as threads_module
 from utils.devices import choose_device, choose_precision, restrict_gpus
 from utils.errors import UserError
-from utils.threads import others_running, set_waiting
+from utils.threads import allowed_cores, others_running, set_waiting
 
 
 @pytest.fixture
@@ -89,14 +90,18 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("running", "threads", "given", "spins"),
+    ("running", "threads", "quota", "given", "spins"),
     [
-        ("1/90", "2", {}, "10000"),
-        ("2/90", "2", {}, None),
-        ("2/90", "1", {}, "10000"),
-        ("7/90", "2", {}, None),
-        ("1/90", "2", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
-        ("1/90", "2", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("1/90", "2", "max 100000", {}, "10000"),
+        ("1/90", "", "max 100000", {}, "10000"),
+        ("2/90", "2", "max 100000", {}, None),
+        ("2/90", "1", "max 100000", {}, "10000"),
+        ("7/90", "2", "max 100000", {}, None),
+        ("1/90", "2", "150000 100000", {}, None),
+        ("1/90", "1", "150000 100000", {}, "10000"),
+        ("1/90", "2", "200000 100000", {}, "10000"),
+        ("1/90", "2", "max 100000", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ("1/90", "2", "max 100000", {"GOMP_SPINCOUNT": "7"}, "7"),
     ],
 )
 def test_threads_spin_for_a_moment_only_where_each_has_a_core_for_itself(
@@ -104,6 +109,7 @@ def test_threads_spin_for_a_moment_only_where_each_has_a_core_for_itself(
     tmp_path: Path,
     running: str,
     threads: str,
+    quota: str,
     given: dict[str, str],
     spins: str | None,
 ) -> None:
@@ -113,12 +119,14 @@ def test_threads_spin_for_a_moment_only_where_each_has_a_core_for_itself(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    load = tmp_path / "loadavg"
+    monkeypatch.setattr(threads_module, "number_of_cores", lambda: 2)
+    load, limit = tmp_path / "loadavg", tmp_path / "cpu.max"
     load.write_text(f"0.10 0.20 0.30 {running} 4711\n")
-    set_waiting(load)
+    limit.write_text(f"{quota}\n")
+    set_waiting(load, limit)
     assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_threads_sleep_at_once_where_nobody_says_what_else_runs(tmp_path: Path) -> None:
     assert others_running(tmp_path / "missing") > 0
+    assert allowed_cores(tmp_path / "missing") > 1000

@@ -23,7 +23,8 @@ from utils.classes import IGNORE, ClassTable
 from utils.images import read_label
 from utils.outputs import SegOutput
 from utils.predict import Predictor
-from utils.rasters import ArrayRaster, GdalRaster, ModelRaster, TiffRaster, open_raster, write_png
+from utils.raster_writers import write_png
+from utils.rasters import ArrayRaster, GdalRaster, ModelRaster, TiffRaster, open_raster
 from utils.tta import TestTimeAugmentation, side_weights, sliding, window_starts
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile is an extra; requirements-extra.txt has it")

@@ -18,7 +18,7 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from utils.errors import CheckpointError, Stopped, failure_of_machine
+from utils.errors import CheckpointError, Stopped, failure_of_machine, one_line
 from utils.files import atomic_write, unfinished_path
 from utils.files import remove_unfinished as remove_unfinished  # others call them by this module
 from utils.files import sync_folder as sync_folder
@@ -297,7 +297,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
     except (OSError, safetensors.SafetensorError) as error:
         hint = "Name a file that export.py wrote, or a checkpoint"
-        raise CheckpointError(f"{path}: cannot be used ({str(error).rstrip('.')}). {hint}.") from None
+        raise CheckpointError(f"{path}: cannot be used ({one_line(str(error)).rstrip('.')}). {hint}.") from None
 
 
 def load_run(path: Path) -> Checkpoint:

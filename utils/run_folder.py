@@ -201,18 +201,24 @@ def environment(device: str, seed: int, modules: Sequence[str] = ()) -> dict[str
     }
 
 
-def git_commit() -> str | None:
-    """Find the commit of the code that runs, with ``+`` where files were changed; None outside a repository."""
-    here = Path(__file__).parent
+def git_commit(repository: Path = Path(__file__).parent, without: Sequence[str] = ()) -> str | None:
+    """Find the commit of the code, with ``+`` where files were changed; None outside a repository.
+
+    Args:
+        repository: A folder of it; by default, of the code that runs.
+        without: Paths from its root whose changes do not count.
+    """
+    excluded = [f":(exclude,top){path}" for path in without]
 
     def git(*words: str) -> str:
         quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
         return subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True, env=quiet
+            ["git", *words], cwd=repository, capture_output=True, text=True, timeout=10, check=True, env=quiet
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "-uno", "--", ":/", *excluded) else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -9,12 +10,11 @@ from pathlib import Path
 SPINS = "10000"  # about half a millisecond
 SAMPLES = 3
 BETWEEN = 0.002  # seconds
-
-
 LOAD = Path("/proc/loadavg")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # what a container may use: microseconds of computing, and of the clock
 
 
-def set_waiting(load: Path = LOAD) -> None:
+def set_waiting(load: Path = LOAD, quota: Path = QUOTA) -> None:
     """Let OpenMP's threads sleep while they wait for each other, and spin for a moment first where cores are free.
 
     Waking a sleeping thread takes as long as many an operation of a small network: on two quiet cores, a step without
@@ -24,14 +24,28 @@ def set_waiting(load: Path = LOAD) -> None:
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    if others_running(load) + number_of_threads() <= (os.cpu_count() or 1):
+    if others_running(load) + number_of_threads() <= min(number_of_cores(), allowed_cores(quota)):
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def number_of_threads() -> int:
     """How many threads torch is going to use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() else os.cpu_count() or 1
+    return int(asked) if asked.isdecimal() else number_of_cores()
+
+
+def number_of_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def allowed_cores(quota: Path = QUOTA) -> float:
+    """How many cores' time the container may use; infinite where nothing limits it."""
+    try:
+        time_of_cores, time_of_clock = quota.read_text().split()
+        return int(time_of_cores) / int(time_of_clock)
+    except (OSError, ValueError):  # no container, or "max"
+        return math.inf
 
 
 def others_running(load: Path = LOAD) -> int:
