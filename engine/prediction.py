@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from engine.huge_images import FORMS, predict_in_bands, windows_of
 from utils import images
 from utils.classes import IGNORE, ClassTable
 from utils.errors import DataError, Fault, Stopped, failure_of_machine
+from utils.files import atomic_write
 from utils.images import write_label, write_picture
 from utils.predict import Prediction, Predictor, as_batch
 from utils.raster_writers import write_tiff
@@ -379,24 +380,52 @@ def write(job: Job, image: np.ndarray, predicted: Callable[[], Prediction], clas
     for kind, path in job.files.items():
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "overlay":
-                write_picture(path, overlay(image, labels, classes))
-            elif kind == "probability" and prediction.winning is not None:
-                write_label(path, np.rint(255 * prediction.winning.numpy()).astype(np.uint8), gray_palette())
-            elif kind == "labelme":
-                image_path = Path(os.path.relpath(job.path, path.parent)).as_posix()
-                path.write_bytes(labelme(labels, classes.names, image_path))
-            elif kind in job.shared:
+            if kind in job.shared:
                 job.shared[kind].add(job.name or job.path.name, labels)
-            elif kind == "probabilities" and prediction.probabilities is not None:
-                np.savez_compressed(path, probabilities=prediction.probabilities.numpy().astype(np.float16))
+            elif path.suffix == ".tif":
+                palette = palette_of(kind, classes)
+                write_tiff(path, image.shape[:2], iter([labels]), palette, source=job.path, void=IGNORE)
             else:
-                palette = png_palette(classes) if kind == "color" else gray_palette()
-                if path.suffix == ".tif":
-                    size = len(labels), labels.shape[1]
-                    write_tiff(path, size, iter([labels]), palette, source=job.path, void=IGNORE)
-                else:
-                    write_label(path, labels, palette)
+                with atomic_write(path, sync=False) as file:
+                    write_kind(file, kind, job, image, labels, prediction, classes)
+
+
+def write_kind(
+    file: IO[bytes],
+    kind: str,
+    job: Job,
+    image: np.ndarray,
+    labels: np.ndarray,
+    prediction: Prediction,
+    classes: ClassTable,
+) -> None:
+    """Write one kind of a prediction that has a file of its own; arguments otherwise as `write` has them.
+
+    Args:
+        file: Open for it.
+        kind: Kind of output.
+        job: What was predicted.
+        image: (H, W, C).
+        labels: Label map, (H, W) uint8, void where the image has no data.
+        prediction: Probabilities, where they are wanted.
+        classes: Their colors.
+    """
+    if kind == "overlay":
+        write_picture(file, overlay(image, labels, classes))
+    elif kind == "probability" and prediction.winning is not None:
+        write_label(file, np.rint(255 * prediction.winning.numpy()).astype(np.uint8), gray_palette())
+    elif kind == "probabilities" and prediction.probabilities is not None:
+        np.savez_compressed(file, probabilities=prediction.probabilities.numpy().astype(np.float16))
+    elif kind == "labelme":
+        image_path = Path(os.path.relpath(job.path, job.files[kind].parent)).as_posix()
+        file.write(labelme(labels, classes.names, image_path))
+    else:
+        write_label(file, labels, palette_of(kind, classes))
+
+
+def palette_of(kind: str, classes: ClassTable) -> np.ndarray:
+    """Return the palette (256, 3) uint8 of label maps of a kind: the classes' colors, or gray values."""
+    return png_palette(classes) if kind == "color" else gray_palette()
 
 
 def empty_pixels(job: Job, image: np.ndarray) -> np.ndarray | None:

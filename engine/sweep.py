@@ -55,6 +55,7 @@ class Sweep:
         command: What trains: the words before ``-c CONFIG``.
         options: Words for every trial's command, such as ``--set`` and ``--device``.
         monitor: The figure to optimize, and whether more of it is better.
+        meaning: Hash of the config without the space's values; trials of two would mean nothing together.
     """
 
     config: Path
@@ -65,6 +66,7 @@ class Sweep:
     command: Sequence[str]
     options: Sequence[str]
     monitor: Monitor
+    meaning: str
 
 
 def prepare_sweep(
@@ -110,6 +112,7 @@ def prepare_sweep(
         command=command,
         options=[*words, *options],
         monitor=Monitor.parse(checked.trainer.monitor, result_keys(checked)),
+        meaning=f"{checked.meaning} {checked.trainer.epochs} {checked.trainer.max_steps}",
     )
 
 
@@ -253,7 +256,7 @@ def check_same(study: Study, sweep: Sweep) -> None:
     """Refuse to go on with a study that searched something else.
 
     Raises:
-        UserError: Its space or seed differ.
+        UserError: Its space, seed or config differ.
     """
     from optuna.distributions import distribution_to_json
 
@@ -261,12 +264,13 @@ def check_same(study: Study, sweep: Sweep) -> None:
         "space": {key: distribution_to_json(value) for key, value in sweep.space.items()},
         "seed": sweep.seed,
         "monitor": sweep.monitor.key,
+        "config": sweep.meaning,
     }
     known = study.user_attrs.get("sweep")
     if known is None:
         study.set_user_attr("sweep", about)
     elif known != about:
-        differing = ", ".join(key for key in about if known[key] != about[key])
+        differing = ", ".join(key for key in about if known.get(key) != about[key])
         raise UserError(
             f"{sweep.folder}: holds a sweep with another {differing}. Give the config another name, or delete it."
         )

@@ -354,12 +354,14 @@ def test_an_output_that_cannot_be_a_folder_is_refused(pictures, finished_run, in
 def test_a_disk_that_is_full_stops_with_the_file_named(
     pictures, finished_run, inference_command, tmp_path, monkeypatch
 ):
-    def full(*_, **__):
+    def full(image, file, **__):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     answer = predict(inference_command, finished_run, pictures, tmp_path / "out")
     assert answer.status == 4
+    assert not list((tmp_path / "out").glob("a.b.png*"))  # whole or not there
     assert answer.errors == [
         f"{tmp_path / 'out' / 'a.b.png'}: cannot be written (No space left on device). "
         f"Free some space, or name another --output."

@@ -138,6 +138,14 @@ def test_another_space_is_another_sweep(files: tuple[Path, Path], tmp_path: Path
     assert "holds a sweep with another space" in answer.err
 
 
+@pytest.mark.parametrize("change", ["loss.type=FocalLoss", "trainer.epochs=4"])
+def test_trials_of_two_configs_are_not_mixed(files: tuple[Path, Path], tmp_path: Path, change: str) -> None:
+    searched(files, fake(tmp_path), 1)
+    answer = call(sweep, "-c", files[0], "--space", files[1], "--seed", 3, "--set", change)
+    assert answer.status == 2
+    assert "holds a sweep with another config" in answer.err
+
+
 def killed_three_times(files: tuple[Path, Path], folder: Path, command: list[str], pauses: list[float]) -> None:
     """Kill a sweep with -9 after each of `pauses`, starting it again in between."""
     code = (

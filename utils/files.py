@@ -16,10 +16,14 @@ except ImportError:  # Windows: no lock, no harm
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of `path` when the block ends, and is removed if an error ends it.
 
     Whoever is killed meanwhile leaves a file that `remove_unfinished` knows by its name; `path` is as it was.
+
+    Args:
+        path: File to write.
+        sync: Wait until it is on the disk, so that it is whole after a power cut too.
 
     Raises:
         OSError: The disk is full or cannot be written.
@@ -28,8 +32,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         with unfinished.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # before the rename, which may reach the disk first
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())  # before the rename, which may reach the disk first
         os.replace(unfinished, path)
     except BaseException:
         with suppress(OSError):

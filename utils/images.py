@@ -292,13 +292,21 @@ def write_label(path: Path | IO[bytes], label: np.ndarray, palette: np.ndarray) 
     image.save(path, format="PNG")
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
+def write_picture(path: Path | IO[bytes], picture: np.ndarray) -> None:
     """Write `picture` (H, W, 3) uint8, RGB, as a PNG.
+
+    Args:
+        path: File to write, or one that is open for it.
+        picture: What to write.
 
     Raises:
         OSError: It cannot be written; OpenCV's own writer would not say so.
     """
-    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+    content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    if isinstance(path, Path):
+        path.write_bytes(content)
+    else:
+        path.write(content)
 
 
 def _read_file(path: Path) -> bytes:
