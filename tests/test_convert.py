@@ -109,6 +109,38 @@ def test_masks_in_exact_colors_are_converted_exactly_and_train_as_they_are(
         np.testing.assert_array_equal(dataset.read_label(number), shapes(number))
 
 
+def test_wide_values_are_numbered_and_index_masks_are_left_alone(
+    tmp_path: Path, convert: Callable[..., Answer]
+) -> None:
+    ids = np.array([0, 7001, 26001], np.uint16)
+    for number in range(3):
+        label = ids[shapes(number)]
+        label[:2] = 255
+        save(tmp_path / "wide" / f"{number}.png", label)
+        save(tmp_path / "index" / f"{number}.png", np.where(label == 255, 255, shapes(number)).astype(np.uint8))
+    (tmp_path / "wide" / "x.png").write_bytes(b"broken")
+    answer = convert(tmp_path / "wide")
+    assert answer.status == 3, answer.err
+    assert "3 classes: value_0, value_7001, value_26001" in answer.out
+    for number in range(3):
+        assert (read(tmp_path, str(number))[2:] == shapes(number)[2:]).all()
+        assert (read(tmp_path, str(number))[:2] == 255).all()
+    answer = convert(tmp_path / "wide", "--names", "a,b", "--force")
+    assert answer.errors == ["--names: 2 names for 3 values. Name 0, 7001, 26001, in this order."]
+    answer = convert(tmp_path / "index", "--force")
+    assert answer.status == 2
+    assert "holds index masks already" in answer.err
+
+
+def test_names_and_a_class_file_are_not_given_together(tmp_path: Path, convert: Callable[..., Answer]) -> None:
+    save(tmp_path / "color" / "0.png", COLORS[shapes(0)])
+    (tmp_path / "classes.json").write_text(json.dumps([{"name": "a", "color": [0, 0, 0]}]))
+    answer = convert(tmp_path / "color", "--names", "a,b,c", "--classes", tmp_path / "classes.json")
+    assert (answer.status, answer.errors[0][:8]) == (2, "--names:")
+    answer = convert(coco_of(tmp_path / "coco.json", "a.jpg"), "--classes", tmp_path / "classes.json")
+    assert (answer.status, answer.errors[0][:10]) == (2, "--classes ")
+
+
 def test_polygons_of_labelme(tmp_path: Path, convert: Callable[..., Answer]) -> None:
     content = {
         "imageHeight": SIZE[0],

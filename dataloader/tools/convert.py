@@ -20,9 +20,9 @@ from dataloader.datasets.folder import read_classes
 from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, draw, naming
 from utils.classes import IGNORE, default_colors
 from utils.config import dump_json
-from utils.errors import ConfigError, DataError, Stopped
+from utils.errors import ConfigError, DataError, Fault, Stopped
 from utils.files import atomic_write
-from utils.images import read_image, write_label
+from utils.images import read_image, read_label_values, write_label
 
 Color = tuple[int, int, int]
 
@@ -123,6 +123,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 def plan(source: Path, *, names: Sequence[str] | None, classes: Path | None, nested: bool) -> Conversion:
     """Find out what `source` is, and what is to be made of it; arguments as of `convert`."""
     if source.is_file():
+        refuse(classes)
         return from_files(source, [source], names)
     if not source.is_dir():
         raise DataError(f"--masks {source}: is neither a folder nor a file. {NAME_ONE}.")
@@ -130,10 +131,21 @@ def plan(source: Path, *, names: Sequence[str] | None, classes: Path | None, nes
     files = sorted(source.rglob("*.json") if nested else source.glob("*.json"))
     of_labelme = [path for path in files if is_labelme(path)]
     if of_labelme or (files and not pictures):  # LabelMe writes beside the photos
+        refuse(classes)
         return from_files(source, of_labelme or files[:1], names)
     if not pictures:
         raise DataError(f"--masks {source}: holds neither pictures nor annotations. Name a folder of masks.")
     return from_pictures(pictures, names, classes)
+
+
+def refuse(classes: Path | None) -> None:
+    """Refuse a file of colors where annotations have names.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if classes is not None:
+        raise ConfigError(f"--classes {classes}: annotations name their classes. Choose from them with --names.")
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -141,6 +153,10 @@ def plan(source: Path, *, names: Sequence[str] | None, classes: Path | None, nes
 
 def from_pictures(pictures: Mapping[str, Path], names: Sequence[str] | None, classes: Path | None) -> Conversion:
     """Turn colors, gray ones too, to values; each pixel gets the class whose color is nearest to its own."""
+    if classes is not None and names is not None:
+        raise ConfigError("--names: the file of --classes names the classes already. Leave one of them out.")
+    if classes is None and (values := numbers_in(pictures)) is not None:
+        return from_numbers(pictures, values, names)
     work = Conversion([], [], {})
     if classes is not None:
         rows = read_classes(classes)
@@ -153,6 +169,46 @@ def from_pictures(pictures: Mapping[str, Path], names: Sequence[str] | None, cla
     colors = np.array(work.colors, np.int32)
     for key, path in pictures.items():
         work.masks[key] = lambda path=path: nearest(read_image(path, upright=False), colors)  # type: ignore[misc]
+    return work
+
+
+def numbers_in(pictures: Mapping[str, Path]) -> list[int] | None:
+    """List the values of masks whose values number classes; None where they stand for colors, as 0 and 255 do."""
+    found: set[int] = set()
+    for path in tqdm(pictures.values(), unit="mask", leave=False, disable=None):
+        try:
+            found.update(np.unique(read_label_values(path)).tolist())
+        except DataError as error:
+            if error.details[0].fault in (Fault.COLORS, Fault.LOSSY_LABEL, Fault.FRACTIONS):
+                return None  # else it is broken, which is said when it is to be converted
+    classes = sorted(found - {IGNORE})
+    are_numbers = len(classes) > 1 and (classes[-1] > IGNORE or classes[-1] <= 2 * len(classes))
+    return classes if are_numbers else None
+
+
+def from_numbers(pictures: Mapping[str, Path], values: Sequence[int], names: Sequence[str] | None) -> Conversion:
+    """Number classes from 0 on whose values do not fit into 8 bits.
+
+    Raises:
+        DataError: They fit already, or they are too many.
+    """
+    folder = next(iter(pictures.values())).parent
+    if values[0] >= 0 and values[-1] < IGNORE:
+        raise DataError(f"--masks {folder}: holds index masks already. Give them to prepare.py plan as they are.")
+    if len(values) >= IGNORE:
+        raise DataError(f"--masks {folder}: holds {len(values):,} values. Masks have up to {IGNORE} classes.")
+    if names is not None and len(names) != len(values):
+        shown = ", ".join(map(str, values))
+        raise ConfigError(f"--names: {len(names)} names for {len(values)} values. Name {shown}, in this order.")
+    called = list(names) if names is not None else [f"value_{value}" for value in values]
+    work = Conversion(called, default_colors(called), {})
+
+    def renumbered(path: Path) -> np.ndarray:
+        found = read_label_values(path)
+        return np.where(found == IGNORE, IGNORE, np.searchsorted(values, found)).astype(np.uint8)
+
+    for key, path in pictures.items():
+        work.masks[key] = lambda path=path: renumbered(path)  # type: ignore[misc]
     return work
 
 
