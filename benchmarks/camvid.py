@@ -96,6 +96,26 @@ def member(case: Case, raw: Mapping[str, Any], changes: Sequence[str], data: Pat
     return Member(str(case), sets, check_config(override(raw, sets)))
 
 
+def train_all(members: Mapping[Case, Member], words: Sequence[str]) -> dict[Case, Path]:
+    """Train what is not finished yet; returns the folders of what is then, of which `trainer.max_time` may leave some.
+
+    Args:
+        members: The trainings.
+        words: The command, without what is different between them.
+    """
+    folders = {}
+    for number, (case, training) in enumerate(members.items(), 1):
+        folder = finished_run(training)
+        if folder is None:
+            logger.info("%d of %d: %s", number, len(members), case)
+            train_member(training, words, resume=True)
+            folder = finished_run(training)
+        if folder is not None:
+            folders[case] = folder
+            logger.info("%s: mean IoU %.2f %%", case, came_to(folder)[0])
+    return folders
+
+
 def came_to(folder: Path) -> tuple[float, float | None]:
     """Read the mean IoU of a finished run's last step, in percent, and its minutes; None if it was interrupted."""
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
@@ -154,22 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to()
     words = [*train_command(None, str(ROOT / "train.py")), "--config", str(args.recipe)]
     words += ["--set", f"trainer.max_steps={steps}", *(["--device", args.device] if args.device else [])]
-    found = {}
-    folders = []
-    for number, (case, training) in enumerate(members.items(), 1):
-        folder = finished_run(training)
-        if folder is None:
-            logger.info("%d of %d: %s", number, len(members), case)
-            train_member(training, words, resume=True)
-            folder = finished_run(training)
-        if folder is not None:  # else it reached trainer.max_time
-            found[case] = came_to(folder)
-            folders.append(folder)
-            logger.info("%s: mean IoU %.2f %%", case, found[case][0])
+    folders = train_all(members, words)
+    found = {case: came_to(folder) for case, folder in folders.items()}
     rows = figures(found)
     show(rows)
     if args.json and folders:
-        commit, device = made_by(folders)  # which need not be what is there now
+        commit, device = made_by(list(folders.values()))  # which need not be what is there now
         write(args.json, f"{raw['name']}: mean IoU after {steps:,} steps", rows, device=device, made_by=commit)
     return 0
 
