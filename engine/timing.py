@@ -81,7 +81,7 @@ def _alone(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config that is read in this process, starts from random numbers, and has no weights to count for."""
     config = {key: value for key, value in raw.items() if key != "$schema"}
     for key in ("train_loader", "val_loader"):
-        if key in config:
+        if config.get(key) is not None:
             config[key] = {**config[key], "args": {**config[key]["args"], "num_workers": 0}}
     config["arch"] = {**config["arch"], "args": {**config["arch"]["args"], "pretrained": False}}
     return config
