@@ -119,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", action="store_true", help="write the figures to benchmarks/results/")
     args = parser.parse_args(arguments)
     log_to()
-    recipe = override(load_config(RECIPE), [f"train_loader.args.data_dir={json.dumps(str(args.data.resolve()))}"])
-    recipe = override(recipe, ["val_loader=null"])
+    folder = json.dumps(str(args.data.resolve()))
+    recipe = override(load_config(RECIPE), [f"{name}_loader.args.data_dir={folder}" for name in ("train", "val")])
     configs = {name: override(recipe, list(NETWORKS[name])) for name in args.only}
     steps = planned_steps(args.out / "steps.json", configs, args.minutes)
     if args.measure:
@@ -133,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = train_all(members, [*train_command(None, str(ROOT / "train.py")), "--config", str(RECIPE)])
     rates = speeds(configs)
     rows = []
-    for case, folder in folders.items():
-        rows.append(Figure(case.variant, "%", [came_to(folder)[0]], "mean IoU"))
+    for case, trained in folders.items():
+        rows.append(Figure(case.variant, "%", [came_to(trained)[0]], "mean IoU"))
         rows.append(Figure(case.variant, "M", [parameters(configs[case.variant])], "parameters"))
         rows.append(Figure(case.variant, "images/s", rates[case.variant], "480x360, one at a time"))
         rows.append(Figure(case.variant, "", [steps[case.variant]], "steps of 8 crops"))
