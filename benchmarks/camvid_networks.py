@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,10 @@ import torch
 
 from benchmarks.camvid import RECIPE, ROOT, VALIDATION, Case, came_to, made_by, member, train_all
 from benchmarks.results import Figure, by_turns, show, write
-from engine.assemble import build_network
+from engine.assemble import build_loaders, build_network, build_trainer
 from engine.check import check_config
 from engine.children import train_command
-from engine.timing import measure, this_machine
+from engine.timing import quiet
 from utils.config import load_config, override
 from utils.errors import run
 from utils.files import atomic_write
@@ -59,11 +60,17 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 
 
 def steps_within(raw: Mapping[str, Any], minutes: float) -> int:
-    """Measure how many training steps of a config take some minutes here."""
-    measured = measure(raw, this_machine(pretrained=False))
-    if measured is None:
-        raise MemoryError("too little memory for a step")
-    return max(1, int(60 * minutes / measured.step))
+    """Measure how many training steps of a config take some minutes here: the second epoch of two says it."""
+    config = check_config(raw)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        loaders = build_loaders(config)
+        trainer = build_trainer(config, Path(folder), torch.device("cpu"), loaders=loaders, environment={})
+        trainer.model.train()
+        for epoch in range(2):
+            begun = time.perf_counter()
+            for batch in loaders[0].batches(epoch):
+                trainer.train_step(batch.to(torch.device("cpu")))
+    return max(1, int(60 * minutes * len(loaders[0]) / (time.perf_counter() - begun)))
 
 
 def planned_steps(path: Path, configs: Mapping[str, Mapping[str, Any]], minutes: float) -> dict[str, int]:
