@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import camvid
+from benchmarks import camvid, camvid_networks
 from engine.assemble import build_loaders
 from tests.conftest import ROOT
 from utils.config import load_config
@@ -96,3 +96,34 @@ def test_epochs_are_refused_where_drives_differ_in_length(tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         camvid.main([str(tmp_path), "--recipe", str(recipe)])
     assert "--steps" in capsys.readouterr().err
+
+
+def test_every_network_of_the_table_is_a_right_config_of_the_recipe(data: Path) -> None:
+    raw = load_config(camvid.RECIPE)
+    for name, changes in camvid_networks.NETWORKS.items():
+        camvid.member(camvid.Case(name, camvid.VALIDATION, 0), raw, changes, data, data.parent)
+
+
+def test_networks_get_the_steps_that_fit_into_the_minutes(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "small.json"
+    recipe.write_text(json.dumps(SMALL))
+    monkeypatch.setattr(camvid_networks, "RECIPE", recipe)
+    monkeypatch.setattr(camvid_networks, "ROUNDS", 1)
+    monkeypatch.chdir(tmp_path)
+    names = ["ENet", "FastSCNN"]
+    found: list[camvid.Figure] = []
+    monkeypatch.setattr(camvid_networks, "write", lambda name, title, rows, **_: found.extend(rows))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "steps.json").write_text('{"ENet, 0.001 min": 3}')
+    words = [str(data), "--only", *names, "--minutes", "0.001", "--out", str(tmp_path / "out"), "--json"]
+    assert camvid_networks.main(words) == 0
+    steps = json.loads((tmp_path / "out" / "steps.json").read_text())
+    assert steps["ENet, 0.001 min"] == 3
+    assert steps["FastSCNN, 0.001 min"] >= 1
+    table = {(row.what, row.column): row.values[0] for row in found}
+    assert {what for what, _ in table} == set(names)
+    assert table["ENet", "steps of 8 crops"] == 3
+    assert table["ENet", "parameters"] == pytest.approx(0.36, abs=0.02)
+    assert 0 <= table["FastSCNN", "mean IoU"] <= 100
