@@ -27,7 +27,8 @@ from utils.threads import number_of_cores
 
 logger = logging.getLogger("segwright")
 
-SECONDS, STEPS = 2.0, 5  # of measuring, but for two steps at least, and at most so many steps
+SECONDS, STEPS = 4.0, 12  # of measuring, but for two steps at least, and at most so many steps
+WARM = 2  # steps at first that are not counted: memory is fetched, and kernels are chosen
 PARAMETER = 16  # bytes: weight, gradient, momentum and average
 
 
@@ -162,15 +163,15 @@ def _endless(loader: Loader) -> Iterator[Batch]:
 
 
 def _median(work: Callable[[], None], device: torch.device) -> Seconds:
-    """Return the median seconds of `work`, but for the first time, and the least of all threads together."""
+    """Return the median seconds of `work`, but for the first times, and the least of all threads together."""
     walls: list[float] = []
     works: list[float] = []
     begun = time.perf_counter()
-    while len(walls) < 3 or (len(walls) <= STEPS and time.perf_counter() - begun < SECONDS):
+    while len(walls) < WARM + 2 or (len(walls) < WARM + STEPS and time.perf_counter() - begun < SECONDS):
         start, used = time.perf_counter(), time.process_time()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         walls.append(time.perf_counter() - start)
         works.append(time.process_time() - used)
-    return Seconds(statistics.median(walls[1:]), min(works[1:]))
+    return Seconds(statistics.median(walls[WARM:]), min(works[WARM:]))

@@ -35,8 +35,10 @@ from dataloader.tools.planning import Wish
 from dataloader.tools.recipe import Machine, Measured
 from dataloader.transforms.chain import ChainOptions, build_chain
 from engine import timing
+from engine.annotation_files import AnnotationFile
 from engine.assemble import build_loaders
 from engine.check import check_config
+from inference import SHARED
 from tests.conftest import Answer
 from tests.tiny import tiny_config
 from utils.config import load_config, parse_json
@@ -501,12 +503,19 @@ def exported(root: Path, form: str) -> tuple[Path, Path]:
         if form.startswith("coco"):
             content = coco({name: label for name, (_, label) in pairs.items()})
             (root / "labels" / f"{split or 'all'}.json").write_text(json.dumps(content))
+        if form in SHARED:
+            file = AnnotationFile(form, root / "labels" / SHARED[form], ["background", "box"])
+            for name, (_, label) in pairs.items():
+                file.add(name, label)
+            file.write()
+            return root / "images", file.path
     if form == "coco file":
         return root / "images", root / "labels" / "all.json"
     return root / "images", root / ("images" if form == "labelme beside" else "labels")
 
 
 FORMS = ("coco file", "coco folder", "coco split", "labelme", "labelme beside", "labelme split", "yolo", "yolo split")
+FORMS += ("cvat", "labelstudio")  # as inference.py --save writes them
 
 
 @pytest.mark.parametrize("form", FORMS)
