@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import logging
 import shutil
+import zipfile
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -68,8 +69,11 @@ class FeatureCache:
         """Read the maps of an image (1, in_channels, H, W), or compute and keep them."""
         path = self.folder / f"{name_of(image)}.pth"
         with suppress(Exception):  # not there, or damaged, of which torch tells in many ways
-            found: list[Tensor] = torch.load(path, map_location=image.device, weights_only=True)
-            return found
+            with zipfile.ZipFile(path) as file:
+                intact = file.testzip() is None  # torch does not look at checksums
+            if intact:
+                found: list[Tensor] = torch.load(path, map_location=image.device, weights_only=True)
+                return found
         maps = []
         for number, each in enumerate(self.compute(image)):
             maps.append(each.clone() if number in self.taken else each.new_zeros(()).expand(each.shape))

@@ -217,6 +217,18 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, content: bytes | None) -> N
     assert path.read_bytes() == good
 
 
+def test_a_flipped_bit_is_no_feature(tmp_path: Path) -> None:
+    model = build()
+    cache, image = cached(tmp_path, model), model.normalize(pictures(1))
+    whole = cache(image)[4]
+    (path,) = entries(tmp_path)
+    good = path.read_bytes()
+    place = len(good) // 2  # within the numbers
+    path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+    assert torch.equal(cache(image)[4], whole)
+    assert path.read_bytes() == good
+
+
 def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(feature_cache.logger, "warning", lambda text, *words: said.append(text % words))
