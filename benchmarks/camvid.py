@@ -19,6 +19,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from engine.check import check_config
 from engine.children import train_command
 from engine.repeats import Member, finished_run, train_member
 from utils.config import load_config, override
-from utils.errors import run
+from utils.errors import PeerFailed, run
 from utils.log import log_to
 
 logger = logging.getLogger("segwright")
@@ -97,7 +98,7 @@ def member(case: Case, raw: Mapping[str, Any], changes: Sequence[str], data: Pat
 
 
 def train_all(members: Mapping[Case, Member], words: Sequence[str]) -> dict[Case, Path]:
-    """Train what is not finished yet; returns the folders of what is then, of which `trainer.max_time` may leave some.
+    """Train what is not finished yet; returns the folders of what is then: some may have failed, or reached `max_time`.
 
     Args:
         members: The trainings.
@@ -108,7 +109,8 @@ def train_all(members: Mapping[Case, Member], words: Sequence[str]) -> dict[Case
         folder = finished_run(training)
         if folder is None:
             logger.info("%d of %d: %s", number, len(members), case)
-            train_member(training, words, resume=True)
+            with suppress(PeerFailed):  # which has said why; the others are worth having
+                train_member(training, words, resume=True)
             folder = finished_run(training)
         if folder is not None:
             folders[case] = folder
