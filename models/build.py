@@ -17,6 +17,7 @@ from models.blocks import Classifier, OutputStride
 from models.encoder_decoder import BrickSpec, EncoderDecoder, compose
 from models.weights import load_pretrained
 from utils.errors import ConfigError
+from utils.float32_convolutions import compute_in_float32
 from utils.json_schema import object_schema
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
 from utils.schema import (
@@ -155,6 +156,7 @@ def build_model(
         model = _build_lego(own, num_classes, options.in_channels, where=where)
     else:
         model = _build_registered(own, num_classes, options.in_channels, where=where)
+    compute_in_float32(model)
     initialize(model, options.init)
     if mean is not None and std is not None:
         for numbers in (mean, std):
