@@ -96,7 +96,8 @@ def predict(args: argparse.Namespace) -> list[str]:
 
     from engine.annotation_files import AnnotationFile
     from engine.films import predict_films
-    from engine.prediction import LEGEND, Job, predict_files, write_legend, writing
+    from engine.prediction import predict_files
+    from engine.prediction_files import LEGEND, Job, write_legend, writing
 
     for line in found.passed_over:
         print(one_line(line), file=sys.stderr)

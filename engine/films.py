@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from engine.prediction import Job, Writing, read_ahead, to_device, to_host, writing
+from engine.prediction import Writing, read_ahead, to_device, to_host
+from engine.prediction_files import Job, writing
 from utils.classes import ClassTable
 from utils.errors import DataError, Fault, Problem, Stopped, failure_of_machine
 from utils.predict import Prediction, Predictor, as_batch

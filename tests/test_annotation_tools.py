@@ -20,7 +20,7 @@ from PIL import Image
 
 from dataloader.datasets.annotations import Annotations
 from engine.annotation_files import AnnotationFile
-from engine.prediction import Job, write
+from engine.prediction_files import Job, write
 from inference import SHARED, targets
 from utils.classes import ClassTable, default_colors
 from utils.predict import Prediction

@@ -18,7 +18,7 @@ from base.base_dataset import BaseDataset
 from dataloader.datasets.annotations import Annotations, keys_of
 from dataloader.datasets.run_lengths import decode_runs, encode_runs, from_runs, pack_brush, to_runs, unpack_brush
 from engine.annotation_files import AnnotationFile
-from engine.prediction import KINDS, Job, write
+from engine.prediction_files import KINDS, Job, write
 from inference import KINDS as NAMED_KINDS
 from inference import SHARED, targets
 from tests.conftest import Answer

@@ -18,7 +18,7 @@ from PIL import Image
 from base.base_dataset import BaseDataset, Sample
 from engine import prediction
 from engine.films import FilmWriter
-from engine.prediction import Job
+from engine.prediction_files import Job
 from inference import load
 from tests.tiny import Squares, tiny_config
 from utils import checkpoint
