@@ -1,7 +1,7 @@
 """Networks that are trained from scratch on CamVid for the same time: mean IoU, parameters and images per second.
 
     python -m benchmarks.camvid_networks DATA --json                    # some 20 minutes for each
-    python -m benchmarks.camvid_networks DATA --only ENet UNet --minutes 1
+    python -m benchmarks.camvid_networks DATA --only ENet PIDNet_S --minutes 1
 
 The recipe is that of configs/camvid.json but for the network, and for the optimizer where NETWORKS says so. Before the
 first training, a step of each is measured, so that each gets as many as take --minutes; they are kept in

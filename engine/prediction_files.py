@@ -136,8 +136,8 @@ def write_legend(path: Path, classes: ClassTable) -> None:
     Raises:
         Stopped: It cannot be written.
     """
-    with writing(path):
-        write_picture(path, legend(classes))
+    with writing(path), atomic_write(path, sync=False) as file:
+        write_picture(file, legend(classes))
 
 
 @contextmanager

@@ -269,8 +269,9 @@ def check_same(study: Study, sweep: Sweep) -> None:
     known = study.user_attrs.get("sweep")
     if known is None:
         study.set_user_attr("sweep", about)
-    elif known != about:
-        differing = ", ".join(key for key in about if known.get(key) != about[key])
+    elif differing := ", ".join(
+        key for key in about if known.get(key, about[key]) != about[key]
+    ):  # early ones lack one
         raise UserError(
             f"{sweep.folder}: holds a sweep with another {differing}. Give the config another name, or delete it."
         )

@@ -14,6 +14,7 @@ class Float32Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve maps (N, in_channels, H, W)."""
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
@@ -22,9 +23,9 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def compute_in_float32(model: nn.Module) -> None:
-    """Let a model's grouped dilated convolutions be of `Float32Conv2d`; names and weights stay."""
+    """Let a model's depthwise dilated convolutions be of `Float32Conv2d`; names and weights stay."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and max(module.dilation) > 1:
             kind = type(module)
             if kind is nn.Conv2d:
                 module.__class__ = Float32Conv2d

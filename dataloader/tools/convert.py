@@ -201,7 +201,7 @@ def from_numbers(pictures: Mapping[str, Path], values: Sequence[int], names: Seq
         shown = ", ".join(map(str, values))
         raise ConfigError(f"--names: {len(names)} names for {len(values)} values. Name {shown}, in this order.")
     called = list(names) if names is not None else [f"value_{value}" for value in values]
-    work = Conversion(called, default_colors(called), {})
+    work = Conversion(called, default_colors(called), {}, [f"{IGNORE} is taken for void, where a mask has it"])
 
     def renumbered(path: Path) -> np.ndarray:
         found = read_label_values(path)
