@@ -3,7 +3,8 @@
     python -m benchmarks.camvid DATA                               # configs/camvid.json: 9 runs, one after another
     python -m benchmarks.camvid DATA --on 0006R0 --seeds 0 --steps 500
     python -m benchmarks.camvid DATA --set small-crops train_loader.args.crop_size=[128,160]
-    python -m benchmarks.camvid DATA --ablations --steps 2000 --json
+    python -m benchmarks.camvid DATA --ablations --steps 2000 --json ablations
+    python -m benchmarks.camvid DATA --ablations "rare-class crops" copy-paste --classes pole "sign symbol" fence
 
 Validation's frames are neighbors of training's in drive 0016E5. So a drive of training's three is held out in turn, and
 the other two are trained on for as many steps. A figure is that of the last step: nothing is chosen by the images that
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from benchmarks.results import Figure, show, write
@@ -28,8 +30,9 @@ from engine.check import check_config
 from engine.children import train_command
 from engine.repeats import Member, finished_run, train_member
 from utils.config import load_config, override
-from utils.errors import PeerFailed, run
+from utils.errors import ConfigError, PeerFailed, run
 from utils.log import log_to
+from utils.schema import did_you_mean
 
 logger = logging.getLogger("segwright")
 
@@ -38,6 +41,7 @@ RECIPE = ROOT / "configs" / "camvid.json"
 FOLDS = {"0016E5": 0, "0006R0": 1, "0001TP": 2}  # drives of the training set: the largest is the first fold
 VALIDATION = "validation"
 AS_IT_IS = "recipe"  # the variant that is none
+PER_CLASS = "val/Class_IoU/"
 ABLATIONS: Mapping[str, Sequence[str]] = {
     "CE": ('loss={"type":"CrossEntropyLoss2d"}',),
     "CE, class weights": ('loss={"type":"CrossEntropyLoss2d","args":{"class_weights":"sqrt_inv"}}',),
@@ -47,12 +51,13 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
     "focal": ('loss={"type":"FocalLoss"}',),
     "OHEM": ('loss={"type":"OHEMCrossEntropyLoss"}',),
     "rare-class crops": ("train_loader.args.rare_crop=0.5",),
-    "no rare-class crops": ("train_loader.args.rare_crop=false",),
+    "copy-paste": ('train_loader.args.mix={"type":"CopyPaste","args":{"classes":["pole","sign symbol","fence"]}}',),
     "no EMA": ("trainer.ema=null",),
     "output stride 8": ("arch.args.output_stride=8",),
     "output stride 32": ("arch.args.output_stride=32",),
     "fp32": ("trainer.precision=fp32",),
-    "mild colors": ('train_loader.args.color_jitter={"brightness":0.2,"contrast":0.2,"saturation":0.2}',),
+    "no colors": ("train_loader.args.color_jitter=false",),
+    "strong colors": ('train_loader.args.color_jitter={"brightness":0.5,"contrast":0.5,"saturation":0.5}',),
     "crops of half the area": ("train_loader.args.crop_size=[136,180]",),
 }
 
@@ -72,6 +77,20 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.variant}, {self.on}, seed {self.seed}"
+
+
+class Outcome(NamedTuple):
+    """What a finished run came to after its last step.
+
+    Args:
+        mean: Mean IoU, in percent.
+        of_classes: That of the classes asked for, in percent; None if none were.
+        minutes: It took; None if it was interrupted.
+    """
+
+    mean: float
+    of_classes: float | None
+    minutes: float | None
 
 
 def member(case: Case, raw: Mapping[str, Any], changes: Sequence[str], data: Path, out: Path) -> Member:
@@ -114,17 +133,29 @@ def train_all(members: Mapping[Case, Member], words: Sequence[str]) -> dict[Case
             folder = finished_run(training)
         if folder is not None:
             folders[case] = folder
-            logger.info("%s: mean IoU %.2f %%", case, came_to(folder)[0])
+            logger.info("%s: mean IoU %.2f %%", case, came_to(folder).mean)
     return folders
 
 
-def came_to(folder: Path) -> tuple[float, float | None]:
-    """Read the mean IoU of a finished run's last step, in percent, and its minutes; None if it was interrupted."""
+def came_to(folder: Path, classes: Sequence[str] = ()) -> Outcome:
+    """Read what a finished run came to.
+
+    Raises:
+        ConfigError: There is no such class.
+    """
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     starts = sum(step.get("event") == "start" for step in steps)
     seconds = [step["seconds"] for step in steps if "seconds" in step]
-    return 100 * last["val/Mean_IoU"], seconds[-1] / 60 if starts == 1 and seconds else None
+    of_each = {key.removeprefix(PER_CLASS): value for key, value in last.items() if key.startswith(PER_CLASS)}
+    for name in classes:
+        if name not in of_each:
+            raise ConfigError(f"--classes: no class is called '{name}'. {did_you_mean(name, list(of_each))}")
+    return Outcome(
+        100 * last["val/Mean_IoU"],
+        100 * mean(of_each[name] for name in classes) if classes else None,
+        seconds[-1] / 60 if starts == 1 and seconds else None,
+    )
 
 
 def made_by(folders: Sequence[Path]) -> tuple[str, str]:
@@ -136,15 +167,18 @@ def made_by(folders: Sequence[Path]) -> tuple[str, str]:
     return ", ".join(commits), found[-1]["device"]
 
 
-def figures(found: Mapping[Case, tuple[float, float | None]]) -> list[Figure]:
+def figures(found: Mapping[Case, Outcome], classes: Sequence[str] = ()) -> list[Figure]:
     """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds; then the time."""
-    rows: dict[str, list[float]] = {}
-    for case, (value, _) in found.items():
+    rows: dict[tuple[str, str], list[float]] = {}
+    for case, outcome in found.items():
         where = case.on if case.on == VALIDATION else f"unseen drive {case.on}"
-        rows.setdefault(f"{case.variant}: {where}", []).append(value)
-    made = [Figure(what, "%", values) for what, values in rows.items()]
-    minutes = [taken for case, (_, taken) in found.items() if case.variant == AS_IT_IS and taken is not None]
-    return [*made, Figure(f"{AS_IT_IS}: time", "min", minutes)] if minutes else made
+        what = f"{case.variant}: {where}"
+        rows.setdefault((what, "all classes" if classes else ""), []).append(outcome.mean)
+        if outcome.of_classes is not None:
+            rows.setdefault((what, ", ".join(classes)), []).append(outcome.of_classes)
+    made = [Figure(what, "%", values, column) for (what, column), values in rows.items()]
+    minutes = [each.minutes for case, each in found.items() if case.variant == AS_IT_IS and each.minutes is not None]
+    return [*made, Figure(f"{AS_IT_IS}: time", "min", minutes)] if minutes and not classes else made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--on", nargs="+", default=[VALIDATION, "0006R0", "0001TP"], choices=[VALIDATION, *FOLDS])
     add("--set", action="append", nargs="+", default=[], metavar=("NAME", "KEY=VALUE"), help="a variant of the recipe")
-    add("--ablations", action="store_true", help="variants of loss, sampling, averaging, stride, precision, crop")
+    add("--ablations", nargs="*", choices=ABLATIONS, metavar="NAME", help="these variants, or all that have a name")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="report the mean IoU of these beside that of all")
     add("--steps", type=int, help="length of every run (default: the recipe's)")
     add("--device", help="as train.py takes it")
     add("--out", type=Path, default=Path("saved/benchmark-camvid"), help="where runs lie")
@@ -168,7 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if steps is None:
         parser.error("the recipe has no trainer.max_steps, and epochs of fewer images have fewer steps. Give --steps.")
     raw = override(raw, [f"trainer.max_steps={steps}"])
-    variants = {AS_IT_IS: (), **(ABLATIONS if args.ablations else {}), **{name: sets for name, *sets in args.set}}
+    ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
+    variants = {
+        AS_IT_IS: (),
+        **{name: ABLATIONS[name] for name in ablations},
+        **{name: sets for name, *sets in args.set},
+    }
     cases = [Case(*each) for each in itertools.product(variants, args.on, args.seeds)]
     cases.sort(key=lambda case: args.seeds.index(case.seed))  # early runs already say something about all
     # A mistake in the last one is found before the first one has been trained.
@@ -177,8 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [*train_command(None, str(ROOT / "train.py")), "--config", str(args.recipe)]
     words += ["--set", f"trainer.max_steps={steps}", *(["--device", args.device] if args.device else [])]
     folders = train_all(members, words)
-    found = {case: came_to(folder) for case, folder in folders.items()}
-    rows = figures(found)
+    rows = figures({case: came_to(folder, args.classes) for case, folder in folders.items()}, args.classes)
     show(rows)
     if args.json and folders:
         commit, device = made_by(list(folders.values()))  # which need not be what is there now

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates = speeds(configs)
     rows = []
     for case, trained in folders.items():
-        rows.append(Figure(case.variant, "%", [came_to(trained)[0]], "mean IoU"))
+        rows.append(Figure(case.variant, "%", [came_to(trained).mean], "mean IoU"))
         rows.append(Figure(case.variant, "M", [parameters(configs[case.variant])], "parameters"))
         rows.append(Figure(case.variant, "images/s", rates[case.variant], "480x360, one at a time"))
         rows.append(Figure(case.variant, "", [steps[case.variant]], "steps of 8 crops"))

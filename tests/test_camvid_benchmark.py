@@ -13,6 +13,7 @@ from benchmarks import camvid, camvid_networks
 from engine.assemble import build_loaders
 from tests.conftest import ROOT
 from utils.config import load_config
+from utils.errors import ConfigError
 
 DRIVES = {"0016E5": 5, "0006R0": 3, "0001TP": 2}
 SMALL = {
@@ -62,6 +63,24 @@ def test_every_ablation_is_a_right_config_of_the_recipe(data: Path) -> None:
         camvid.member(camvid.Case(name, "0006R0", 0), raw, changes, data, data.parent)
 
 
+@pytest.mark.parametrize(
+    ("words", "variants"),
+    [
+        ([], ["recipe"]),
+        (["--ablations"], ["recipe", *camvid.ABLATIONS]),
+        (["--ablations", "focal", "--set", "mine", "trainer.ema=null"], ["recipe", "focal", "mine"]),
+    ],
+)
+def test_variants_are_those_that_were_named(
+    words: list[str], variants: list[str], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(camvid, "train_all", lambda members, words: seen.extend(case.variant for case in members) or {})
+    out = str(tmp_path / "out")
+    assert camvid.main([str(data), "--on", "0006R0", "--seeds", "0", "--out", out, *words]) == 0
+    assert seen == variants
+
+
 def test_what_is_trained_is_passed_over_and_what_the_table_shows_is_the_last_step(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +107,17 @@ def test_what_is_trained_is_passed_over_and_what_the_table_shows_is_the_last_ste
     assert stamp == {"made_by": "of then", "device": environment["device"]}
     assert value[:3] == ("recipe: unseen drive 0006R0", "%", [100 * json.loads(last)["val/Mean_IoU"]])
     assert minutes.unit == "min"
+    rows.clear()
+    classes = ["pole", "fence"]
+    assert camvid.main([*words, "--json", "--classes", *classes]) == 0
+    values = json.loads(last)
+    of_them = sum(values[f"val/Class_IoU/{name}"] for name in classes) / 2
+    assert {row.column: row.values for row in rows} == {
+        "all classes": value.values,
+        "pole, fence": [pytest.approx(100 * of_them)],
+    }
+    with pytest.raises(ConfigError, match=r"'poles'.* Did you mean 'pole'"):
+        camvid.main([*words, "--classes", "poles"])
 
 
 def test_epochs_are_refused_where_drives_differ_in_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
