@@ -60,7 +60,7 @@ class Trainer(BaseTrainer):
         model: The network, on its device: what is saved and validated.
         criterion: Its loss.
         optimizer: Over the model's parameters.
-        schedule: Sets the optimiser's learning rates before each step.
+        schedule: Sets the optimizer's learning rates before each step.
         train_loader: Training batches.
         val_loader: Batches to validate on; None for no validation.
         classes: Names and colors of the classes.
@@ -163,7 +163,7 @@ class Trainer(BaseTrainer):
                 yield batch
 
     def train_step(self, batch: Batch) -> StepResult:
-        """Take one optimiser step on `batch`, in `accumulate` micro-batches."""
+        """Take one optimizer step on `batch`, in `accumulate` micro-batches."""
         step = self.progress.step
         self.schedule.apply(self.optimizer, step)
         # Each loss is divided by its share of the whole batch, so that micro-batches and processes add up to it.

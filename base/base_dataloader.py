@@ -53,7 +53,7 @@ class LoaderOptions:
     """What a loader's `args` say about batches.
 
     Args:
-        batch_size: Images per optimiser step, over all processes and parts; when validating, images per forward
+        batch_size: Images per optimizer step, over all processes and parts; when validating, images per forward
             pass, and only where all have one size.
         shuffle: Draw the images of an epoch in random order; null is what the loader is for: true in training.
         num_workers: Processes that read and augment; 0 does it in the main process. Results do not depend on it.

@@ -40,12 +40,12 @@ class TrainerConfig:
 
     Args:
         epochs: Passes over the training set in the whole run.
-        max_steps: Optimiser steps in the whole run; given, it wins over `epochs`.
+        max_steps: Optimizer steps in the whole run; given, it wins over `epochs`.
         save_dir: Folder of all runs; this one's is `<save_dir>/<name>/<date and time>`.
         save_period: Epochs between the checkpoints that are kept as `checkpoint-epoch<N>.pth`.
         keep_last: How many of those are kept, the newest.
         save_minutes: Minutes after which `last.pth` is written also within an epoch.
-        save_steps: Optimiser steps after which it is; null for no such rule.
+        save_steps: Optimizer steps after which it is; null for no such rule.
         max_time: Minutes after which to save and end with status 0, for queues with a time limit; null for none.
         monitor: `max KEY` or `min KEY` decides which model is best; `off` keeps none. KEY is one of metrics.jsonl,
             such as `Mean_IoU`, `val/loss` or `Class_IoU/car`.
@@ -53,10 +53,10 @@ class TrainerConfig:
         writers: Where results are shown besides the run's folder.
         tensorboard: Write TensorBoard files; false silences that writer.
         log_dir: Folder for them; this run's is `<log_dir>/<name>/<date and time>`.
-        log_per_iter: Optimiser steps between two readings of loss, accuracy and mIoU on the training batch.
+        log_per_iter: Optimizer steps between two readings of loss, accuracy and mIoU on the training batch.
         val: Validate at all.
         val_per_epochs: Epochs between validations; the last epoch is always validated.
-        val_per_steps: Optimiser steps between validations; given, it wins over `val_per_epochs`.
+        val_per_steps: Optimizer steps between validations; given, it wins over `val_per_epochs`.
         metrics: Figures that validation reports besides pixel accuracy and IoU.
         precision: Arithmetic of training and validation; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
@@ -107,7 +107,7 @@ class TrainerConfig:
         return device == "cuda" if self.memory_drill == "auto" else self.memory_drill
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimiser steps in the whole run."""
+        """Optimizer steps in the whole run."""
         return self.max_steps or (self.epochs or 1) * steps_per_epoch
 
 
@@ -117,7 +117,7 @@ class Progress:
 
     Args:
         epoch: Completed epochs.
-        step: Optimiser steps taken.
+        step: Optimizer steps taken.
         position: Images of the open epoch that have been used.
         best_value: Best monitored value; None before the first.
         best_epoch: Epoch (completed ones, so from 1) that gave it, or within which it was; 0 before the first.
@@ -149,8 +149,8 @@ class BaseTrainer(ABC):
     Args:
         config: The `trainer` section.
         run_dir: Folder of this run's files; exists.
-        steps_per_epoch: Optimiser steps in an epoch.
-        batch_size: Images per optimiser step.
+        steps_per_epoch: Optimizer steps in an epoch.
+        batch_size: Images per optimizer step.
         monitor: What decides which model is best.
         description: What a checkpoint says about itself besides its weights (architecture, classes, config ...):
             plain values.
@@ -194,7 +194,7 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def network_state(self) -> NetworkState:
-        """State of model, optimiser and whatever else training changes, as tensors and plain values."""
+        """State of model, optimizer and whatever else training changes, as tensors and plain values."""
 
     @abstractmethod
     def load_network_state(self, state: TrainingState, path: Path) -> None:
@@ -258,7 +258,7 @@ class BaseTrainer(ABC):
 
     @property
     def steps_left(self) -> int:
-        """Optimiser steps to take before the next commit: that of the epoch, or of a validation within it."""
+        """Optimizer steps to take before the next commit: that of the epoch, or of a validation within it."""
         progress, config = self.progress, self.config
         left = min(self.steps_per_epoch - progress.position // self.batch_size, self.total_steps - progress.step)
         if config.val_per_steps and config.val:
@@ -356,7 +356,7 @@ class BaseTrainer(ABC):
         return self.finished and self.progress.step < self.total_steps
 
     def after_step(self) -> None:
-        """Count an optimiser step, save if it is time, and stop if somebody asked for it or a save failed."""
+        """Count an optimizer step, save if it is time, and stop if somebody asked for it or a save failed."""
         progress, config = self.progress, self.config
         self.files.check()
         progress.step += 1

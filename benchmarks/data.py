@@ -8,7 +8,7 @@ One process, one thread, full training augmentation: scale 0.5 to 2, rotate, cro
 CamVid where that folder is given, else generated scenes, enlarged to the size of VOC, ADE20K and Cityscapes with a
 little grain, so that files are about as large as real ones. `--yassouali` and `--semseg` are checkouts of
 yassouali/pytorch-segmentation and hszhao/semseg; albumentations takes part where it is installed. Others give what
-they give in training: normalised float tensors; we give bytes, which the model normalises.
+they give in training: normalized float tensors; we give bytes, which the model normalizes.
 
 Each case runs in processes of its own, as a data worker does, with the allocator as its authors leave it: ours keeps
 memory that was freed (`--malloc` gives that to all). They take turns; what is printed is the median over rounds of the

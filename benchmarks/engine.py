@@ -129,7 +129,7 @@ def ours(trainer: Trainer) -> None:
 
 
 class FullSize(nn.Module):
-    """A model as pytorch-segmentation has them: normalised images to logits of their size."""
+    """A model as pytorch-segmentation has them: normalized images to logits of their size."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ def regions(labels: np.ndarray, names: Sequence[str], *, holes: bool = False) ->
         background = label.lower() in BACKGROUND
         if background and not holes:
             continue
-        # Of eight neighbours, two classes could cross each other, and neither would lie in a hole of the other.
+        # Of eight neighbors, two classes could cross each other, and neither would lie in a hole of the other.
         count, numbers, boxes, _ = cv2.connectedComponentsWithStats(
             (labels == value).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
         )

@@ -28,7 +28,7 @@ def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
     yield f"parameters  {dry.parameters / 1e6:.2f} M, {dry.trainable / 1e6:.2f} M of them trained"
     yield f"logits      {list(dry.logits)} for images of {dry.image_size[0]}x{dry.image_size[1]}"
     need = dry.activation_bytes + 16 * dry.parameters  # weight, gradient and up to two moments, of 4 bytes each
-    yield f"memory      {_gib(dry.activation_bytes)} of activations in each part of a step, {_gib(need)} with weights"
+    yield f"memory      {_gib(dry.activation_bytes)} of activations for each micro-batch, {_gib(need)} with weights"
     for loader in assemble.build_loaders(config, cached=False):
         if loader is not None:
             kind = "training" if loader.training else "validation"

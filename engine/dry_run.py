@@ -44,7 +44,7 @@ class DryRun:
 
 
 def check_training(config: RunConfig, model: BaseModel) -> None:
-    """Build loss and optimiser for `model`, for what only they can find wrong.
+    """Build loss and optimizer for `model`, for what only they can find wrong.
 
     Raises:
         ConfigError: A class or a part of the model does not exist, or torch refuses an argument.
@@ -72,7 +72,7 @@ def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
         model = build_network(config, load_weights=False)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
     rates: dict[str, list[tuple[int, float]]] = {group["name"]: [] for group in optimizer.param_groups}
-    with warnings.catch_warnings():  # torch's own schedulers miss the steps of the optimiser
+    with warnings.catch_warnings():  # torch's own schedulers miss the steps of the optimizer
         warnings.simplefilter("ignore", UserWarning)
         schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
         for step in sorted({*range(0, total, -(-total // 2000)), total - 1}):

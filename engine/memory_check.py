@@ -14,7 +14,7 @@ from utils.predict import Predictor
 def try_step(trainer: Trainer, batch: Batch, image: Tensor | None) -> None:
     """Take a training step on `batch` and validate `image`, then put everything back.
 
-    The optimiser is one to throw away, which allocates as much as the real one.
+    The optimizer is one to throw away, which allocates as much as the real one.
 
     Args:
         trainer: A trainer that has not begun.

@@ -156,7 +156,7 @@ def _migrate_loader(found: Migration, loader: str) -> None:
         found.say(f"{place}.label_set", "set to 182", "Theirs counts the classes that never occur too; 171 is ours")
     if loader == "val_loader" and args.get("val") and args.get("crop_size"):
         found.say(
-            f"{place}.crop_size", "kept", "It validates on centre crops; without it, whole images, as papers report"
+            f"{place}.crop_size", "kept", "It validates on center crops; without it, whole images, as papers report"
         )
 
 
@@ -178,7 +178,7 @@ def _migrate_scheduler(found: Migration) -> None:
 
 
 def _migrate_trainer(found: Migration) -> None:
-    """Bring periods to our units: epochs and optimiser steps."""
+    """Bring periods to our units: epochs and optimizer steps."""
     trainer = found.config.get("trainer") or {}
     found.drop_unknown(trainer, TRAINER_KEYS, "trainer")
     period = trainer.get("val_per_epochs", 1)
@@ -193,7 +193,7 @@ def _migrate_trainer(found: Migration) -> None:
     if isinstance(images, int) and batch:
         trainer["log_per_iter"] = images // batch + 1
         what = f"{images} is now {trainer['log_per_iter']}"
-        found.say("trainer.log_per_iter", what, "Theirs counts images, ours optimiser steps")
+        found.say("trainer.log_per_iter", what, "Theirs counts images, ours optimizer steps")
     if trainer.get("tensorboard") is False:
         found.say("trainer.tensorboard", "false kept", "Theirs writes all the same; ours does not")
 

@@ -60,7 +60,7 @@ class Work:
     Args:
         predictor: What predicts.
         kinds: Kinds of output.
-        batch_size: Images per forward pass, as far as neighbours are of one size; windows in sliding mode.
+        batch_size: Images per forward pass, as far as neighbors are of one size; windows in sliding mode.
         progress: Called when an image is done.
         broken: What was wrong with images that could not be predicted, a line each.
     """
@@ -88,7 +88,7 @@ def predict_files(
     Args:
         predictor: What predicts.
         jobs: The images; all want the same kinds of output.
-        batch_size: Images per forward pass, as far as neighbours are of one size.
+        batch_size: Images per forward pass, as far as neighbors are of one size.
         show_progress: Whether to show progress bars; None where there is a terminal.
 
     Returns:
@@ -155,7 +155,7 @@ def read_ahead(readers: Executor, reads: Iterable[Callable[[], T]], ahead: int) 
 
 
 def groups(decoded: Iterable[tuple[Job, Future[Decoded | Huge]]], work: Work) -> Iterator[list[Decoded] | Huge]:
-    """Put neighbours of one size together, up to `batch_size`; what cannot be read goes to `work.broken`."""
+    """Put neighbors of one size together, up to `batch_size`; what cannot be read goes to `work.broken`."""
     group: list[Decoded] = []
     for job, future in decoded:
         try:

@@ -58,7 +58,7 @@ def add_reader(commands: argparse._SubParsersAction[CommandParser], name: str, t
     output = " -o tars" if name == "pack" else ""
     examples = [
         (f"-c mydata.json{output}", what),
-        (f"--dataset CamVid --data-dir data/CamVid{output}", "of a dataset, without a config"),
+        (f"--dataset CamVid --data-dir data/camvid{output}", "of a dataset, without a config"),
     ]
     pages = ["howto/own-data.md", "howto/public-datasets.md"]
     if name == "check":
@@ -101,7 +101,7 @@ def add_others(commands: argparse._SubParsersAction[CommandParser]) -> None:
         return commands.add_parser(name, help=text, description=text, usage=usage, examples=[example], pages=pages)
 
     text = "fetch and unpack a dataset; called again, it goes on where it broke off"
-    made = command("download", text, ("CamVid", "into data/CamVid"), "NAME", "public-datasets")
+    made = command("download", text, ("CamVid --data-dir data/camvid", "into data/camvid"), "NAME", "public-datasets")
     group = made.add_argument_group("data")
     group.add_argument("name", metavar="NAME", help=DOWNLOADS)
     add_shared(group, "--data-dir", ": where to (default: data)", default=Path("data"))

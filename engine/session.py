@@ -31,7 +31,7 @@ from utils.writers import RunFacts, open_writer
 
 logger = logging.getLogger("segwright")
 
-BYTES_PER_PARAMETER = 12  # of a checkpoint: the weight and what an optimiser such as Adam keeps of it, in float32
+BYTES_PER_PARAMETER = 12  # of a checkpoint: the weight and what an optimizer such as Adam keeps of it, in float32
 
 
 @dataclass(frozen=True, kw_only=True)

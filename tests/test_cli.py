@@ -59,7 +59,7 @@ WRONG = {  # changes of a config, and how each line of the answer begins
         {"optimizer": {"type": "SGD", "args": {"lr": 0.1, "nesterov": True}}},
         ["optimizer.args.nesterov: true, which SGD refuses: Nesterov momentum requires a momentum and zero dampening."],
     ),
-    "params of an optimiser": (
+    "params of an optimizer": (
         {"optimizer.args.params": []},
         ["optimizer.args.params: is filled in by the framework. Remove it."],
     ),
@@ -67,7 +67,7 @@ WRONG = {  # changes of a config, and how each line of the answer begins
         {"optimizer.parts": {"bakbone": {"lr_mult": 1}}},
         ["optimizer.parts.bakbone: the model has no such part. Did you mean 'backbone'?"],
     ),
-    "unknown optimiser": ({"optimizer.type": "Adm"}, ["optimizer.type: no optimizer is called 'Adm'. Did you mean"]),
+    "unknown optimizer": ({"optimizer.type": "Adm"}, ["optimizer.type: no optimizer is called 'Adm'. Did you mean"]),
     "unknown model": ({"arch": {"type": "PSPNett"}}, ["arch.type: no model is called 'PSPNett'. Did you mean 'PSPNe"]),
     "module for a model": ({"arch": "np"}, ["arch: no model is called 'np'."]),
     "attribute for a model": ({"arch": {"type": "__doc__"}}, ["arch.type: no model is called '__doc__'."]),

@@ -128,20 +128,20 @@ def record(image: np.ndarray) -> scan.Record:
     return scan.Record([0], thumbnail=scan.thumbnail(image), image=scan.digest(image))
 
 
-def test_neighbouring_frames_are_near_duplicates_and_other_drives_are_not() -> None:
+def test_neighboring_frames_are_near_duplicates_and_other_drives_are_not() -> None:
     frames = {f"{d}_{s:03d}": record(drive(d, s)) for d in range(10) for s in (0, 60)}
-    neighbours = {f"{d}_{s:03d}": record(drive(d, s)) for d in range(3) for s in (6, 66)}
+    neighbors = {f"{d}_{s:03d}": record(drive(d, s)) for d in range(3) for s in (6, 66)}
     others = {f"{d}_000": record(drive(d, 0)) for d in range(20, 26)}
-    found = near_pairs(frames, neighbours)
-    assert {b for _, b in found} == neighbours.keys()
+    found = near_pairs(frames, neighbors)
+    assert {b for _, b in found} == neighbors.keys()
     assert all(a.partition("_")[0] == b.partition("_")[0] for a, b in found)
     assert near_pairs(frames, others) == []
     assert near_pairs(frames, dict(list(frames.items())[:5])) == [], "equal ones are told of elsewhere"
-    assert len(near_within({**frames, **neighbours})) >= 12
-    assert near_pairs(dict(list(frames.items())[:5]), neighbours) == [], "too few to know what is common"
+    assert len(near_within({**frames, **neighbors})) >= 12
+    assert near_pairs(dict(list(frames.items())[:5]), neighbors) == [], "too few to know what is common"
 
 
-def test_the_doctor_says_what_keeps_neighbouring_frames_on_one_side(
+def test_the_doctor_says_what_keeps_neighboring_frames_on_one_side(
     tmp_path: Path, prepare_command: Callable[..., Answer]
 ) -> None:
     for number in range(8):

@@ -956,7 +956,7 @@ def test_init_starts_from_public_weights_where_they_can_be_had(
 
 
 @pytest.mark.parametrize("given", [("train/images", "train/masks"), (".", ".")])
-def test_init_recognises_train_and_val_side_by_side(
+def test_init_recognizes_train_and_val_side_by_side(
     given: tuple[str, str], tmp_path: Path, prepare_command: Callable[..., Answer]
 ) -> None:
     root = photos(tmp_path / "mydata", "train/images", "train/masks", "val/images", "val/masks")

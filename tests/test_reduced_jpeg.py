@@ -39,15 +39,15 @@ def write_jpeg(path: Path, image: np.ndarray, **options: Any) -> Path:
 
 
 def dots_of(image: np.ndarray) -> np.ndarray:
-    """Centres of the bright spots, in rows and columns, ordered."""
+    """Centers of the bright spots, in rows and columns, ordered."""
     light = image[..., 0].astype(np.float64) - 20
     _, numbers = cv2.connectedComponents((light > 30).astype(np.uint8))
-    centres = []
+    centers = []
     for number in range(1, numbers.max() + 1):
         rows, columns = np.nonzero(numbers == number)
         weights = light[rows, columns]
-        centres.append((np.average(rows, weights=weights), np.average(columns, weights=weights)))
-    return np.array(sorted(centres))
+        centers.append((np.average(rows, weights=weights), np.average(columns, weights=weights)))
+    return np.array(sorted(centers))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -60,7 +60,7 @@ def test_a_reduced_image_has_a_pixel_for_each_square_of_pixels(
     assert image.shape == (*size, 3)
     found = image.reduced(step)
     assert found.shape == (-(-size[0] // step), -(-size[1] // step), 3)
-    # Pixel k stands for pixels step * k to step * k + step - 1, so that its centre is theirs.
+    # Pixel k stands for pixels step * k to step * k + step - 1, so that its center is theirs.
     np.testing.assert_allclose(dots_of(found) * step + (step - 1) / 2, sorted(DOTS), atol=step / 12)
     blocks = cv2.resize(
         dotted(size)[: size[0] // step * step, : size[1] // step * step],

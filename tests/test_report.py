@@ -337,7 +337,7 @@ def test_curves_by_step_are_what_the_run_wrote_down(runs):
 
 
 def flooded(mask: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The connected regions (8 neighbours) of a mask (H, W) bool, each as its pixels, by filling one after another."""
+    """The connected regions (8 neighbors) of a mask (H, W) bool, each as its pixels, by filling one after another."""
     left, found = {(int(y), int(x)) for y, x in np.argwhere(mask)}, []
     while left:
         region, border = [], [left.pop()]
@@ -506,7 +506,7 @@ def test_the_index_ranks_runs_of_one_protocol_only(runs, report_command, tmp_pat
     shutil.copytree(first, third)
     assert report_command(copied).status == 0
     text = (copied / "index.html").read_text()
-    assert text.count("class=greyed") == 1
+    assert text.count("class=grayed") == 1
     assert "1 other way" in text
 
 

@@ -75,9 +75,9 @@ def test_grey_as_color_gives_the_same_features_for_any_number_of_channels(
     channels: int, file: Path, published: dict[str, Tensor]
 ) -> None:
     model = build(str(file), in_channels=channels)
-    grey = torch.rand(1, 1, 16, 16)
-    adapted = model.backbone.conv1(grey.expand(-1, channels, -1, -1))
-    expected = torch.nn.functional.conv2d(grey.expand(-1, 3, -1, -1), published["conv1.weight"], stride=2, padding=3)
+    gray = torch.rand(1, 1, 16, 16)
+    adapted = model.backbone.conv1(gray.expand(-1, channels, -1, -1))
+    expected = torch.nn.functional.conv2d(gray.expand(-1, 3, -1, -1), published["conv1.weight"], stride=2, padding=3)
     torch.testing.assert_close(adapted, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(model.backbone.layer4[1].conv2.weight, published["layer4.1.conv2.weight"])
 

@@ -37,7 +37,7 @@ class Description(TypedDict):
         classes: Names of the classes.
         palette: Their colors.
         left_out: Classes that are in no mean.
-        normalization: Mean and std by which the model normalises.
+        normalization: Mean and std by which the model normalizes.
         preprocessing: How validation prepared whole images, which prediction repeats (not in early files).
         environment: Versions, device, command line; `modules` names those with third-party components.
     """
@@ -74,7 +74,7 @@ class NetworkState(TypedDict):
     Keys:
         protocol: How validation measures.
         state_dict: Weights and buffers by name, without prefixes of wrappers.
-        optimizer: State of the optimiser.
+        optimizer: State of the optimizer.
         scaler: State of the loss scaling of fp16; empty without.
         ema: Averaged weights (`state_dict`) and the number of `updates`; None without.
         lr_scheduler: State of a schedule of torch's own; ours are functions of the step.
@@ -99,7 +99,7 @@ class Position(TypedDict):
 
     Keys:
         epoch: Completed epochs.
-        step: Optimiser steps taken.
+        step: Optimizer steps taken.
         total_steps: Steps of the whole run as it was planned.
         position: Images of the open epoch that have been used.
         best: The best result so far.

@@ -375,13 +375,13 @@ def no_sync(network: nn.Module, enabled: bool) -> AbstractContextManager[None]:
 
 
 def agree_on_stop(step: int, request: int) -> int:
-    """Return what all processes do after optimiser step `step`: 0 goes on, all else is what one of them asked for.
+    """Return what all processes do after optimizer step `step`: 0 goes on, all else is what one of them asked for.
 
     A process alone gets its request. Otherwise rank 0 decides, `heartbeat.AHEAD` steps before, and everybody reads its
     decision: hosts learn from each other without a device in between, and all stop after the same step.
 
     Args:
-        step: Optimiser steps taken so far.
+        step: Optimizer steps taken so far.
         request: A number of this process to stop with, or 0.
 
     Raises:

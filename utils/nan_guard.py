@@ -31,7 +31,7 @@ class NanGuard:
     """Watch the losses of a run, and see to it that nothing that is not finite is ever saved.
 
     Args:
-        model: What the optimiser changes.
+        model: What the optimizer changes.
         patience: Consecutive steps with a loss that is not finite after which the run stops. Above 1, such steps
             change no weight, which takes memory for a copy of the weights.
         name_step: Says in words which step it is, from its number and the position of its images.
@@ -66,12 +66,12 @@ class NanGuard:
             self.rollback.remember()
 
     def before_update(self, loss: Tensor) -> None:
-        """Clear the gradients if `loss`, (), is not finite; call it before the optimiser changes the weights."""
+        """Clear the gradients if `loss`, (), is not finite; call it before the optimizer changes the weights."""
         if self.rollback:
             self.rollback.clear_gradients(~loss.isfinite())
 
     def after_update(self, loss: Tensor) -> None:
-        """Undo the step if `loss`, (), is not finite; call it after the optimiser has changed the weights."""
+        """Undo the step if `loss`, (), is not finite; call it after the optimizer has changed the weights."""
         if self.rollback:
             self.rollback.undo(~loss.isfinite())
 
@@ -129,7 +129,7 @@ class NanGuard:
 
 
 class StepRollback:
-    """Undo what an optimiser step did to a model, if a device finds that it has to be; the host need not know.
+    """Undo what an optimizer step did to a model, if a device finds that it has to be; the host need not know.
 
     Args:
         model: Whose weights and buffers, such as running statistics, to keep a copy of.
@@ -147,7 +147,7 @@ class StepRollback:
             kept.copy_(value)
 
     def clear_gradients(self, undone: Tensor) -> None:
-        """Let the optimiser see gradients of 0 where `undone`, () bool, is true, so that its state stays finite."""
+        """Let the optimizer see gradients of 0 where `undone`, () bool, is true, so that its state stays finite."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(undone, 0.0)

@@ -106,7 +106,7 @@ class Predictor:
 
         Raises:
             DataError: The file cannot be read.
-            TypeError: The array is none of 8-bit integers; scaled values would be normalised twice.
+            TypeError: The array is none of 8-bit integers; scaled values would be normalized twice.
         """
         if not isinstance(image, np.ndarray):
             return self.predict_image(self.read(Path(image)))

@@ -188,7 +188,7 @@ class Registry(Mapping[str, Factory]):
         Args:
             component: Name and arguments, as a `Component` or as in a config; one that `check` returned is not
                 checked again.
-            parts: Finished objects that every component of this kind takes first, such as an optimiser's parameters.
+            parts: Finished objects that every component of this kind takes first, such as an optimizer's parameters.
             where: Path of `component` in the config, for errors.
             facts: What only the running program knows; a component receives those that it names, see `FACTS`.
 

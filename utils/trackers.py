@@ -39,7 +39,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def send(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers by tag, at an optimiser step."""
+        """Send numbers by tag, at an optimizer step."""
 
     @abstractmethod
     def send_image(self, tag: str, image: np.ndarray, step: int) -> None:

@@ -26,7 +26,7 @@ class TestTimeAugmentation:
         scales: Factors of height and width in multiscale mode.
         flip: Average with the mirrored image too.
         window: Height and width of the windows in sliding mode.
-        overlap: Share that neighbouring windows have in common, at least.
+        overlap: Share that neighboring windows have in common, at least.
         fast: Average scales at the resolution of the head instead of the image's; nearly the same, much cheaper.
         batch_size: Windows per forward pass.
         blend: How much the pixels of a window count where windows overlap: "uniform" all alike, "linear" and "gaussian"
@@ -152,7 +152,7 @@ def sliding(
         predict: Gives logits of raw images.
         images: (N, channels, H, W), uint8 or floating.
         window: Height and width of the windows.
-        overlap: Share that neighbours have in common, at least, 0 to below 1.
+        overlap: Share that neighbors have in common, at least, 0 to below 1.
         batch_size: Windows per call of `predict`.
         blend: Weights of the pixels of a window, see `side_weights`.
 

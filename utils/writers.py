@@ -82,13 +82,13 @@ class TensorBoardWriter:
             self._file.add_summary(start)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers by tag, at an optimiser step."""
+        """Write numbers by tag, at an optimizer step."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()  # a kill may come any time, and steps before the last checkpoint are not taken again
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """Write a picture (H, W, 3) uint8 at an optimiser step, as JPEG: PNG takes five times as long."""
+        """Write a picture (H, W, 3) uint8 at an optimizer step, as JPEG: PNG takes five times as long."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         picture = Summary.Image(height=image.shape[0], width=image.shape[1], colorspace=3)
@@ -96,7 +96,7 @@ class TensorBoardWriter:
         self._file.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """Write how often values (N,) of each size occur, at an optimiser step."""
+        """Write how often values (N,) of each size occur, at an optimizer step."""
         self._writer.add_histogram(tag, values, step)
 
     def close(self) -> None:
@@ -120,17 +120,17 @@ class Tolerant:
         self.failed_at: float | None = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Show numbers by tag, at an optimiser step."""
+        """Show numbers by tag, at an optimizer step."""
         if not self.is_paused():
             self.attempt(self.writer.scalars, values, step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """Show a picture (H, W, 3) uint8 at an optimiser step."""
+        """Show a picture (H, W, 3) uint8 at an optimizer step."""
         if not self.is_paused():
             self.attempt(self.writer.image, tag, image, step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """Show how often values (N,) of each size occur, if the writer can, at an optimiser step."""
+        """Show how often values (N,) of each size occur, if the writer can, at an optimizer step."""
         if self.takes_histograms and not self.is_paused():
             self.attempt(self.writer.histogram, tag, values, step)
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("segwright")
 class Annotations(BaseDataset):
     """Images with labels as annotation tools export them: COCO, LabelMe, CVAT for images, Label Studio, YOLO polygons.
 
-    The format is recognised. What nobody drew is the class "background", if there is one, else void. Where objects
+    The format is recognized. What nobody drew is the class "background", if there is one, else void. Where objects
     overlap, the later one wins (LabelMe, Label Studio), the one of higher z_order (CVAT), or the smaller one (COCO and
     YOLO, which have no order). COCO's crowds are void and lie under all other objects. Images that a file does not
     name are left out; of YOLO, an image without a file is all background.

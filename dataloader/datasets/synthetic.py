@@ -1,7 +1,7 @@
 """Generated street scenes, one subject in one file: to train on before any data is at hand, and to test with.
 
 The scenes have what makes real ones hard: perspective, classes of very different size, thin posts, occlusion, weather,
-and pixels that nobody labelled. They are drawn in metres through a pinhole camera, far things first.
+and pixels that nobody labelled. They are drawn in meters through a pinhole camera, far things first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from utils.schema import AtLeast, Between
 CLASSES = ClassTable.read(Path(__file__).parent / "classes" / "synthetic.csv")
 SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, FENCE, POLE, SIGN, CAR, PEDESTRIAN = range(len(CLASSES))
 
-NEAR, FAR = 0.8, 120.0  # metres; what is nearer is out of the picture, what lies beyond is skyline
+NEAR, FAR = 0.8, 120.0  # meters; what is nearer is out of the picture, what lies beyond is skyline
 
 # Gray levels of slow and of pixel-wise variation of each class's surface.
 _SLOW = np.array([3, 6, 5, 5, 14, 24, 4, 3, 2, 4, 4], np.float32)
@@ -107,7 +107,7 @@ def draw_scene(
 class _Scene:
     """A canvas, a camera and a street.
 
-    Coordinates are in metres: x to the right of the camera, y above the ground, z ahead.
+    Coordinates are in meters: x to the right of the camera, y above the ground, z ahead.
     """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
@@ -135,14 +135,14 @@ class _Scene:
         self.paving = np.array([168, 158, 146]) + rng.uniform(-22, 22) + rng.normal(0, 5, 3)
 
     def project(self, points: Any) -> np.ndarray:
-        """Project points (..., 3) in metres to pixels (..., 2): column, row."""
+        """Project points (..., 3) in meters to pixels (..., 2): column, row."""
         points = np.asarray(points, np.float64)
         flat = (points[..., :2] * (1, -1) + (0, self.eye)) * (self.focal / points[..., 2:])
         rounded: np.ndarray = np.rint(flat @ self.roll + self.center)
         return rounded.clip(-30_000, 30_000).astype(np.int32)
 
     def pixels(self, length: float, z: float) -> float:
-        """Return how many pixels `length` metres are at the distance `z`."""
+        """Return how many pixels `length` meters are at the distance `z`."""
         return length * self.focal / z
 
     def fill(self, polygons: Iterable[np.ndarray], color: Color, name: int | None = None) -> None:

@@ -28,7 +28,7 @@ Color = tuple[int, int, int]
 
 MOST_CLASSES = 64  # colors in masks; more of them are no classes
 PEAK = 0.005  # share of plain areas that a color must have to be a class, where others come from compression
-PLAIN = 12  # difference of neighbours, in a channel, up to which an area is plain
+PLAIN = 12  # difference of neighbors, in a channel, up to which an area is plain
 NEAR = 40  # difference of a channel up to which compression, or a soft edge, may have changed a color
 CLASS_FILE = "classes.json"
 NAME_ONE = "Name a folder of masks or of LabelMe's files, or a file of COCO, CVAT or Label Studio"

@@ -239,7 +239,7 @@ def blurred(examined: Examined, unknown: Sequence[int]) -> Finding | None:
         f"{len(files)} labels hold {len(unknown)} values that stand for nothing, in {share:.1%} of the pixels: "
         f"they seem to have been resized with interpolation, or drawn with soft edges"
     )
-    fix = "make them anew with nearest-neighbour resizing"
+    fix = "make them anew with nearest-neighbor resizing"
     if hasattr(type(examined.dataset), "unknown"):
         fix = f'"unknown": "void", or {fix}'
     return Finding("blurred labels", examined.split, what, fix, files)

@@ -99,7 +99,7 @@ def without_unions(splits: Sequence[Examined]) -> list[Examined]:
 
 
 def near_duplicates(splits: Sequence[Examined]) -> Iterator[Finding]:
-    """Find images to validate on that look nearly like one that is trained on, such as neighbouring frames."""
+    """Find images to validate on that look nearly like one that is trained on, such as neighboring frames."""
     for examined in splits:
         if not examined.training:
             continue

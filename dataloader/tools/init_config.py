@@ -193,7 +193,7 @@ class Codes:
     Args:
         in_colors: Whether classes are shown by color; then codes are colors as numbers, red first.
         pixels: Pixels of each code.
-        inner: Those whose neighbours to the right and below have the same code.
+        inner: Those whose neighbors to the right and below have the same code.
     """
 
     in_colors: bool

@@ -43,7 +43,7 @@ class Layout:
 
 
 def find_layout(images: Path, masks: Path) -> Layout:
-    """Recognise folders of both, folders with train and val in them, and folders in train beside those in val.
+    """Recognize folders of both, folders with train and val in them, and folders in train beside those in val.
 
     Raises:
         DataError: One is no folder, or both are the same.
@@ -114,7 +114,7 @@ def _files_of_tools(folder: Path) -> Iterator[Path]:
 
 
 def find_annotations(images: Path, masks: Path) -> Layout:
-    """Recognise one file for all images or one for each, with train and val apart or not."""
+    """Recognize one file for all images or one for each, with train and val apart or not."""
     if masks.is_dir():
         whole = [path for path in sorted(masks.iterdir()) if _is_for_all(path)]
         named = next((path for path in whole if SPLITS[0] in path.name), None)

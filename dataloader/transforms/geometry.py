@@ -46,7 +46,7 @@ def warp(  # noqa: PLR0913  all but the first are named
     fill: Sequence[float] = (0,),
     change: Callable[[np.ndarray, np.ndarray], Pair] | None = None,
 ) -> Pair:
-    """Resize, turn about the centre, cut out (padding below and to the right), mirror; all in one interpolation.
+    """Resize, turn about the center, cut out (padding below and to the right), mirror; all in one interpolation.
 
     Args:
         image: (H, W, C), of 8 or 16 bits or float32.

@@ -206,7 +206,7 @@ class SlidingCrop:
 
     Args:
         size: Height and width of the window, or the side of a square.
-        stride_rate: Distance of neighbouring windows, as a share of their size.
+        stride_rate: Distance of neighboring windows, as a share of their size.
         fill: Value of padded pixels, 0 to 255, by channel; the dataset's mean color if null. Their label is void.
     """
 
@@ -269,7 +269,7 @@ class RandomVerticalFlip(KeepsSize):
 @TRANSFORMS.register()
 @dataclass(frozen=True, kw_only=True)
 class RandomRotate(KeepsSize):
-    """Turn about the centre; the size stays.
+    """Turn about the center; the size stays.
 
     Args:
         degrees: Largest angle, either way.

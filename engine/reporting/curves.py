@@ -14,7 +14,7 @@ OTHERS = (("gradient", "Gradient norm", "grad"), ("wait", "Waiting for data, sha
 
 
 def charts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The curves there are: id, title and series (name, x, y), x being optimiser steps."""
+    """The curves there are: id, title and series (name, x, y), x being optimizer steps."""
     history, steps = content["history"], [line for line in content["steps"] if "event" not in line]
     # Averaged weights are validated instead of the raw ones, which train.
     averaged = ", validation of EMA weights" if content["config"].get("trainer", {}).get("ema") else ""

@@ -97,7 +97,7 @@ def count_labels(view: Examples) -> LabelCounts:
     """Count some labels of `view`: always the same ones, drawn at random."""
     found = LabelCounts()
     chosen = some_indices(len(view), view.seed)
-    # They are in order, and neighbours may show one place: so the first ones would not stand for all.
+    # They are in order, and neighbors may show one place: so the first ones would not stand for all.
     mixed = np.random.default_rng(view.seed).permutation(chosen)
     for label in view.labels(mixed.tolist()):
         found.pixels += np.bincount(label.ravel(), minlength=256)

@@ -7,7 +7,7 @@ hallucinated  It belongs to an object of the prediction of which less than a ten
 boundary      It is at most 3 pixels (in rows and columns) from a contour of the truth.
 interior      All others: inside an object that was found, but partly taken for something else.
 
-An object is a connected region of one class (8 neighbours) of at least 20 pixels; the specks below count by where they
+An object is a connected region of one class (8 neighbors) of at least 20 pixels; the specks below count by where they
 lie. Void pixels are neither right nor wrong, and the edge between a class and void is a contour.
 """
 

@@ -64,7 +64,7 @@ class Marks:
 
 
 def line_chart(lines: Sequence[Line], *, marks: Marks | None = None, size: tuple[float, float] = FLAT) -> Drawing:
-    """Curves over optimiser steps.
+    """Curves over optimizer steps.
 
     Args:
         lines: At most as many as there are `SERIES_COLORS`.
@@ -204,7 +204,7 @@ def curves_picture(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def schedule_picture(lines: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """PNG of learning rates by optimiser step, a curve for each group of parameters."""
+    """PNG of learning rates by optimizer step, a curve for each group of parameters."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -212,7 +212,7 @@ def schedule_picture(lines: Mapping[str, Sequence[tuple[float, float]]]) -> byte
     _style(axes)
     for (name, points), color in zip(lines.items(), SERIES_COLORS * len(lines), strict=False):
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.8, label=name)
-    axes.set_xlabel("optimiser steps", color=MUTED)
+    axes.set_xlabel("optimizer steps", color=MUTED)
     axes.set_ylabel("learning rate", color=MUTED)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9)

@@ -326,7 +326,7 @@ function drawParallel() {
       const y = bottom - axes[place].place(column.values[number]) * (bottom - top);
       return `${place ? "L" : "M"}${at(place).toFixed(1)} ${y.toFixed(1)}`;
     }).join("");
-    const ranked = !$(`#runs tr[data-run="${index}"]`).classList.contains("greyed");
+    const ranked = !$(`#runs tr[data-run="${index}"]`).classList.contains("grayed");
     const group = make("g", { class: ranked ? "run-line" : "run-line unranked", "data-line": index });
     group.append(make("path", { d, class: "target" }), make("path", { d }));
     group.addEventListener("pointerenter", () => highlight(index));

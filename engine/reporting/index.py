@@ -165,7 +165,7 @@ def index_page(runs: Sequence[Mapping[str, Any]], title: str) -> str:
     ]
     others = len(set(stamps)) - 1
     note = (
-        f'<p class="muted small">Runs that were measured in another way, on other images or classes, are grey and have '
+        f'<p class="muted small">Runs that were measured in another way, on other images or classes, are gray and have '
         f"no rank ({others} other {'way' if others == 1 else 'ways'}).</p>"
         if others
         else ""
@@ -218,7 +218,7 @@ def run_row(index: int, run: Mapping[str, Any], place: int | None) -> str:
         number_cell("–" if seed is None else str(seed), seed),
         f'<td class="small muted stamp-cell">{escape(protocol_words(run["protocol"]))}</td>',
     ]
-    return f'<tr data-run="{index}"{"" if place else " class=greyed"}>{"".join(cells)}</tr>'
+    return f'<tr data-run="{index}"{"" if place else " class=grayed"}>{"".join(cells)}</tr>'
 
 
 def scatters(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs no network: text, tables and diagrams here, behaviour in page.js.
+"""A report as one HTML page that needs no network: text, tables and diagrams here, behavior in page.js.
 
 `page` shows what `content` has put together. Everything also works from the JSON block that the page holds, which is
 what pictures and curves are read from, and what `index` and `compare` need.

@@ -31,7 +31,7 @@ class _Shuffle(nn.Module):
         self.convs = Classifier(in_channels, width) if logits else ConvNormAct(in_channels, width, 1)
 
     def start_weights(self) -> None:
-        """Let all pixels made of one begin alike, as by nearest-neighbour resizing, or a checkered pattern shows.
+        """Let all pixels made of one begin alike, as by nearest-neighbor resizing, or a checkered pattern shows.
 
         Source: "ICNR", Aitken et al. 2017, https://arxiv.org/abs/1707.02937, section 3.
         """

@@ -29,7 +29,7 @@ class UNetHead(Head):
     """Go up from the coarsest map to the finest, taking in every map on the way; the logits are of level 1.
 
     Source: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597. Maps are resized, not deconvolved, which
-    suits every size and dilated backbones too, where neighbouring maps are equally large.
+    suits every size and dilated backbones too, where neighboring maps are equally large.
 
     Args:
         shapes: Feature maps to expect, finest first.

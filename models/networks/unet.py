@@ -39,7 +39,7 @@ class UNet(BaseModel):
     """Encoder of five resolutions, and a decoder that takes each of its maps up again; it starts from scratch.
 
     Source: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597, figure 1. Unlike there, convolutions are
-    padded and normalised, so that the logits cover the image.
+    padded and normalized, so that the logits cover the image.
 
     Args:
         num_classes: Channels of the logits.

@@ -29,7 +29,7 @@ class Loss(nn.Module, ABC):
     `marginal` says whether it knows labels that stand for one of several classes, see `allowed_classes`; others are
     given void instead.
 
-    `step` is the optimiser step that is being taken, from 0, for losses that change in the course of training; None
+    `step` is the optimizer step that is being taken, from 0, for losses that change in the course of training; None
     where nothing is being trained. Whoever calls the loss sets it.
     """
 

@@ -90,7 +90,7 @@ class Criterion(nn.Module):
 
         Args:
             normalizers: (K + 1,), those of the whole batch when `labels` are a micro-batch of it; else None.
-            step: Optimiser step that is being taken, from 0, for losses that change in the course of training.
+            step: Optimizer step that is being taken, from 0, for losses that change in the course of training.
 
         Returns:
             "loss", to call `backward` on, and, detached, each term by name, for the main logits and without its

@@ -171,7 +171,7 @@ class TopKCrossEntropyLoss(_HardPixelLoss):
 
     Args:
         top_k_percent: Share of the labelled pixels that counts, 0.25 for a quarter.
-        hard_example_mining_step: Optimiser steps in which the share falls from 1, along a line; 0 starts with
+        hard_example_mining_step: Optimizer steps in which the share falls from 1, along a line; 0 starts with
             `top_k_percent`.
         class_weights: As for `CrossEntropyLoss2d`.
         per_image: Compute each image by itself and average over the images that have labelled pixels.
