@@ -214,6 +214,7 @@ class BaseDataset(ABC):
             key = next(key for key in mine if key != "options" and theirs.get(key) != mine[key])
             what = f"was packed with {key} {show(theirs.get(key))}, not {show(mine[key])}"
             raise DataError(Problem(Fault.OTHER, packed.folder, what, "Pack the dataset anew, into another folder"))
+        self.listed = dict(packed.listed)
         return [Sample(*row) for row in packed.rows]
 
     def __len__(self) -> int:

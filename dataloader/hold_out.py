@@ -91,9 +91,10 @@ def _matches(keys: Sequence[str], pattern: str) -> list[str]:
 def _columns(dataset: BaseDataset, keys: Sequence[str], number: int) -> list[str]:
     """What stands in column `number`, from 1, of the list that names each image."""
     if without := [key for key in keys if len(dataset.listed.get(key, ())) < number]:
+        again = ", pack the set again if it is a packed one" if not dataset.listed else ""
         raise ConfigError(
             f"{WHERE}.by: no list has a column {number} for {len(without)} of {len(keys)} images ({without[0]}). "
-            f'Add it to the "list_file", behind a tab, or give a regular expression over names.'
+            f'Add it to the "list_file", behind a tab{again}, or give a regular expression over names.'
         )
     return [dataset.listed[key][number - 1] for key in keys]
 

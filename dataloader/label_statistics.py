@@ -6,9 +6,11 @@ thorough scan is `prepare.py check`, and what it found is used. The guess gives 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from utils.classes import IGNORE, count_values
 from utils.errors import DataError
 from utils.metrics import ConfusionMatrix
 from utils.reproducibility import stream
+from utils.shards import is_packed, read_bytes
 
 SAMPLES = 200  # labels to read
 DRAWN = 20  # labels to draw where they are generated: no file of theirs can be wrong
@@ -91,7 +94,7 @@ def _count_classes(view: DatasetView) -> DataCheck | None:
         dataset.read(int(view.indices[int(found.usable.argmin())]))
         return None  # nothing is wrong with it any more
     pixels, void = class_pixels_of(dataset, found.pixels)
-    return DataCheck(int(found.usable.sum()), pixels, void, int(found.pixels.sum() - pixels.sum()) - void)
+    return DataCheck(int(found.readable.sum()), pixels, void, int(found.pixels.sum() - pixels.sum()) - void)
 
 
 def look_at(view: Examples) -> DataCheck:
@@ -145,18 +148,38 @@ def _labels_to_check(view: Examples, everything: bool) -> Iterator[np.ndarray]:
 
 
 def largest_image(view: Examples) -> tuple[int, int]:
-    """Return height and width of the image of `view` with the most pixels, as its file says; no image is decoded."""
-    largest = (0, 0)
+    """Return height and width of the image of `view` with the most pixels, as its file says.
+
+    Of kinds that Pillow does not know, up to `SAMPLES` are read; of generated images, one.
+    """
+    largest, read = (0, 0), 0
     for each in view.views:
+        most = SAMPLES if has_files(each.dataset) else 1
         for index in each.indices:
-            try:
-                with Image.open(each.dataset.samples[index].image) as image:
-                    largest = max(largest, (image.height, image.width), key=math.prod)
-            except (OSError, ValueError, Image.DecompressionBombError):  # not a file, or none of Pillow's kinds
-                height, width = each.dataset.read(index).label.shape
-                largest = max(largest, (height, width), key=math.prod)
-                break
+            size = _size_in_file(each.dataset.samples[index].image)
+            if size is None and read < most:
+                read += 1
+                size = _size_by_reading(each, int(index))
+            largest = max(largest, size or (0, 0), key=math.prod)
     return largest
+
+
+def _size_in_file(path: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(read_bytes(path)) if is_packed(path) else path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, DataError, Image.DecompressionBombError):  # no file, or none of Pillow's kinds
+        return None
+
+
+def _size_by_reading(view: DatasetView, index: int) -> tuple[int, int] | None:
+    try:
+        height, width = view.dataset.read(index).label.shape
+    except DataError:
+        if view.on_bad_sample == "stop":
+            raise
+        return None
+    return height, width
 
 
 def location_prior(train: Examples, val: Examples) -> float:

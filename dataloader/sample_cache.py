@@ -102,19 +102,21 @@ class Memory:
 
 
 class File:
-    """A file of examples, which every process maps for itself."""
+    """A file of examples, mapped at once: another run of the data set may remove its name before it is read.
+
+    Raises:
+        FileNotFoundError: One has.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map: np.ndarray | None = None
+        with path.open("rb") as file:
+            self._map = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_map": None}
+    def __reduce__(self) -> Any:
+        return File, (self.path,)  # for workers that are not forked
 
     def bytes_of(self, row: Row) -> np.ndarray:
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         return self._map[row.offset : row.offset + row.size]
 
 
@@ -222,10 +224,10 @@ def build_cache(
                 rows = stored_rows(path)
                 if rows is None:
                     rows = _fill_file(dataset, chosen, path, num_workers, name)
+        return SampleCache(dataset, File(path), rows)
     except OSError as error:
         reason = error.strerror or error
         raise Stopped(f'{path}: cannot be written ({reason}). Free some space, or set "cache" to null') from error
-    return SampleCache(dataset, File(path), rows)
 
 
 @contextmanager
@@ -258,7 +260,7 @@ def _fill_file(dataset: BaseDataset, indices: Sequence[int], path: Path, num_wor
         store.finish(rows)
     sync_folder(path.parent)
     for old in path.parent.glob(f"{family}-*.bin"):
-        if old != path:  # whoever reads it still has it
+        if old != path:  # whoever reads it has mapped it
             old.unlink(missing_ok=True)
     return rows
 

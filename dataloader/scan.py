@@ -61,9 +61,9 @@ class Record:
 
     @property
     def is_blank(self) -> bool:
-        """Whether all pixels of the image are equal."""
+        """Whether all pixels of the image are equal, but for rounding."""
         pairs = zip(self.mean or (), self.square or (), strict=True)
-        return self.mean is not None and all(abs(square - mean**2) < 1e-9 for mean, square in pairs)
+        return self.mean is not None and all(abs(square - mean**2) <= 1e-9 * square for mean, square in pairs)
 
 
 def stamp_of(sample: Sample) -> list[int]:
@@ -225,11 +225,13 @@ class LabelValues:
     """What `examine` saw of the labels of some examples, n of them.
 
     Args:
-        usable: Whether ``dataset.read`` would give each example, (n,) bool.
-        pixels: Pixels of each value in the labels of these, (256,) int64.
+        usable: Whether ``dataset.read`` would give each example, as far as was looked at, (n,) bool.
+        readable: Whether ``dataset.read_label`` would, (n,) bool.
+        pixels: Pixels of each value in readable labels, (256,) int64, whether or not images were looked at, too.
     """
 
     usable: np.ndarray
+    readable: np.ndarray
     pixels: np.ndarray
 
 
@@ -260,18 +262,18 @@ def remembered_values(dataset: BaseDataset, indices: Sequence[int], cache: Path)
 
 def _label_values(dataset: BaseDataset, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> LabelValues:
     """What the chosen `rows` of `columns` say."""
-    usable = ~columns["faulty"]
-    row_of = np.repeat(np.arange(len(usable)), columns["kinds"])
+    readable = columns["kinds"] > 0  # of a label that could not be read, there are no values
+    row_of = np.repeat(np.arange(len(readable)), columns["kinds"])
     if dataset.raw_labels and not dataset.takes_unknown:
         is_known = np.zeros(256, bool)
         is_known[list(dataset.classes.known)] = True
-        usable[row_of[~is_known[columns["values"]]]] = False
-    is_counted = np.zeros(len(usable), bool)
-    is_counted[rows] = usable[rows]
+        readable[row_of[~is_known[columns["values"]]]] = False
+    is_counted = np.zeros(len(readable), bool)
+    is_counted[rows] = readable[rows]
     is_counted = is_counted[row_of]
     pixels = np.zeros(256, np.int64)
     np.add.at(pixels, columns["values"][is_counted], columns["pixels"][is_counted])
-    return LabelValues(usable[rows], pixels)
+    return LabelValues((readable & ~columns["faulty"])[rows], readable[rows], pixels)
 
 
 def sum_values(records: Iterable[Record]) -> np.ndarray:

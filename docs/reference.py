@@ -147,7 +147,8 @@ def commands_page() -> str:
         parser = parser_of(importlib.import_module(script))
         lines += [f"## {script}.py", "", f"`segwright {command}`: {text}.", "", *flags(parser)]
         for name, below in subcommands(parser).items():
-            lines += [f"### {script}.py {name}", "", sentence(getattr(below, "text", "") or below.description or ""), "", *flags(below)]
+            about = sentence(getattr(below, "text", "") or below.description or "")
+            lines += [f"### {script}.py {name}", "", about, "", *flags(below)]
     lines += ["## Exit status", "", *table(("status", "means"), STATUS)]
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -121,16 +122,23 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def check_workers(config: RunConfig) -> None:
-    """Refuse data workers whose batches would not fit into shared memory.
+def check_workers(config: RunConfig, loader: Loader) -> None:
+    """Refuse data workers whose batches would not fit into /dev/shm, where they are handed over that way.
 
     Raises:
         Stopped: They would not.
     """
     batches, size = config.train.batches, config.train.chain.crop
-    if size and batches.num_workers:
-        pixels = batches.batch_size // distributed.world_size() * size[0] * size[1]
-        check_shared_memory(batches.num_workers, pixels * (config.arch.options.in_channels + 1))
+    if not (size and batches.num_workers):
+        return
+    try:
+        image = loader.view.original(0).image
+    except DataError:  # which is said elsewhere
+        return
+    if image.dtype == np.uint8 and multiprocessing.get_start_method() == "fork":
+        return  # base/batch_memory.py needs none
+    pixels = batches.batch_size // distributed.world_size() * size[0] * size[1]
+    check_shared_memory(batches.num_workers, pixels * (image.shape[2] * image.dtype.itemsize + 1))
 
 
 def check_data(config: RunConfig, loaders: tuple[Loader, Loader | None]) -> None:

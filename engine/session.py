@@ -109,9 +109,9 @@ def preflight(
         Stopped: The machine has no room for the data workers.
     """
     raise_file_limit()
-    check_workers(config)
     dry = dry_run.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
+    check_workers(config, loaders[0])
     return Session(config=config, device=device, loaders=loaders, dry=dry, modules=modules, resume=resume, gpus=gpus)
 
 

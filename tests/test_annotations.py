@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from base.base_dataset import BaseDataset
+from dataloader.datasets.annotation_files import read_annotations
 from dataloader.datasets.annotations import Annotations, keys_of
 from dataloader.datasets.run_lengths import decode_runs, encode_runs, from_runs, pack_brush, to_runs, unpack_brush
 from engine.annotation_files import AnnotationFile
@@ -207,6 +208,7 @@ def test_what_nobody_drew_is_void_without_a_background_class(tmp_path: Path) -> 
         ({"label_map": {"car": "door"}}, 1),
         ({"label_map": {"car": None}}, IGNORE),
         ({"label_map": {"car": "background"}}, 0),
+        ({"label_map": {"car": "door", "background": None}}, 1),
         ({"unknown": "void"}, IGNORE),
         ({"unknown": "skip"}, 0),
     ],
@@ -214,6 +216,25 @@ def test_what_nobody_drew_is_void_without_a_background_class(tmp_path: Path) -> 
 def test_labels_are_named_otherwise_or_unknown(options: dict[str, Any], value: int, tmp_path: Path) -> None:
     content = coco({"segmentation": [flat(box(0, 0, 30, 40))]})
     assert make(tmp_path, content, classes=("background", "door"), **options).read_label(0)[9, 9] == value
+
+
+@pytest.mark.parametrize(("meaning", "value"), [(None, IGNORE), ("door", 1), ("background", 0)])
+def test_what_nobody_drew_means_what_the_label_map_says(meaning: str | None, value: int, tmp_path: Path) -> None:
+    content = coco({"segmentation": [flat(box(0, 0, 30, 40))]})
+    options = {"classes": ("background", "door"), "unknown": "skip"}
+    label = make(tmp_path, content, label_map={"background": meaning}, **options).read_label(0)
+    assert (label == value).all()
+
+
+def test_categories_may_be_numbered_in_texts_too(tmp_path: Path) -> None:
+    content = coco({"segmentation": [SQUARE], "category_id": "2"})
+    content["categories"] = [{"id": "2", "name": "door"}, {"id": 1, "name": "car"}]
+    assert read_annotations(write_json(tmp_path / "a.json", content)).labels == ["car", "door"]
+
+
+def write_json(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
 
 
 def test_a_label_map_without_such_a_class_is_refused(tmp_path: Path) -> None:
@@ -256,6 +277,10 @@ BAD = {
     "coco category": (coco({"segmentation": [SQUARE], "category_id": 9}), "annotation 1: its category_id"),
     "coco size": (coco(height="40"), "sub/a.png: has no size"),
     "coco no list": ({**coco(), "annotations": {}}, "'annotations' is missing"),
+    "coco box": (coco({"segmentation": [], "bbox": [1, 2, 3, 4]}), "annotation 1 (car): its object is a box"),
+    "coco two images": ({**coco(), "images": 2 * coco()["images"]}, "image 2: its id is another's, too"),
+    "coco two categories": ({**coco(), "categories": 2 * coco()["categories"]}, "category 3: its id is another's"),
+    "coco no name": (coco(file_name=""), "its image has no name"),
     "coco missing image": (coco(file_name="z.png"), "names 1 images (z.png) that are missing"),
     "coco outside": (coco({"segmentation": [SQUARE], "category_id": [1]}), "annotation 1"),
     "labelme corners": (labelme({"label": "car", "points": [[1, 2], [3, 4]]}), "shape 1 (car)"),

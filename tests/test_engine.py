@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
-from collections import namedtuple
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from base import base_dataloader
+from base import base_dataloader, workers
 from base.base_dataloader import Loader
 from base.base_dataset import DatasetView
 from base.workers import check_shared_memory
+from dataloader.datasets.folder import Folder
 from dataloader.label_statistics import largest_image
-from engine import session
+from dataloader.tools.packed import pack
+from engine import preflight, session
 from tests.test_resume import assert_same_end, only_run, train_in_child, write_config
 from tests.test_trainer import launch, make_trainer, metrics
 from tests.tiny import Squares
 from trainer import StepResult, Trainer
 from utils.checkpoint import judged_weights_of
-from utils.errors import Stopped
+from utils.errors import DataError, Stopped
 from utils.predict import Predictor
 from utils.registry import WRITERS
 
@@ -246,16 +248,33 @@ class TestMemoryCheck:
         assert largest_image(DatasetView(dataset, None)) == (40, 48)
         assert largest_image(DatasetView(Squares(length=2, size=(33, 41)), None)) == (33, 41)
 
+    def test_the_largest_image_is_found_in_a_packed_set_and_beside_what_is_skipped(self, tmp_path: Path) -> None:
+        for number, side in enumerate((30, 50, 40)):
+            for kind in ("images", "masks"):
+                (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+                array = np.zeros((side, 32, 3) if kind == "images" else (side, 32), np.uint8)
+                Image.fromarray(array).save(tmp_path / "data" / kind / f"{number}.png")
+        data = Folder(data_dir=tmp_path / "data", split="all", classes=("a", "b"))
+        pack(data, tmp_path / "packed")
+        packed = Folder(data_dir=tmp_path / "packed", split="all", classes=("a", "b"))
+        assert largest_image(DatasetView(packed, None)) == (50, 32)
+        (tmp_path / "data" / "images" / "0.png").write_bytes(b"")
+        assert largest_image(DatasetView(data, None, on_bad_sample="skip")) == (50, 32)
+        with pytest.raises(DataError, match=r"0\.png"):
+            largest_image(DatasetView(data, None))
+
 
 def test_workers_whose_batches_have_no_place_are_refused(
     config_file: Any, train_command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stats = namedtuple("stats", "f_bavail f_frsize")(40, 1024)
-    monkeypatch.setattr(os, "statvfs", lambda path: stats)
+    monkeypatch.setattr(workers, "free_shared_memory", lambda: 40 * 1024)
     check_shared_memory(2, 10 * 1024)
     with pytest.raises(Stopped, match=r"^/dev/shm: 0 MiB are free, and 3 .*num_workers 2, or"):
         check_shared_memory(3, 10 * 1024)
-    answer = train_command("-c", config_file({"train_loader.args.num_workers": 3}), "--import", "tests.tiny")
+    words = ("-c", config_file({"train_loader.args.num_workers": 3}), "--import", "tests.tiny")
+    assert train_command(*words).status == 0  # batches of 8 bits do not go through /dev/shm
+    monkeypatch.setattr(preflight.multiprocessing, "get_start_method", lambda: "spawn")
+    answer = train_command(*words)
     assert answer.status == 4
     assert answer.errors[0].startswith("/dev/shm: ")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from base.base_dataset import DatasetView
 from dataloader.datasets.folder import Folder
@@ -45,6 +46,19 @@ def view_of(folder: Path, channels: int = 3, **chain: Any) -> DatasetView:
     dataset = Folder(data_dir=folder, split="all", classes=("a", "b", "c"), channels=channels)
     chain = {"augment": True, "crop_size": 40, "color_jitter": channels == 3, "blur": channels == 3, **chain}
     return DatasetView(dataset, build_chain(ChainOptions(**chain), (0,), where="args"))
+
+
+def test_what_only_others_can_decompress_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path)
+    for name in ("images", "masks"):
+        path = tmp_path / name / "a.tif"
+        Image.open(path).save(path, compression="tiff_lzw")
+    view = view_of(tmp_path)
+    whole = view[0, 0]
+    monkeypatch.setattr(rasters, "LARGE", 1000)
+    monkeypatch.setattr(rasters, "_is_decodable", lambda tifffile, compression: False)
+    assert isinstance(view.dataset.open(0).image, np.ndarray)
+    assert np.array_equal(view[0, 0].image, whole.image)
 
 
 @pytest.mark.parametrize("chain", [{}, {"scale": False, "rotate": False}, {"rare_crop": 1.0}, {"base_size": 90}])

@@ -732,7 +732,8 @@ def test_a_start_finds_in_columns_what_records_say_of_labels(tmp_path: Path, cac
     found = scan.remembered_values(dataset, [7, 2, 3, 0], cache)
     assert found is not None
     assert found.usable.tolist() == [True, False, False, True]
-    assert found.pixels.tolist() == scan.sum_values([records[7], records[0]]).tolist()
+    assert found.readable.tolist() == [True, False, True, True]
+    assert found.pixels.tolist() == scan.sum_values([records[7], records[3], records[0]]).tolist()
     tolerant = Folder(data_dir=root, split="train", classes=NAMES, unknown="void")
     assert scan.remembered_values(tolerant, [2], cache) is None  # other options, other records
     scan.examine(tolerant, cache=cache)
@@ -767,7 +768,18 @@ def test_what_the_doctor_found_stops_a_run_at_once_or_is_left_out(
     with pytest.raises(DataError, match=r"005\.png: is empty"):
         label_statistics.look_at(DatasetView(data, None, indices=[0, 5]))
     found = label_statistics.look_at(DatasetView(data, None, on_bad_sample="skip"))
-    assert (found.labels, int(found.pixels.sum())) == (6, 6 * SIZE[0] * SIZE[1])
+    assert (found.labels, int(found.pixels.sum())) == (7, 7 * SIZE[0] * SIZE[1])  # the label of 005 is one, too
+
+
+def test_class_weights_do_not_depend_on_whether_images_have_been_checked(
+    tmp_path: Path, prepare_command: Callable[..., Answer]
+) -> None:
+    root = clean(tmp_path / "data")
+    (root / "images" / "train" / "005.png").write_bytes(b"")
+    view = DatasetView(Folder(data_dir=root, split="train", classes=NAMES), None, on_bad_sample="skip")
+    unchecked = label_statistics.class_pixels(view)
+    assert prepare_command("check", "-c", training_config(root, tmp_path)).status == 3
+    assert label_statistics.class_pixels(view) == unchecked
 
 
 def test_unknown_values_that_may_be_void_cost_no_label(

@@ -132,6 +132,14 @@ def test_of_several_processes_one_fills_the_file(tmp_path: Path, monkeypatch: py
     assert (filled.value, right.value) == (1, 3)
 
 
+def test_a_run_keeps_its_file_when_another_split_of_the_data_replaces_it(tmp_path: Path) -> None:
+    data = folder(make(tmp_path / "data"))
+    mine = build_cache(data, "disk", folder=tmp_path / "cache", indices=[0, 1])
+    build_cache(data, "disk", folder=tmp_path / "cache", indices=[1, 2])
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert np.array_equal(mine.read(1).image, data.read(1).image)
+
+
 def test_what_cannot_be_read_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
     root = make(tmp_path / "data")
     (root / "images" / "train" / "c d.jpg").write_bytes(b"once upon a time")

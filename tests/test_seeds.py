@@ -22,6 +22,7 @@ import train
 from base.base_dataloader import HoldOut
 from dataloader.datasets.folder import Folder
 from dataloader.hold_out import hold_out
+from dataloader.tools.packed import pack
 from engine import children, spread
 from tests.conftest import ROOT, Answer, call, program
 from tests.test_examples import NAMES, write_folder
@@ -117,6 +118,9 @@ def test_a_column_of_the_list_can_name_the_groups(tmp_path: Path) -> None:
     _, held_out = hold_out(listed, HoldOut(share=0.25, by=3), 0)
     assert len(held_out) == 3
     assert len({index % 4 for index in held_out}) == 1
+    pack(listed, tmp_path / "packed")
+    packed = Folder(data_dir=tmp_path / "packed", split="all", classes=tuple(NAMES), list_file="all.txt")
+    assert hold_out(packed, HoldOut(share=0.25, by=3), 0)[1] == held_out
 
 
 # ----------------------------------------------------------------------------------------------------- the summary

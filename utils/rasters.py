@@ -81,6 +81,7 @@ class TiffRaster:
             self.dtype = np.dtype(page.dtype)
             self.photometric = page.photometric.name
             self.lossy = page.compression.name in ("JPEG", "OJPEG")
+            self.decodable = _is_decodable(tifffile, page.compression)
             self.turned = "Orientation" in page.tags and page.tags["Orientation"].value != 1
             self.across = -(-self.size[1] // self.tile[1])
             self.down = -(-self.size[0] // self.tile[0])
@@ -120,6 +121,14 @@ class TiffRaster:
         except Exception as error:  # whatever a codec stumbles over, or that there is none
             raise _unreadable(self.path, error) from None
         return None if segment is None else np.asarray(segment)[0]
+
+
+def _is_decodable(tifffile: Any, compression: int) -> bool:
+    """Whether tifffile can undo a compression; some need imagecodecs, and others than tifffile know them without."""
+    try:
+        return tifffile.TIFF.DECOMPRESSORS[compression] is not None
+    except KeyError:
+        return False
 
 
 class GdalRaster:
@@ -313,7 +322,7 @@ def _open_large(path: Path) -> TiffRaster | None:
     if size is None or size[0] * size[1] < LARGE:
         return None
     raster = TiffRaster(path)
-    return None if raster.turned else raster
+    return raster if raster.decodable and not raster.turned else None
 
 
 def size_of_tiff(path: Path) -> tuple[int, int] | None:

@@ -43,12 +43,14 @@ class Packed:
         about: Dataset, split and options that it was made of.
         rows: Key, image and label of each example, the latter as if archives were folders.
         members: What the archives hold, by name of the archive and of the file: the values of a `Member`.
+        listed: What stood in the list of the split, by key of the example.
     """
 
     folder: Path
     about: Mapping[str, Any]
     rows: list[tuple[str, Path, Path]]
     members: Mapping[str, Mapping[str, Sequence[Any]]]
+    listed: Mapping[str, Sequence[str]]
 
     def member(self, archive: str, name: str) -> Member:
         """Say where a file lies.
@@ -109,7 +111,7 @@ def open_packed(folder: Path) -> Packed:
         if found != size:
             what = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}: it was cut or altered"
             raise DataError(Problem(Fault.OTHER, archive_path, what, PACK_AGAIN))
-    _opened[folder] = Packed(folder, content["about"], rows, members)
+    _opened[folder] = Packed(folder, content["about"], rows, members, content.get("listed", {}))
     return _opened[folder]
 
 
@@ -135,6 +137,7 @@ def write_index(
     about: Mapping[str, Any],
     archives: list[tuple[str, int]],
     examples: list[tuple[str, int, Member, Member]],
+    listed: Mapping[str, Sequence[str]],
 ) -> None:
     """Write the index of `folder` and wait until it is on the disk.
 
@@ -143,8 +146,11 @@ def write_index(
         about: Dataset, split and options.
         archives: Name and size of each.
         examples: Key, number of the archive, image and label of each.
+        listed: What stood in the list of the split, by key of the example; empty without a list.
     """
     content = {"format": FORMAT, "about": dict(about), "archives": archives, "examples": examples}
+    if listed:
+        content["listed"] = dict(listed)
     text = canonical(json.loads(json.dumps(content)))
     text = f'{text.removesuffix("}")}{CHECKSUM}{fingerprint_of_text(text)}"}}'
     with atomic_write(folder / INDEX) as file:

@@ -117,9 +117,13 @@ def from_coco(path: Path, content: Mapping[str, Any]) -> Contents:
     drawn: dict[Any, list[tuple[Shape, float]]] = {}
     for number, category in enumerate(content["categories"], start=1):
         with naming(f"{path}, category {number}"):
+            if category["id"] in labels:
+                raise ValueError("its id is another's, too")
             labels[category["id"]] = str(category["name"])
     for number, image in enumerate(content["images"], start=1):
         with naming(f"{path}, image {number}"):
+            if image["id"] in drawn:
+                raise ValueError("its id is another's, too")
             drawn[image["id"]] = []
             names[image["id"]] = image, str(image["file_name"])
     for number, each in enumerate(content["annotations"], start=1):
@@ -138,13 +142,16 @@ def from_coco(path: Path, content: Mapping[str, Any]) -> Contents:
         size = size_of(f"{path}, {name}", image.get("height"), image.get("width"))
         found = sorted(drawn[key], key=lambda pair: (not pair[0].void, -pair[1]))
         pictures.append(Picture(name, f"{path}, {name}", size, tuple(shape for shape, _ in found)))
-    return Contents([labels[key] for key in sorted(labels)], pictures)
+    ordered = sorted(labels, key=lambda number: (type(number).__name__, number))  # some tools write texts
+    return Contents([labels[number] for number in ordered], pictures)
 
 
 def coco_object(each: Mapping[str, Any], label: str, where: str) -> tuple[Shape, float]:
     """Read an object of COCO's and its area."""
     segmentation = each["segmentation"]
     void = bool(each.get("iscrowd"))
+    if not segmentation:
+        raise ValueError("its object is a box, expected a polygon")
     if isinstance(segmentation, list):
         area = sum(area_of(corners(points)) for points in segmentation) if "area" not in each else each["area"]
         return Shape(label, where, "polygons", segmentation, void), float(area)

@@ -17,7 +17,7 @@ from base.base_dataset import BaseDataset, Item, Sample
 from dataloader.datasets.annotation_files import read_annotations, read_yolo
 from dataloader.datasets.files import below, image_files
 from dataloader.datasets.folder import ClassSource, read_classes
-from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, Size, draw
+from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, Size, draw, naming
 from utils.classes import ANY_OF, BACKGROUND, IGNORE, ClassTable, default_colors
 from utils.errors import ConfigError, DataError, Fault, Problem
 from utils.registry import DATASETS
@@ -125,7 +125,8 @@ class Annotations(BaseDataset):
         """Find the images that a file names."""
         missing = []
         for picture in read_annotations(source).pictures:
-            key = next((key for key in keys_of(picture.name) if key in images), None)
+            with naming(picture.where):
+                key = next((key for key in keys_of(picture.name) if key in images), None)
             if key is None:
                 missing.append(picture.name)
             elif key in self.pictures:
@@ -176,19 +177,22 @@ class Annotations(BaseDataset):
         return read_yolo(sample.label)
 
     def _draw(self, picture: Picture, size: Size | None = None) -> np.ndarray:
-        names, label_map = self.own.names[: self.described], self.label_map or {}
-        background = next((index for index, name in enumerate(names) if name.lower() in BACKGROUND), IGNORE)
-        values = dict.fromkeys(VOID_LABELS, IGNORE) | dict.fromkeys(BACKGROUND_LABELS, background)
-        if picture.size is None:
-            objects = [index for index in range(len(names)) if index != background]
-            values = {str(number): index for number, index in enumerate(objects)}
-        else:
-            values |= {name: index for index, name in enumerate(names)}
-        values |= {label: self.own.label_of(target) for label, target in label_map.items()}
-        if isinstance(label_map.get("background"), list | tuple):
-            background = values["background"]
+        values, background = self._values(is_yolo=picture.size is None)
         mask = draw(picture, values, size=size, background=background, unknown=self.unknown)
         return cv2.LUT(mask, shared_labels(self.own, self.classes))
+
+    def _values(self, *, is_yolo: bool) -> tuple[dict[str, int], int]:
+        """Return what each label of the files is drawn as, and what nobody drew: indices of `own`, or void."""
+        names, label_map = self.own.names[: self.described], self.label_map or {}
+        background = next((index for index, name in enumerate(names) if name.lower() in BACKGROUND), IGNORE)
+        if is_yolo:  # its classes are numbers, without the background
+            objects = [index for index in range(len(names)) if index != background]
+            values = {str(number): index for number, index in enumerate(objects)}
+        else:  # a class wins over a word that tools reserve
+            values = dict.fromkeys(VOID_LABELS, IGNORE) | dict.fromkeys(BACKGROUND_LABELS, background)
+            values |= {name: index for index, name in enumerate(names)}
+        values |= {label: self.own.label_of(target) for label, target in label_map.items()}
+        return values, values["background"] if "background" in label_map else background
 
 
 @functools.lru_cache(maxsize=64)
@@ -212,8 +216,14 @@ def keys_of(name: str) -> Iterator[str]:
     """Give what an image may be called, without its ending, whose file a tool calls `name`: the longest first.
 
     Label Studio puts a path or an address before the name, and eight digits and a hyphen where it was uploaded.
+
+    Raises:
+        ValueError: It is no name.
     """
-    path = PurePosixPath(unquote(name).replace("\\", "/").rpartition("?d=")[2]).with_suffix("")
+    path = PurePosixPath(unquote(name).replace("\\", "/").rpartition("?d=")[2])
+    if not path.name:
+        raise ValueError("its image has no name")
+    path = path.with_suffix("")
     parts = path.parts
     for start in range(len(parts)):
         yield "/".join(parts[start:])

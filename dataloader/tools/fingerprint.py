@@ -121,7 +121,7 @@ def take_fingerprint(train: Examined, validation: Examined | None = None, *, cac
     """
     both = [train] if validation is None else [train, validation]
     stamps = [[name_of(s), each.records[s.key].stamp] for each in both for s in each.dataset.samples]
-    key = hash_of([1, *(cache_key(each.dataset, images=True) for each in both), stamps])
+    key = hash_of([1, *([cache_key(each.dataset, images=True), each.classes.names] for each in both), stamps])
     path = cache / f"fingerprint-{key}.json" if cache else None
     with suppress(OSError, ValueError, TypeError, KeyError):
         if path is not None:

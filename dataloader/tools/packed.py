@@ -58,7 +58,13 @@ def pack(dataset: BaseDataset, folder: Path, *, force: bool = False, size: int =
         unfinished.mkdir(parents=True)
         contents = write_archives(dataset.samples, unfinished, size << 20, title=dataset.split)
         about = {"type": type(dataset).__name__, "split": dataset.split, "options": dataset.listing_options()}
-        write_index(unfinished, about=about, archives=contents.archives, examples=contents.examples)
+        write_index(
+            unfinished,
+            about=about,
+            archives=contents.archives,
+            examples=contents.examples,
+            listed=dataset.listed,
+        )
         sync_folder(unfinished)
         if target.exists():
             os.replace(target, old)
