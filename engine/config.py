@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from models.build import ArchConfig, ModelOptions, arch_json_schema, check_model
 from models.fine_tuning import InitFrom
 from utils import trackers  # noqa: F401  registers, as does what it imports
 from utils.classes import IGNORE, ClassTable
-from utils.config import INPUTS, fingerprint
+from utils.config import INPUTS, differences, fingerprint
 from utils.errors import ConfigError
 from utils.json_schema import dump_schema, object_schema, share_repeated
 from utils.losses.criterion import AuxFactor, LossTerm, check_loss, term_name
@@ -242,20 +243,42 @@ def result_keys(config: RunConfig) -> list[str]:
     return [*training, *(f"val/{key}" for key in ("loss", *terms, *figures))]
 
 
-def input_name(where: str, value: Any) -> Any:
-    """Give of a path to read, which stands at `where`, its last name: it is the same file from any folder."""
-    is_input = where.rpartition(".")[2] in INPUTS and isinstance(value, str)
-    return Path(value).name if is_input else value
+# Which runs are the same: `--resume`, `--seeds` and `--folds` ask, sweeps too.
+
+
+def is_input(where: str) -> bool:
+    """Whether a path to read stands at `where` in a config."""
+    return where.rpartition(".")[2] in INPUTS
+
+
+def same_value(where: str, old: Any, new: Any) -> bool:
+    """Whether two values that stand at `where` are the same; of two files to read, whether they hold the same.
+
+    Folders of data, and files that are gone, count by their last names: projects are moved.
+    """
+    if old == new or not (is_input(where) and isinstance(old, str) and isinstance(new, str)):
+        return bool(old == new)
+    if Path(old).is_file() and Path(new).is_file():
+        return filecmp.cmp(old, new, shallow=False)
+    return Path(old).name == Path(new).name
+
+
+def same_run(resolved: Mapping[str, Any], config: RunConfig) -> bool:
+    """Whether a run that began with the config `resolved` is one of `config`, but for what may change."""
+    if meaning_of(resolved) != config.meaning:
+        return False
+    changed = differences(resolved, config.to_json())
+    return all(same_value(key, *pair) for key, pair in changed.items() if is_input(key) and not may_change(key))
 
 
 def meaning_of(resolved: Mapping[str, Any]) -> str:
-    """Hash of a resolved config without what may change when a run is resumed."""
+    """Hash of a resolved config without what may change when a run is resumed, and with paths' last names only."""
 
     def without(value: Any, where: str) -> Any:
         if isinstance(value, list):
             return [without(item, where) for item in value]
         if not isinstance(value, Mapping):
-            return input_name(where, value)
+            return Path(value).name if is_input(where) and isinstance(value, str) else value
         # A key that is null is as good as none: configs of early runs lack those that came later.
         kept = {k: v for k, v in value.items() if v is not None and not may_change(join(where, k))}
         return {k: without(v, join(where, k)) for k, v in kept.items()}

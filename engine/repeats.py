@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from engine import children, spread
 from engine.check import check_config
-from engine.config import RunConfig, meaning_of
+from engine.config import RunConfig, same_run
 from utils import checkpoint, run_folder
 from utils.config import override
 from utils.errors import CheckpointError, ConfigError, Interrupted, PeerFailed, UserError
@@ -199,7 +199,7 @@ def finished_run(member: Member) -> Path | None:
     config = member.config
     runs = list(run_folder.past_runs(config.trainer.save_dir, config.name))
     for folder, resolved in runs[::-1]:
-        if meaning_of(resolved) == config.meaning and is_finished(folder, config):
+        if same_run(resolved, config) and is_finished(folder, config):
             return folder
     return None
 
@@ -214,6 +214,8 @@ def is_finished(folder: Path, config: RunConfig) -> bool:
     if found is None:
         return False
     state = found[1]
+    if state["classes"] != list(config.classes.names):
+        return False  # a file of classes has changed
     trainer = state["config"]["trainer"]
     if (trainer["epochs"], trainer["max_steps"]) != (config.trainer.epochs, config.trainer.max_steps):
         return False  # it was extended, and killed before it could save

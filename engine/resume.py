@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from engine.config import RunConfig, input_name, may_change, meaning_of
+from base.run_files import epoch_of
+from engine.config import RunConfig, may_change, same_run, same_value
+from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.checkpoint import Checkpoint
 from utils.config import differences
@@ -16,6 +18,8 @@ from utils.errors import CheckpointError, UserError
 from utils.schema import show
 
 logger = logging.getLogger("segwright")
+
+BEST = "best_model.pth"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,11 @@ class Resume:
             UserError: It names each key that may not change.
         """
         changed = differences(self.checkpoint["config"], config.to_json())
-        changed = {
-            key: (old, new) for key, (old, new) in changed.items() if input_name(key, old) != input_name(key, new)
-        }
+        changed = {key: pair for key, pair in changed.items() if not same_value(key, *pair)}
         refused = {key: pair for key, pair in changed.items() if not may_change(key)}
+        names = list(config.classes.names)
+        if names != self.checkpoint["classes"] and not refused:  # a file of classes has changed
+            refused = {"classes": (self.checkpoint["classes"], names)}
         if refused:
             raise UserError(
                 *(
@@ -72,6 +77,29 @@ class Resume:
             )
 
 
+def set_aside_later(trainer: Trainer) -> None:
+    """Rename what a run has saved beyond the step from which it goes on now: it is of another future.
+
+    Else its best model could stay beside figures of this one. Without one, the next model validated is the best, and
+    `early_stop` counts from now on.
+    """
+    for name in distributed.broadcast_object(lambda: _set_aside(trainer)):
+        logger.warning("%s: saved after step %d, is old-%s now.", name, trainer.progress.step, name)
+    if not distributed.broadcast_object((trainer.run_dir / BEST).exists):
+        trainer.progress.best_value, trainer.progress.best_epoch = None, trainer.progress.epoch
+
+
+def _set_aside(trainer: Trainer) -> list[str]:
+    folder, step = trainer.run_dir, trainer.progress.step
+    periodic = folder.glob("checkpoint-epoch*.pth")
+    later = sorted(path for path in periodic if epoch_of(path) * trainer.steps_per_epoch > step)
+    if (folder / BEST).exists() and checkpoint.load_run(folder / BEST)["step"] > step:
+        later.append(folder / BEST)
+    for path in later:
+        path.replace(path.with_name(f"old-{path.name}"))
+    return [path.name for path in later]
+
+
 def find(config: RunConfig) -> Resume | None:
     """Find the checkpoint of the run that means the same as `config` and has come furthest; None if there is none.
 
@@ -95,7 +123,7 @@ def _find(config: RunConfig) -> Resume | None:
     best: Resume | None = None
     broken: list[str] = []
     for folder, resolved in run_folder.past_runs(config.trainer.save_dir, config.name):
-        if meaning_of(resolved) != config.meaning or run_folder.is_locked(folder):
+        if not same_run(resolved, config) or run_folder.is_locked(folder):
             continue
         try:
             found = checkpoint.newest(folder)
@@ -105,6 +133,8 @@ def _find(config: RunConfig) -> Resume | None:
         if found is None:
             continue
         path, content, passed = found
+        if content["classes"] != list(config.classes.names):  # a file of classes has changed
+            continue
         for line in passed:
             logger.warning("%s Going on from %s.", line, path)
         if best is None or content["step"] >= best.checkpoint["step"]:

@@ -20,7 +20,7 @@ from engine.config import RunConfig, validating_as_begun
 from engine.preflight import check_data, check_workers, memory_check, raise_file_limit
 from engine.reporting.recorder import note_stop
 from engine.reporting.write import record_run
-from engine.resume import Resume
+from engine.resume import Resume, set_aside_later
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.config import dump_json
@@ -176,6 +176,7 @@ def build(session: Session, run_dir: Path, environment: dict[str, Any]) -> Train
     )
     if resume is not None:
         trainer.resume(resume.checkpoint, resume.path)
+        set_aside_later(trainer)
         announce_resume(trainer, resume)
     if not trainer.finished and distributed.is_first():
         # Steps from the next one on will be taken once more, so what was shown of them is void.

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,12 +356,60 @@ def test_another_config_is_refused_by_name(tmp_path: Path, capsys: pytest.Captur
     assert "0.5, but" in lines[0]
 
 
+def test_auto_starts_afresh_from_other_weights_and_goes_on_from_equal_ones(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sources").mkdir()
+    source = write_config(tmp_path / "sources", epochs=1)
+    for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
+        assert train_in_child(source, "--resume", "auto", "--set", f"seed={seed}") == 0
+        (tmp_path / name).mkdir()
+        newest = max((tmp_path / "sources" / "saved" / "tiny").glob("2*"))
+        shutil.copy(newest / "last.pth", tmp_path / name / "weights.pth")
+    config = write_config(tmp_path, epochs=1)
+    for name, runs in (("a", 1), ("copy", 1), ("b", 2)):
+        start = f"init_from={json.dumps(str(tmp_path / name / 'weights.pth'))}"
+        assert train_in_child(config, "--resume", "auto", "--set", start) == 0
+        assert len(list((tmp_path / "saved" / "tiny").glob("2*"))) == runs
+    shutil.rmtree(tmp_path / "a")  # as if the project had been moved
+    shutil.rmtree(tmp_path / "copy")
+    assert train_in_child(config, "--resume", "auto", "--set", start) == 0
+    assert len(list((tmp_path / "saved" / "tiny").glob("2*"))) == 2
+
+
+def test_what_was_saved_later_is_set_aside_when_an_earlier_checkpoint_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = write_config(tmp_path, epochs=3, save_period=1, keep_last=3, monitor="max val/loss")
+    assert train_in_child(config) == 0
+    run = only_run(tmp_path)
+    history = [json.loads(line)["val/loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    sign = "max" if history[0] < max(history[1:]) else "min"  # so that the best is a later one
+    monitor = f"trainer.monitor={sign} val/loss"
+    assert train_in_child(config, "--set", monitor) == 0
+    (run,) = set((tmp_path / "saved" / "tiny").glob("2*")) - {run}
+    assert torch.load(run / "best_model.pth", weights_only=True)["epoch"] > 1
+    flags = ("--resume", str(run / "checkpoint-epoch1.pth"), "--set", monitor, "--set", "trainer.epochs=2")
+    assert train_in_child(config, *flags) == 0
+    assert "best_model.pth: saved after step 5, is old-best_model.pth now." in capsys.readouterr().out
+    best = torch.load(run / "best_model.pth", weights_only=True)
+    results = json.loads((run / "results.json").read_text())
+    assert (best["epoch"], best["best"]["value"]) == (results["epoch"], results["metrics"]["val/loss"])
+    assert sorted(path.name for path in run.glob("*checkpoint*")) == [
+        "checkpoint-epoch1.pth",
+        "checkpoint-epoch2.pth",
+        "old-checkpoint-epoch2.pth",
+        "old-checkpoint-epoch3.pth",
+    ]
+
+
 def test_a_run_on_several_training_sets_may_go_on_with_other_workers_and_folders(tmp_path: Path) -> None:
     first = tiny_config(tmp_path)["train_loader"]
     own = {name: value for name, value in first["args"].items() if name not in ("batch_size", "num_workers")}
     other = {"type": "Squares", "args": {**own, "split": "val"}}
     made = check_config(tiny_config(tmp_path, train_loader=[first, other]))
-    resume = Resume(tmp_path / "last.pth", {"config": made.to_json()})  # type: ignore[typeddict-item]
+    content = {"config": made.to_json(), "classes": list(made.classes.names)}
+    resume = Resume(tmp_path / "last.pth", content)  # type: ignore[arg-type]
 
     def changed(number: int, **args: Any) -> RunConfig:
         loaders = [deepcopy(first), deepcopy(other)]

@@ -53,8 +53,8 @@ def encode_runs(runs: Sequence[int]) -> str:
 
 
 def decode_runs(text: str) -> list[int]:
-    """Decode compressed run lengths: 5 bits and a bit for "goes on" in each character, from the third on as a
-    difference to the last but one. Source: maskApi.c of https://github.com/cocodataset/cocoapi, `rleFrString`.
+    """Decode compressed run lengths: 5 bits and a bit for "goes on" in each character; the fourth and later numbers are
+    differences to the number two before. Source: maskApi.c of https://github.com/cocodataset/cocoapi, `rleFrString`.
 
     Raises:
         ValueError: It ends within a number.
