@@ -48,8 +48,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    sweep(parse(argv))
-    return 0
+    from optuna.trial import TrialState
+
+    study = sweep(parse(argv))
+    return 3 if any(trial.state == TrialState.FAIL for trial in study.trials) else 0
 
 
 def sweep(args: argparse.Namespace) -> Study:

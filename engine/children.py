@@ -32,16 +32,15 @@ def train_command(package: str | None, script: str) -> list[str]:
 def start(words: Sequence[str], log: Path | None = None) -> subprocess.Popen[bytes]:
     """Start a command; what it prints goes to the file `log`, or where this process prints."""
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "preexec_fn": die_with_parent if LIBC else None}
+    options["start_new_session"] = True  # out of reach of the terminal, whose Ctrl-C is forwarded, and so comes once
     if log is None:
-        return subprocess.Popen(words, start_new_session=True, **options)
+        return subprocess.Popen(words, **options)
     with log.open("ab") as file:
         return subprocess.Popen(words, stdout=file, stderr=file, **options)
 
 
 def run(words: Sequence[str]) -> int:
     """Run a command to its end, and forward to it the first signal that is to end this process.
-
-    It is out of reach of the terminal, whose Ctrl-C it so gets once.
 
     Returns:
         Its exit status; that of a process ended by signal n is 128 + n.

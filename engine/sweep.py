@@ -24,7 +24,7 @@ from base.monitor import Monitor
 from engine import children
 from engine.check import check_config
 from engine.config import result_keys
-from utils import run_folder
+from utils import run_folder, signals
 from utils.config import load_config, override, read_json
 from utils.errors import ConfigError, Interrupted, UserError
 from utils.schema import show
@@ -172,9 +172,12 @@ def distribution_of(value: Any) -> BaseDistribution:
         )
     if log and low <= 0:
         raise ValueError(f"low {show(low)} has no logarithm. Give a number above 0, or leave log out.")
+    step = value.get("step")
+    if type(log) is not bool or not (step is None or (type(step) in (int, float) and step > 0)):
+        raise ValueError(f"log {show(log)}, step {show(step)}. Give true or false, and a number above 0.")
     if type(low) is int and type(high) is int:
-        return IntDistribution(low, high, log=log, step=value.get("step", 1))
-    return FloatDistribution(low, high, log=log, step=value.get("step"))
+        return IntDistribution(low, high, log=log, step=step or 1)
+    return FloatDistribution(low, high, log=log, step=step)
 
 
 def bounds_of(distribution: BaseDistribution) -> list[Any]:
@@ -211,9 +214,12 @@ def run_sweep(sweep: Sweep) -> Study:
     sweep.folder.mkdir(parents=True, exist_ok=True)
     lock = run_folder.Lock(sweep.folder)
     try:
+        storage = f"sqlite:///{sweep.folder / DATABASE}"
+        known = optuna.get_all_study_names(storage)  # in early folders there may be one for each file of one "name"
+        name = sweep.config.stem
         study: Study = optuna.create_study(
-            storage=f"sqlite:///{sweep.folder / DATABASE}",
-            study_name=sweep.config.stem,
+            storage=storage,
+            study_name=name if name in known or not known else known[0],
             direction="maximize" if sweep.monitor.sign > 0 else "minimize",
             sampler=seeded_sampler(sweep.seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
@@ -308,6 +314,7 @@ def run_trial(study: Study, trial: Trial, sweep: Sweep) -> None:
 
     Raises:
         Interrupted: A signal came; the run has saved.
+        UserError: The very first trial cannot be run as config and data are; it is tried again the next time.
     """
     from optuna.trial import TrialState
 
@@ -315,34 +322,35 @@ def run_trial(study: Study, trial: Trial, sweep: Sweep) -> None:
     name = f"trial-{trial.number:04d}"
     children.wait_until_free(sweep.folder / name)
     process = start(sweep, name, values)
-    reported = 0
+    values_seen: list[float] = []
     pruned = False
-    while not pruned:
-        code = process.poll()  # before the figures are read, so that none is missed at the end
-        lines = validations(sweep.folder / name, sweep.monitor)
-        for epoch, value in lines[reported:]:
-            trial.report(value, epoch)
-            reported += 1
-            if pruned := trial.should_prune():
+    with signals.noted(process.send_signal):
+        while not pruned:
+            code = process.poll()  # before the figures are read, so that none is missed at the end
+            for number, value in validations(sweep.folder / name, sweep.monitor)[len(values_seen) :]:
+                values_seen.append(value)
+                trial.report(value, number)
+                if pruned := trial.should_prune():
+                    process.terminate()
+                    process.wait()
+                    break
+            if code is not None:
                 break
-        if code is not None:
-            break
-        time.sleep(POLL)
+            time.sleep(POLL)
     if pruned:
-        lines = lines[:reported]
-        process.terminate()
-        process.wait()
         study.tell(trial, state=TrialState.PRUNED)
-    elif code in (0, 3) and lines:
-        best = max if sweep.monitor.sign > 0 else min
-        study.tell(trial, best(value for _, value in lines))
-    elif (code and code < 0) or code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    elif code in (0, 3) and values_seen:
+        study.tell(trial, (max if sweep.monitor.sign > 0 else min)(values_seen))
+    elif code is not None and (code < 0 or code - 128 in signals.ENDING):
         number = -code if code < 0 else code - 128
         raise Interrupted(number, f"{name} was stopped by {signal.Signals(number).name}. The same command goes on.")
     else:
-        logger.warning("%s failed with status %s; the sweep goes on without it.", name, code)
+        log = sweep.folder / f"{name}.log"
+        if code == 2 and trial.number == 0:
+            raise UserError(f"{name}: {last_error(log)} All of it is in {log}; nothing was tried yet.")
+        logger.warning("%s failed with status %s, see %s; the sweep goes on without it.", name, code, log)
         study.tell(trial, state=TrialState.FAIL)
-    result = "stopped early" if pruned else f"{lines[-1][1]:.4f} at last" if lines else "failed"
+    result = "stopped early" if pruned else f"{values_seen[-1]:.4f} at last" if values_seen else "failed"
     logger.info("%s: %s: %s %s", name, ", ".join(values), sweep.monitor.key, result)
 
 
@@ -355,15 +363,23 @@ def start(sweep: Sweep, name: str, values: Sequence[str]) -> subprocess.Popen[by
     return children.start(words, sweep.folder / f"{name}.log")
 
 
+def last_error(log: Path) -> str:
+    """Find the last problem that a run printed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return found[-1] if found else "it failed."
+
+
 def validations(folder: Path, monitor: Monitor) -> list[tuple[int, float]]:
-    """Read the monitored value of each epoch of the newest run in `folder`; an undefined one is no value."""
+    """Read number and figure of each validation of the newest run in `folder`; an undefined one is no value."""
     files = [run / "metrics.jsonl" for run in run_folder.folders_of_runs(folder)]
     files = [file for file in files if file.exists()]
     if not files:
         return []
     records = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
-    values = [(record["epoch"], record.get(monitor.key)) for record in records]
-    return [(epoch, value) for epoch, value in values if value is not None and not math.isnan(value)]
+    kind = monitor.key.partition("/")[0] + "/"
+    values = [record.get(monitor.key) for record in records if any(key.startswith(kind) for key in record)]
+    return [(n, value) for n, value in enumerate(values, 1) if value is not None and not math.isnan(value)]
 
 
 def summary(study: Study, sweep: Sweep) -> str:
@@ -379,6 +395,8 @@ def summary(study: Study, sweep: Sweep) -> str:
     others = len(study.trials) - len(done)
     lines.append(f"{len(done)} of {len(study.trials)} trials ran to the end, {others} were stopped early or failed.")
     if done:
-        sets = " ".join(f"--set {shlex.quote(setting(key, done[0].params[key]))}" for key in sweep.space)
-        lines.append(f"best: {sweep.folder / f'trial-{done[0].number:04d}'}; again: --config {sweep.config} {sets}")
+        words = ["--config", str(sweep.config), *sweep.options]
+        for key in sweep.space:
+            words += ["--set", setting(key, done[0].params[key])]
+        lines.append(f"best: {sweep.folder / f'trial-{done[0].number:04d}'}; again: {shlex.join(words)}")
     return "\n".join(lines)

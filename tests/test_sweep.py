@@ -20,7 +20,8 @@ optuna = pytest.importorskip("optuna", reason="optuna is an extra; requirements-
 
 import sweep  # noqa: E402
 import train  # noqa: E402
-from engine.sweep import prepare_sweep, run_sweep  # noqa: E402
+from engine.sweep import prepare_sweep, run_sweep, summary  # noqa: E402
+from utils.errors import Interrupted, UserError  # noqa: E402
 
 SPACE = {"optimizer.args.lr": {"low": 1e-4, "high": 1.0, "log": True}, "trainer.accumulate": [1, 2]}
 
@@ -100,6 +101,51 @@ def test_a_failed_trial_does_not_end_the_sweep(files: tuple[Path, Path], tmp_pat
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.FAIL] * 3
 
 
+def test_what_lets_the_very_first_trial_fail_ends_the_sweep_and_is_said(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = fake(tmp_path, status=2)
+    script = Path(command[-1])
+    good = script.read_text().replace("sys.exit(2)", "sys.exit(0)")
+    script.write_text('import sys; print("error: data_dir: is not there. Set it.", file=sys.stderr); sys.exit(2)')
+    with pytest.raises(UserError, match=r"^trial-0000: data_dir: is not there\. Set it\. .*trial-0000\.log"):
+        searched(files, command, 3)
+    script.write_text(good)
+    assert [trial.state.name for trial in searched(files, command, 3).trials] == ["COMPLETE"] * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_trial_save_and_is_told(
+    files: tuple[Path, Path], tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = fake(tmp_path)
+    Path(command[-1]).write_text(
+        "import os, signal, sys, time\n"
+        "for each in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(each, lambda n, _: (time.sleep(0.5), open('is_saved', 'w'), sys.exit(128 + n)))\n"
+        f"os.kill({os.getpid()}, {int(number)})\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted, match=f"trial-0000 was stopped by {number.name}"):
+        searched(files, command, 3)
+    assert (tmp_path / "is_saved").exists()
+
+
+def test_the_winner_is_given_with_what_all_trials_were_given(files: tuple[Path, Path], tmp_path: Path) -> None:
+    job = prepare_sweep(*files, trials=1, seed=3, command=fake(tmp_path), sets=["trainer.epochs=7"])
+    assert f"again: --config {files[0]} --set trainer.epochs=7 --set optimizer.args.lr=" in summary(run_sweep(job), job)
+
+
+def test_another_config_file_of_the_same_name_is_another_sweep(files: tuple[Path, Path], tmp_path: Path) -> None:
+    searched(files, fake(tmp_path), 1)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(files[0].read_text()) | {"loss": "FocalLoss"}))
+    answer = call(sweep, "-c", other, "--space", files[1], "--seed", 3)
+    assert answer.status == 2
+    assert "holds a sweep with another config" in answer.err
+
+
 def test_an_undefined_figure_is_no_value_and_ends_no_sweep(files: tuple[Path, Path], tmp_path: Path) -> None:
     command = fake(tmp_path)
     script = Path(command[-1])
@@ -116,6 +162,8 @@ def test_an_undefined_figure_is_no_value_and_ends_no_sweep(files: tuple[Path, Pa
         ({"optimizer.args.lr": {"low": 1}}, "optimizer.args.lr: got"),
         ({"optimizer.args.lr": {"low": 2, "high": 1}}, "optimizer.args.lr: low 2 and high 1 are no range"),
         ({"optimizer.args.lr": {"low": 0, "high": 1, "log": True}}, "low 0 has no logarithm"),
+        ({"trainer.epochs": {"low": 2, "high": 4, "step": "2"}}, 'trainer.epochs: log false, step "2". Give'),
+        ({"optimizer.args.lr": {"low": 1, "high": 2, "log": 1}}, "optimizer.args.lr: log 1, step null. Give"),
         ({"optimizer.args.lrr": [1]}, "optimizer.args.lrr=1: optimizer.args.lrr: unknown key"),
         ({"trainer.epochs": [3, "many"]}, 'trainer.epochs="many": trainer.epochs: expected int'),
     ],
