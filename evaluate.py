@@ -67,7 +67,17 @@ def contradictions(args: argparse.Namespace) -> list[str]:
         return [f"--canvas: {fault}."]
     if args.compare:
         few = ["--compare: one file. Give two or more, or models with --model."] if len(args.compare) < 2 else []
-        return few + (["--model: has no effect with --compare FILES. Leave one of them out."] if models else [])
+        unread = {
+            "model": bool(models),
+            "report": args.report is not None,
+            "split": args.split is not None,
+            "data-dir": args.data_dir is not None,
+            "metrics": bool(args.metrics),
+            "mode": args.mode is not None,
+            "ensemble": args.ensemble,
+        }
+        what = "has no effect with --compare FILES. Leave one of them out."
+        return few + [f"--{flag}: {what}" for flag, is_given in unread.items() if is_given]
     if not models:
         return ["command line: no model. Name one with --model, or files with --compare."]
     problems = []

@@ -94,7 +94,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     check_targets(found.paths, files)
     make_folder(args.output)
 
-    from engine.annotation_files import AnnotationFile
+    from engine.annotation_files import AnnotationFile, distinct_names
     from engine.films import predict_films
     from engine.prediction import predict_files
     from engine.prediction_files import LEGEND, Job, write_legend, writing
@@ -105,10 +105,9 @@ def predict(args: argparse.Namespace) -> list[str]:
         print("--batch-size: of equally likely classes another may win than with one image at a time", file=sys.stderr)
     names = predictor.classes.names
     shared = {kind: AnnotationFile(kind, args.output / SHARED[kind], names) for kind in wanted if kind in SHARED}
-    jobs = [
-        Job(path, each, Path(name).with_name(path.name).as_posix(), shared)
-        for path, name, each in zip(found.paths, found.names, files, strict=True)
-    ]
+    plain = [Path(name).with_name(path.name).as_posix() for path, name in zip(found.paths, found.names, strict=True)]
+    called = distinct_names(found.paths, plain)
+    jobs = [Job(path, each, name, shared) for path, name, each in zip(found.paths, called, files, strict=True)]
     started = time.monotonic()
     films = [job for job in jobs if is_film(job.path)]
     pictures = [job for job in jobs if not is_film(job.path)]

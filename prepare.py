@@ -44,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check_labels(args)
     if args.command == "check" and (args.output or args.device):
         raise UserError("command line: --output and --device have no effect without --model. Name a model.")
+    if args.config and args.dataset is None:
+        given = [("--data-dir", args.data_dir), ("--split", args.split), ("--args", args.args != "{}")]
+        fix = "Use --set, such as --set train_loader.args.data_dir=DIR"
+    else:
+        given, fix = [("--set", args.set if args.config is None else None)], "Give a --config, or use --args"
+    if unread := [flag for flag, value in given if value]:
+        raise UserError(*(f"command line: {flag} has no effect here. {fix}." for flag in unread))
     if (args.config is None) == (args.dataset is None):
         raise UserError("command line: --config and --dataset. Give one of the two.")
     if args.dataset is not None and args.data_dir is None:

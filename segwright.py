@@ -96,7 +96,7 @@ def train(  # noqa: PLR0913  all but the first are named
     """
     import train as command
 
-    listed = seeds if seeds is None or isinstance(seeds, int) else ",".join(map(str, seeds))
+    listed = seeds if seeds is None or isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
     words = flags(
         config=config,
         epochs=epochs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +110,15 @@ def labelme(labels: np.ndarray, names: Sequence[str], image: str) -> bytes:
 def to_json(value: Any) -> bytes:
     """Write JSON in one line: a brush is thousands of numbers."""
     return json.dumps(value, ensure_ascii=False).encode()
+
+
+def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Name images in a file for all of them: as `names` say, or with folders where several are called the same."""
+    found = list(names)
+    for longer in (lambda path: f"{path.parent.name}/{path.name}", lambda path: path.absolute().as_posix()):
+        counts = Counter(found)
+        found = [longer(path) if counts[name] > 1 else name for path, name in zip(paths, found, strict=True)]
+    return found
 
 
 class AnnotationFile:

@@ -18,7 +18,7 @@ from base.base_dataset import BaseDataset
 from dataloader.datasets.annotation_files import read_annotations
 from dataloader.datasets.annotations import Annotations, keys_of
 from dataloader.datasets.run_lengths import decode_runs, encode_runs, from_runs, pack_brush, to_runs, unpack_brush
-from engine.annotation_files import AnnotationFile
+from engine.annotation_files import AnnotationFile, distinct_names
 from engine.prediction_files import KINDS, Job, write
 from inference import KINDS as NAMED_KINDS
 from inference import SHARED, targets
@@ -390,6 +390,13 @@ def test_predictions_are_read_again_as_they_were(kind: str, names: tuple[str, ..
     assert len(dataset) == 4
     for index, sample in enumerate(dataset.samples):
         np.testing.assert_array_equal(dataset.read(index).label, maps()[sample.key])
+
+
+def test_images_of_one_name_keep_their_folders_in_a_file_for_all() -> None:
+    paths = [Path("/a/cam1/0.png"), Path("/a/cam2/0.png"), Path("/a/cam2/1.png")]
+    assert distinct_names(paths, ["0.png", "0.png", "1.png"]) == ["cam1/0.png", "cam2/0.png", "1.png"]
+    paths = [Path("/a/cam/0.png"), Path("/b/cam/0.png")]
+    assert distinct_names(paths, ["0.png", "0.png"]) == ["/a/cam/0.png", "/b/cam/0.png"]
 
 
 def test_inference_names_the_kinds_that_there_are() -> None:

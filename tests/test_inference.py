@@ -647,6 +647,23 @@ def test_one_forward_pass_gives_all_kinds_of_outputs(
     assert len(list((tmp_path / "out").iterdir())) == 5 * 5 + 1
 
 
+def test_evaluation_puts_neighbors_of_one_size_together_where_asked_to(
+    file_run, evaluate_command, tmp_path, monkeypatch
+):
+    run_dir, _ = file_run
+    forward, passes = Predictor._forward, []
+    monkeypatch.setattr(Predictor, "_forward", lambda self, x: passes.append(len(x)) or forward(self, x))
+    found = []
+    for flags in ([], ["--batch-size", "3"]):
+        passes.clear()
+        output = tmp_path / "out.json"
+        answer = evaluate_command("-m", run_dir / "last.pth", "--split", "train", "-mo", "single", *flags, "-o", output)
+        assert answer.status == 0, answer.err
+        found.append((list(passes), json.loads(output.read_text())["metrics"]["Mean_IoU"]))
+    assert [passes for passes, _ in found] == [[1, 1, 1, 1], [3, 1]]
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-3)
+
+
 def test_batches_of_equal_sizes_predict_what_single_images_do(file_run, inference_command, tmp_path):
     run_dir, data = file_run
     for output, flags in (("one", []), ("many", ["--batch-size", "4"])):

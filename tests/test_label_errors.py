@@ -228,6 +228,9 @@ def test_images_of_equal_names_are_told_apart_and_copies_are_not(tmp_path, train
     ("flags", "expected"),
     [
         (["--dataset", "CamVid", "--model", "x.pth"], "--dataset: does not go with --model"),
+        (["--config", "x.json", "--split", "val"], "--split has no effect here. Use --set"),
+        (["--config", "x.json", "--args", '{"mode": "coarse"}'], "--args has no effect here."),
+        (["--dataset", "CamVid", "--set", "seed=1"], "--set has no effect here. Give a --config"),
         (["-o", "out"], "--output and --device have no effect without --model"),
         (["--model", "missing.pth"], "missing.pth"),
         (["--model", "x.pth", "--data-dir", "data"], "--data-dir: has no effect with --model"),

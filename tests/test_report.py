@@ -689,6 +689,8 @@ def test_figures_of_other_protocols_splits_or_images_are_not_compared(runs, eval
     [
         ([], "command line: no model. Name one with --model, or files with --compare."),
         (["-m", "a.pth", "--ensemble"], "--ensemble: one model. Name two or more with --model."),
+        (["--compare", "a.json", "b.json", "--report", "c.html"], "--report: has no effect with --compare FILES."),
+        (["--compare", "a.json", "b.json", "--split", "val"], "--split: has no effect with --compare FILES."),
         (["-m", "a.pth", "--compare"], "--compare: one model. Name two or more with --model, or files."),
         (
             ["-m", "a", "b", "--output", "r.json"],
@@ -806,6 +808,9 @@ def test_the_choices_of_a_plan_are_found_by_the_command_and_shown_with_their_rea
     (tmp_path / "mine.plan.json").write_text(json.dumps({"choices": [choice]}))
     command = ["train.py", "-c", str(tmp_path / "mine.json")]
     assert config_view.choices_of_plan(command) == [choice]
+    named = str(tmp_path / "mine.json")
+    for words in ([named], [f"--config={named}"], ["-s", "init_from=a.json", named]):
+        assert config_view.choices_of_plan(["train.py", *words]) == [choice]
     shown = plan_table([choice])
     assert "images of 65x97 &lt;px&gt;" in shown
     assert "[64, 96]" in shown

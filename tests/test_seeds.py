@@ -364,5 +364,7 @@ def test_the_api_takes_lists_of_seeds(config_file: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(children, "run", lambda words: 2)
     with pytest.raises(Exception, match="status 2"):
         segwright.train(config_file(), modules=["tests.tiny"], seeds=[3, 8])
+    with pytest.raises(UserError, match="two different seeds"):
+        segwright.train(config_file(), modules=["tests.tiny"], seeds=[7])
     with pytest.raises(UserError, match="two or more"):
         segwright.train(config_file({"val_loader": None}), modules=["tests.tiny"], folds=1)

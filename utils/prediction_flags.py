@@ -80,6 +80,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
     loader = loaders[0] if isinstance(loaders, list) else loaders
     crop = args.window or loader["args"].get("crop_size") or WINDOW
     height, width = (crop, crop) if isinstance(crop, int) else crop
+    step = 1 if about.get("size") else STRIDE  # an exported graph of one size takes just that
     scales: Sequence[float] = (1.0,)
     if mode == "multiscale":
         usual = CITYSCAPES_SCALES if loader["type"].lower() == "cityscapes" else SCALES
@@ -88,7 +89,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
         mode=mode,
         scales=tuple(scales),
         flip=args.flip,
-        window=(-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE),
+        window=(-(-height // step) * step, -(-width // step) * step),
         overlap=OVERLAP if args.overlap is None else args.overlap,
         fast=args.fast,
         batch_size=args.batch_size,

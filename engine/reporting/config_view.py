@@ -112,11 +112,12 @@ def choices_of_plan(command: Sequence[str]) -> list[dict[str, str]]:
 
 
 def config_file(command: Sequence[str]) -> Path | None:
-    """The file that `-c` or `--config` names in a command."""
+    """The config file that a command names, with or without a flag."""
     for word, value in itertools.pairwise(command):
         if word in ("-c", "--config"):
             return Path(value)
-    return None
+    named = [word.removeprefix("--config=") for word in command]
+    return next((Path(word) for word in named if word.endswith(".json") and "=" not in word), None)
 
 
 def differences_to_run(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from utils.metrics import Metrics
 from utils.plugins import require_modules
 from utils.prediction_flags import tta_from_args
 from utils.run_folder import find_model
+
+logger = logging.getLogger("segwright")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,10 @@ def measure(
     drawn = ImagesToDraw(args.number) if args.canvas else None
     if drawn:
         listeners.append(drawn.listen)
-    evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=listeners)
+    together = 1 if args.mode == "sliding" else args.batch_size  # which is of windows there
+    if together > 1 and not crop:
+        logger.info("--batch-size: of equally likely classes another may win than with one image at a time")
+    evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=listeners, together=together)
     rows = metrics.table()
     for index, row in enumerate(rows):
         row["ignored"] = index in classes.ignored_classes
