@@ -72,7 +72,7 @@ def contradictions(config: RunConfig, raw: Mapping[str, Any]) -> list[str]:
 
     Not asked of the configs of runs: those of early ones went on with such things in them.
     """
-    problems = stride_problems(raw["arch"])
+    problems = [*stride_problems(raw["arch"]), *scratch_problems(raw["arch"])]
     for where, loader in [*training_sections(config).items(), ("val_loader", config.val_loader)]:
         scale = loader.chain.scale if loader else None
         if loader and loader.chain.base_size is None and isinstance(scale, ScaleOptions) and scale.side == "short":
@@ -99,6 +99,14 @@ def stride_problems(arch: Any) -> list[str]:
         return []
     other = f"arch.args.{place}.output_stride"
     return [f"arch.args.output_stride: {model} contradicts {other}, {own}, which would win. Remove one of the two."]
+
+
+def scratch_problems(arch: Any) -> list[str]:
+    """What of the JSON of `arch` describes EoMT's own transformer, where it is to have another."""
+    if not isinstance(arch, Mapping) or arch.get("type") != "EoMT" or arch.get("args", {}).get("backbone") is None:
+        return []
+    own = [key for key in ("channels", "depth", "heads", "patch") if key in arch["args"]]
+    return [f"arch.args.{key}: has no effect with a backbone. Remove it." for key in own]
 
 
 def length_problems(config: RunConfig) -> list[str]:

@@ -53,7 +53,7 @@ def check_parts(config: RunConfig, model: BaseModel) -> None:
     """
     shares = config.trainer.accumulate * distributed.world_size()
     size = config.train.batches.batch_size // shares
-    if model.needs_batch and size < 2:
+    if model.needs_batch and size < 2 and config.arch.options.freeze_bn is not True:
         raise ConfigError(
             f"train_loader.args.batch_size: a part of a step has {size} image, and {config.arch.type} needs 2 in "
             f"training, for its batch norm behind global pooling. Use batch_size {2 * shares} or "
@@ -68,7 +68,7 @@ def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
         ConfigError: A part of it has one image.
     """
     last, parts = images % config.train.batches.batch_size, config.trainer.accumulate
-    kept = config.train.batches.drop_last is False
+    kept = config.train.batches.drop_last is False and config.arch.options.freeze_bn is not True
     if kept and model.needs_batch and 0 < last < 2 * parts:
         raise ConfigError(
             f"train_loader.args.drop_last: the last batch of an epoch has {last} of {images} images, and "

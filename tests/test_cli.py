@@ -304,6 +304,12 @@ def test_debug_adds_the_traceback_and_changes_nothing_else(train_command):
     assert "Traceback" in debug.err
 
 
+def test_frozen_batch_norms_need_no_second_image(config_file, train_command):
+    arch = {"type": PSP["type"], "args": {**PSP["args"], "freeze_bn": True}}
+    answer = train_command("-c", config_file({"arch": arch, f"{LOADER}.batch_size": 1, "trainer.epochs": 1}))
+    assert answer.status == 0, answer.err
+
+
 def test_overrides_change_the_resolved_config_with_their_types(config_file, train_command, tmp_path):
     file = config_file()
     sets = ["trainer.epochs=1", "trainer.val=false", "trainer.monitor=off", "loss=DiceLoss", "name=1e3"]

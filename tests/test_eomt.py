@@ -243,6 +243,15 @@ def test_what_does_not_fit_is_refused_by_place() -> None:
         build(heads=5)
 
 
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "vit_small_patch16_rope_mixed_224"])
+def test_transformers_whose_blocks_cannot_be_called_one_by_one_are_refused(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    with pytest.raises(ConfigError, match=f"arch.args.backbone: EoMT needs a plain transformer, which timm/{name} is"):
+        build(backbone=f"timm/{name}")
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_vit4", "vit_small_patch16_dinov3"])
 def test_encoders_of_timm_take_queries_and_queries_know_no_position(name: str) -> None:
     pytest.importorskip("timm")

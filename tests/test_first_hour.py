@@ -340,6 +340,10 @@ LOADER = "train_loader.args"
             {"arch": {"type": "resnet18+FCNHead", "args": {"output_stride": 8, "resnet18": {"output_stride": 32}}}},
             ["arch.args.output_stride: 8 contradicts arch.args.resnet18.output_stride, 32, which would win."],
         ),
+        (
+            {"arch": {"type": "EoMT", "args": {"backbone": "timm/test_vit", "patch": 8}}, "loss": "MaskLoss"},
+            ["arch.args.patch: has no effect with a backbone. Remove it."],
+        ),
         ({"arch": "resnet18"}, ["arch: 'resnet18' is a backbone, and no model alone. Add a head to it, as in 'resn"]),
         (
             {LOADER: {"batch_size": 2, "num_workers": 0, "transforms": ["Resizing"]}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from typing import Any
@@ -21,6 +22,7 @@ from tests.test_zoo import HEAD_ARGS, distinct, full_backbone  # noqa: E402
 from utils.errors import ConfigError  # noqa: E402
 from utils.registry import HEADS  # noqa: E402
 from utils.schema import Component  # noqa: E402
+from utils.sync_batchnorm import convert_for_processes, convert_sync_batchnorm  # noqa: E402
 
 SIZES = ((65, 97), (97, 33), (64, 96), (33, 129), (128, 128))
 
@@ -214,6 +216,30 @@ def test_patches_of_14_pixels_become_16_and_keep_their_positions() -> None:
     torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50", "efficientvit_b0", "mobilenetv3_small_050"])
+def test_weights_and_layers_are_found_whatever_an_encoder_calls_them(name: str) -> None:
+    ours = full_backbone(f"timm/{name}")
+    report = load_backbone(ours, timm.create_model(name).state_dict(), source="timm", where="")
+    assert report.missing == ()
+    first = next(iter(ours.parameters()))
+    layers = ours.layers()
+    assert any(first is parameter for parameter in layers[0])
+    assert sum(map(len, layers)) == len(list(ours.parameters()))
+
+
+def test_batch_norms_keep_their_activations_when_they_are_synchronized() -> None:
+    torch.manual_seed(0)
+    before = full_backbone("timm/mobilenetv3_small_050").eval()
+    images = torch.randn(1, 3, 64, 64)
+    for convert in (convert_sync_batchnorm, convert_for_processes):
+        after = copy.deepcopy(before)
+        convert(after)
+        after.eval()
+        with torch.no_grad():
+            for mine, expected in zip(after(images), before(images), strict=True):
+                torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_weights_name_their_license_and_warn_where_they_are_used_to_another_normalization(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,6 +278,13 @@ def test_layers_of_a_plain_transformer_are_its_blocks() -> None:
     rates = {group["name"]: group["lr"] for group in model.parameter_groups(1.0, layer_decay=0.8)}
     assert rates["backbone/layer_0"] == pytest.approx(0.8**7)
     assert rates["backbone/layer_6"] == pytest.approx(0.8)
+
+
+def test_layers_of_a_pyramid_are_its_stages() -> None:
+    groups = build("EncoderDecoder", with_head("test_convnext")).parameter_groups(1.0, layer_decay=0.9)
+    rates = sorted({group["lr"] for group in groups if group["name"].startswith("backbone")})
+    assert rates == pytest.approx([0.9**power for power in range(len(rates), 0, -1)])
+    assert len(rates) == 5  # the stem and four stages
 
 
 def test_drop_path_reaches_the_network() -> None:

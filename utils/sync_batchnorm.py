@@ -8,6 +8,7 @@ autograd graph that crosses devices, so the gradient needs no second meeting.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +24,19 @@ from utils import distributed
 def synchronize_norms(model: nn.Module, gpus: int) -> None:
     """Let all batch norms of `model` see the images of all GPUs, if there are several: in processes, or in threads."""
     if distributed.world_size() > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        convert_for_processes(model)
     elif gpus > 1:
         convert_sync_batchnorm(model)
     model.train(model.training)  # what is frozen stays so
+
+
+def convert_for_processes(model: nn.Module) -> None:
+    """Replace all batch norms inside `model` by torch's SyncBatchNorm."""
+    if "timm" in sys.modules:  # whose batch norms may have the activation inside, which torch's function drops
+        from timm.layers import convert_sync_batchnorm as convert
+    else:
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    convert(model)
 
 
 PATIENCE = 300.0  # seconds that the copies wait for each other
@@ -74,7 +84,8 @@ class MeetingPoint:
 class SynchronizedBatchNorm(_BatchNorm):
     """`torch.nn.BatchNorm2d` over the images of all replicas; alone, and in evaluation, the same as it.
 
-    Its replicas are told by `SynchronizedDataParallel` where to meet.
+    Its replicas are told by `SynchronizedDataParallel` where to meet. Modules inside of it, such as the activation of
+    timm's norms, are applied to what it gives.
     """
 
     _who = 0  # number of this replica
@@ -85,6 +96,12 @@ class SynchronizedBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self._normalized(input)
+        for inside in self.children():
+            output = inside(output)
+        return output
+
+    def _normalized(self, input: Tensor) -> Tensor:
         if not self.training or self._point is None:
             return F.batch_norm(
                 input,
@@ -191,6 +208,7 @@ def convert_sync_batchnorm(module: nn.Module) -> None:
             )
             twin._parameters = child._parameters
             twin._buffers = child._buffers
+            twin._modules = child._modules
             setattr(module, name, twin.train(child.training))
         else:
             convert_sync_batchnorm(child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
@@ -115,9 +114,10 @@ class TimmEncoder(Backbone):
         self.multiple = way.multiple
         self.channels_last = way.channels_last
         self.is_plain = way.is_plain
+        self.has_tokens = way.is_plain and _has_tokens(self.net.model)
         if way.is_plain:
             self.depth = len(self.net.model.blocks)
-            self.prefix = int(self.net.model.num_prefix_tokens)
+            self.prefix = int(getattr(self.net.model, "num_prefix_tokens", 0))
         levels = [stride.bit_length() - 1 for _, stride in way.maps]
         if way.is_plain:
             levels = [*range(6 - len(levels), 6)]
@@ -170,24 +170,23 @@ class TimmEncoder(Backbone):
             whole = timm.create_model((self.weights or "").removeprefix("timm/"))
         if not hasattr(whole, "group_matcher"):
             return super().layers()
-        numbers = timm.models.group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
-        known = {name: numbers.get(_in_whole(name)) for name, _ in self.named_parameters()}
-        last = max(number for number in known.values() if number is not None)
+        # Of transformers, blocks; of pyramids, stages, as in the recipes of ConvNeXt.
+        groups = timm.models.group_parameters(whole, whole.group_matcher(coarse=not self.is_plain), reverse=True)
+        numbers = {_plain(name): number for name, number in groups.items()}
         layers: dict[int, list[nn.Parameter]] = {}
+        number = 0
         for name, parameter in self.named_parameters():
-            number = known[name]
-            layers.setdefault(last if number is None else number, []).append(parameter)
+            number = numbers.get(_plain(name), number)  # what is the encoder's own belongs to what stands before it
+            layers.setdefault(number, []).append(parameter)
         return [layers[number] for number in sorted(layers)]
 
     def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Find the weights of a classification network under the names that timm gives them in an encoder."""
         adapted = dict(state)
+        names = {_plain(name): name for name in state}
         for key in self.state_dict():
-            # As our encoder has it, as timm's encoder has it, as the classification network has it.
-            for name in (key, key.removeprefix("net."), _in_whole(key)):
-                if name in state:
-                    adapted[key] = state[name]
-                    break
+            if key not in state and (name := names.get(_plain(key))) is not None:
+                adapted[key] = state[name]
         for key, own in self.state_dict().items():
             given = adapted.get(key)
             if key.endswith("patch_embed.proj.weight") and given is not None and given.shape[2:] != own.shape[2:]:
@@ -197,9 +196,20 @@ class TimmEncoder(Backbone):
         return adapted
 
 
-def _in_whole(key: str) -> str:
-    """Find the name in a classification network of timm's of what is called `key` in our encoder."""
-    return re.sub(r"^([a-z]\w*?)_(\d+)\.", r"\1.\2.", key.removeprefix("net.").removeprefix("model."))
+def _plain(name: str) -> str:
+    """Write what our encoder, timm's encoder and timm's classification network call a parameter in one way.
+
+    ``net.stages_0.blocks.1.norm.weight`` is also ``stages_0.blocks...`` and ``stages.0.blocks...``.
+    """
+    for prefix in ("net.", "model.", "body."):
+        name = name.removeprefix(prefix)
+    return name.replace(".", "_")
+
+
+def _has_tokens(model: Any) -> bool:
+    """Whether the blocks of a plain transformer can be called one by one, with the same rotations for all."""
+    parts = ("_pos_embed", "norm_pre", "blocks", "norm", "num_prefix_tokens")
+    return all(hasattr(model, part) for part in parts) and not getattr(model, "rope_mixed", False)
 
 
 def _why_not(name: str, error: Exception) -> str:

@@ -163,10 +163,10 @@ class EoMT(BaseModel):
         else:
             place = f"{where}.backbone"
             self.backbone = BACKBONES.build(backbone, where=place, in_channels=in_channels)
-            if not getattr(self.backbone, "is_plain", False):
+            if not getattr(self.backbone, "has_tokens", False):
                 raise ConfigError(
-                    f"{place}: EoMT needs a plain transformer, which {backbone.type} is not. "
-                    f"Choose another, such as timm/vit_base_patch14_reg4_dinov2."
+                    f"{place}: EoMT needs a plain transformer, which {backbone.type} is not, or one whose blocks can "
+                    f"be called one by one. Choose another, such as timm/vit_base_patch14_reg4_dinov2."
                 )
         encoder = self._encoder
         if query_blocks > encoder.depth:
