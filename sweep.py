@@ -48,10 +48,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from optuna.trial import TrialState
-
     study = sweep(parse(argv))
-    return 3 if any(trial.state == TrialState.FAIL for trial in study.trials) else 0
+    return 3 if any(trial.state.name == "FAIL" for trial in study.trials) else 0
 
 
 def sweep(args: argparse.Namespace) -> Study:

@@ -312,7 +312,8 @@ class Loader:
             # Its own generator: an iterator draws a seed for its workers, which would move the global one.
             generator=torch.Generator().manual_seed(seed),
         )
-        # Epoch and position of the batch that comes next, and what gives it; None if nothing has been begun.
+        # Workers read ahead: the place (epoch, position) that they are at, and what gives its batches. Whoever asks for
+        # that place next takes them; for another place they are dropped. None if nothing has been begun.
         self._begun: tuple[tuple[int, int], Iterator[Batch | DataError]] | None = None
 
     def __len__(self) -> int:

@@ -27,11 +27,12 @@ Size = tuple[int, int]  # height and width
 class Transform(Protocol):
     """Changes an image and its label alike.
 
-    It may have a method ``size_after(size)``, which `size_after` asks; without it, the size of what it returns is
-    taken to be unknown. If it has an attribute ``cuts`` that is true, large images come as arrays that are read where
-    they are cut, see `BaseDataset.open`; if ``reduces`` is true too, see `BaseDataset.open_reducible`. An attribute
-    ``repeats`` that is true says that it makes one image of another, or a few, so that what is computed of them is
-    worth keeping.
+    It may have a method and attributes besides:
+
+    - ``size_after(size)``: the size of what it returns; without it, that is unknown.
+    - ``cuts``, if true: it also takes arrays that are read only where they are cut, see `BaseDataset.open`.
+    - ``reduces``, if true: it also takes JPEGs that are not decoded yet, see `BaseDataset.open_reducible`.
+    - ``repeats``, if true: it gives the same few results of an image in every epoch, so that features can be kept.
     """
 
     def __call__(

@@ -1,7 +1,8 @@
 """What labels hold: the pixels of each class, and how well a guess that never sees an image would do.
 
-A few hundred labels are read before training, so that what would stop a run after hours stops it after seconds; the
-thorough scan is `prepare.py check`, and what it found is used. The guess gives a figure that any network must beat.
+A few hundred labels are read before training, so that what would stop a run after hours stops it after seconds. There
+are three sources, the cheapest first: what `prepare.py check` or an earlier start remembered (`count_classes`), a
+sample (`check_samples`), and all labels (`class_pixels`). The guess gives a figure that any network must beat.
 """
 
 from __future__ import annotations

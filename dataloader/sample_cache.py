@@ -42,7 +42,10 @@ SPARE = 0.9  # share of the free memory or disk that may be used
 
 
 class Row(NamedTuple):
-    """Where an example lies: first byte, shape (H, W, C) and type of its image, which its label follows."""
+    """Where an example lies: first byte, shape (H, W, C) and type of its image, which its label follows.
+
+    In memory, the first byte is that within a block, plus 2^48 times the number of the block.
+    """
 
     offset: int
     shape: tuple[int, int, int]
@@ -90,7 +93,6 @@ class Memory:
                 block.share_memory_()  # type: ignore[no-untyped-call]
             self.blocks.append(block)
             self.used = 0
-        # Numbers of blocks stand above the 48 bits that an offset in one of them may have.
         row = Row((len(self.blocks) - 1 << 48) + self.used, _shape(item), item.image.dtype.str)
         self.blocks[-1][self.used : self.used + size] = torch.from_numpy(np.concatenate(parts))
         self.used += -(-size // ALIGNED) * ALIGNED

@@ -84,20 +84,26 @@ def set_aside_later(trainer: Trainer) -> None:
     `early_stop` counts from now on.
     """
     for name in distributed.broadcast_object(lambda: _set_aside(trainer)):
-        logger.warning("%s: saved after step %d, is old-%s now.", name, trainer.progress.step, name)
-    if not distributed.broadcast_object((trainer.run_dir / BEST).exists):
+        logger.warning("%s: damaged, or saved after step %d; it is old-%s now.", name, trainer.progress.step, name)
+    if trainer.progress.best_value is not None and not distributed.broadcast_object((trainer.run_dir / BEST).exists):
         trainer.progress.best_value, trainer.progress.best_epoch = None, trainer.progress.epoch
 
 
 def _set_aside(trainer: Trainer) -> list[str]:
-    folder, step = trainer.run_dir, trainer.progress.step
-    periodic = folder.glob("checkpoint-epoch*.pth")
-    later = sorted(path for path in periodic if epoch_of(path) * trainer.steps_per_epoch > step)
-    if (folder / BEST).exists() and checkpoint.load_run(folder / BEST)["step"] > step:
-        later.append(folder / BEST)
+    folder, progress = trainer.run_dir, trainer.progress
+    found = [path for path in folder.glob("checkpoint-epoch*.pth") if epoch_of(path) > progress.epoch]
+    found += [path for path in [folder / BEST] if path.exists()]
+    later = [path for path in sorted(found) if _is_later(path, progress.step)]
     for path in later:
         path.replace(path.with_name(f"old-{path.name}"))
     return [path.name for path in later]
+
+
+def _is_later(path: Path, step: int) -> bool:
+    try:
+        return checkpoint.load_run(path)["step"] > step
+    except CheckpointError:  # it is of no use any more
+        return True
 
 
 def find(config: RunConfig) -> Resume | None:

@@ -241,6 +241,9 @@ def class_axes(model: nn.Module, larger: nn.Module, num_classes: int) -> dict[st
     that are refined by further convolutions are all treated alike, and no axis that is as long by accident.
     Behind all classes there may be entries of one more, of what is none of them.
 
+    For example, with 19 classes: a classifier has 19 rows, and one class more adds 1. Learned upsampling by 4 has 304,
+    and adds 16. EoMT has 20 rows, and adds 1: the last is "none of them".
+
     Args:
         model: Has `num_classes` classes.
         larger: The same with one class more; may be on the meta device.
@@ -296,8 +299,8 @@ def _rows_of_classes(
         ours = theirs = torch.arange(size)
         if axis in axes:
             rows = axes[axis]
-            # What is none of the classes has its entries behind theirs.
-            known = pairs if size == rows * counts[0] else {**pairs, counts[0]: counts[1]}
+            has_none = size != rows * counts[0]  # entries behind all classes, for what is none of them
+            known = {**pairs, counts[0]: counts[1]} if has_none else pairs
             ours = _entries(known.keys(), rows)
             theirs = _entries(known.values(), rows)
         # An open mesh: the indices of each axis are broadcast along all others.

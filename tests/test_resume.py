@@ -391,7 +391,7 @@ def test_what_was_saved_later_is_set_aside_when_an_earlier_checkpoint_goes_on(
     assert torch.load(run / "best_model.pth", weights_only=True)["epoch"] > 1
     flags = ("--resume", str(run / "checkpoint-epoch1.pth"), "--set", monitor, "--set", "trainer.epochs=2")
     assert train_in_child(config, *flags) == 0
-    assert "best_model.pth: saved after step 5, is old-best_model.pth now." in capsys.readouterr().out
+    assert "best_model.pth: damaged, or saved after step 5; it is old-best_model.pth now." in capsys.readouterr().out
     best = torch.load(run / "best_model.pth", weights_only=True)
     results = json.loads((run / "results.json").read_text())
     assert (best["epoch"], best["best"]["value"]) == (results["epoch"], results["metrics"]["val/loss"])

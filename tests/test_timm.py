@@ -15,7 +15,7 @@ from torch.nn import functional as F
 timm = pytest.importorskip("timm")
 
 from base.base_model import Backbone, MissingLevel  # noqa: E402
-from models.backbones.timm_encoders import covering  # noqa: E402
+from models.blocks import covering  # noqa: E402
 from models.weights import load_backbone, load_pretrained  # noqa: E402
 from tests.test_models import CLASSES, build, randomized  # noqa: E402
 from tests.test_zoo import HEAD_ARGS, distinct, full_backbone  # noqa: E402

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
-from models.blocks import OutputStride, padded, without_autocast
+from models.blocks import OutputStride, covering, padded
 from utils.errors import ConfigError, first_line
 from utils.registry import BACKBONES
 from utils.schema import Range, did_you_mean
@@ -325,6 +325,12 @@ def _find_way(name: str, in_channels: int) -> Way:
 def _try(name: str, in_channels: int, options: Mapping[str, Any]) -> Way:
     """Measure the network made with `options`, and with what its maps then show that it needs.
 
+    1. Patches whose side is no power of two become `PATCH` wide.
+    2. The smallest padding with which images of any size go through is found.
+    3. Maps of one stride are those of a plain transformer: four blocks are taken.
+    4. Of several maps of one stride, the last is; those of stride 1 are not.
+    5. After 3 or 4, the maps are measured once more.
+
     Raises:
         Exception: It does not take images of any size, or makes no maps of strides 2 to 32 of them.
     """
@@ -421,38 +427,3 @@ def _covers(found: Sequence[int], size: Sequence[int], stride: int, *, exactly: 
         if count not in ((pixels / stride,) if exactly else (pixels // stride, math.ceil(pixels / stride))):
             return False
     return True
-
-
-def covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """Take from a map (N, C, h, w) of a padded image what covers its upper left `height` x `width` pixels.
-
-    Where these are no multiples of `stride`, values are interpolated: a map cut at whole pixels would be stretched
-    over the image, and differently at each stride.
-
-    Returns:
-        (N, C, ceil(height / stride), ceil(width / stride)).
-    """
-    known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
-    if known and height % stride == 0 and width % stride == 0:
-        return x[..., : height // stride, : width // stride]
-    with without_autocast(x.device):  # half precision knows positions to 1 in 256
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = _interpolation(height, stride, wide.shape[-2], wide)
-        columns = _interpolation(width, stride, wide.shape[-1], wide)
-        covering = rows @ wide @ columns.mT
-    return covering.to(x.dtype)
-
-
-def _interpolation(pixels: int, stride: int, count: int, like: Tensor) -> Tensor:
-    """Weights (n, `count`) that resample values of `stride` pixels each to n that end where the image does, linearly.
-
-    Args:
-        pixels: Of the image, on this side; n is the number of values that it needs, rounded up.
-        stride: Pixels of each value.
-        count: Values that there are.
-        like: Of this type and on this device.
-    """
-    wanted = (pixels + stride - 1) // stride
-    centers = (torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5) * (pixels / (stride * wanted)) - 0.5
-    positions = torch.arange(count, device=like.device, dtype=like.dtype)
-    return (1 - (centers.clamp(min=0)[:, None] - positions).abs()).clamp(min=0)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import Backbone, BaseModel, FeatureShape
-from models.backbones.timm_encoders import covering
-from models.blocks import OutputStride, Positive, TransformerBlock, padded, without_autocast
+from models.blocks import OutputStride, Positive, TransformerBlock, covering, padded, without_autocast
 from models.necks.simple_fpn import LayerNorm2d
 from utils.errors import ConfigError
 from utils.outputs import SegOutput, resize

@@ -99,7 +99,7 @@ class Criterion(nn.Module):
         if normalizers is None:
             normalizers = self.normalizers(labels)
         self._set_step(step)
-        normalizers, images = normalizers[:-1], normalizers[-1]
+        normalizers, images = normalizers[:-1], normalizers[-1]  # of the K terms, and of the loss of boundaries
         terms = self._values(output, labels, normalizers)
         loss = self._total(terms)
         detached = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}

@@ -117,7 +117,12 @@ class DiceLoss(Loss):
         return self._overlap(hits, predicted, actual, actual)
 
     def _marginal_sums(self, logits: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
-        """Return what `_overlap` takes, (N, S) each, of S targets: each class, and each list of several."""
+        """Return what `_overlap` takes, (N, S) each, of S targets: each class, and each list of several.
+
+        For example, classes car, bus, sky, and a label that may be car or bus. Targets are car, bus, sky, (car or bus).
+        Of these, the label shares 1, 1, 0, 2 classes. It is `inside` the last alone, `known` to be or not to be the
+        last and sky, and the `same` as the last.
+        """
         sums = label_sums(logits, labels, self.values)
         counts = label_counts(labels, IGNORE)[:, self.values].to(sums.dtype)
         known_as = allowed[self.values].to(sums.dtype)  # (L, C)

@@ -416,7 +416,12 @@ def _strip_pixel_sum(
     allowed: Tensor | None,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute `pixel_sum` and its gradient by `logits` (N, C, h, w), which is None unless it is needed."""
+    """Compute `pixel_sum` and its gradient by `logits` (N, C, h, w), which is None unless it is needed.
+
+    With logits z, m = log sum exp z, log p_t = z_t - m and smoothing s, the value of a pixel is
+    f(log p_t) - sum s_k (z_k - m), and its derivative by z_k is f' ([k = t] - p_k) - s_k + p_k sum s.
+    So what holds exp z is multiplied until it is p (sum s - f'), then f' is added at t, and s subtracted.
+    """
     images, num_classes = logits.shape[:2]
     resizing = Resizing.of(logits, labels.shape[1:])
     tiled = resizing.tiled(labels)
@@ -448,10 +453,10 @@ def _strip_pixel_sum(
             continue
         derivative = torch.as_tensor(pixel.derivative(log_p, weight), dtype=log_p.dtype, device=log_p.device)
         derivative = derivative.expand_as(log_p).masked_fill(void, 0)
-        # Of log p_t by logit k: [k = t] - p_k; the softmax, exponentials / mass, is never written down. Of several
-        # classes that are allowed, each has its share in them instead of [k = t].
-        scale = -derivative if smoothing is None else (smoothing.sum() - derivative).masked_fill_(void, 0)
-        exponentials *= (scale / mass)[:, None]
+        # The softmax, exponentials / mass, is never written down. Of several classes that are allowed, each has its
+        # share in them instead of [k = t].
+        factor_of_p = -derivative if smoothing is None else (smoothing.sum() - derivative).masked_fill_(void, 0)
+        exponentials *= (factor_of_p / mass)[:, None]
         if shares is None:
             exponentials.scatter_add_(1, truth[:, None], derivative[:, None])
         else:
