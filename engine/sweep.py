@@ -175,7 +175,7 @@ def distribution_of(value: Any) -> BaseDistribution:
     step = value.get("step")
     if type(log) is not bool or not (step is None or (type(step) in (int, float) and step > 0)):
         raise ValueError(f"log {show(log)}, step {show(step)}. Give true or false, and a number above 0.")
-    if type(low) is int and type(high) is int:
+    if all(type(each) is int for each in (low, high, step or 1)):
         return IntDistribution(low, high, log=log, step=step or 1)
     return FloatDistribution(low, high, log=log, step=step)
 

@@ -20,7 +20,7 @@ optuna = pytest.importorskip("optuna", reason="optuna is an extra; requirements-
 
 import sweep  # noqa: E402
 import train  # noqa: E402
-from engine.sweep import prepare_sweep, run_sweep, summary  # noqa: E402
+from engine.sweep import distribution_of, prepare_sweep, run_sweep, summary  # noqa: E402
 from utils.errors import Interrupted, UserError  # noqa: E402
 
 SPACE = {"optimizer.args.lr": {"low": 1e-4, "high": 1.0, "log": True}, "trainer.accumulate": [1, 2]}
@@ -99,6 +99,13 @@ def test_a_sweep_goes_on_with_as_many_trials_as_are_asked_for(files: tuple[Path,
 def test_a_failed_trial_does_not_end_the_sweep(files: tuple[Path, Path], tmp_path: Path) -> None:
     study = searched(files, fake(tmp_path, status=4), 3)
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.FAIL] * 3
+
+
+def test_whole_bounds_with_a_step_that_is_not_are_a_range_of_numbers() -> None:
+    kinds = optuna.distributions
+    assert distribution_of({"low": 0, "high": 1, "step": 0.5}) == kinds.FloatDistribution(0, 1, step=0.5)
+    assert distribution_of({"low": 4, "high": 16, "step": 4}) == kinds.IntDistribution(4, 16, step=4)
+    assert distribution_of({"low": 0, "high": 1}) == kinds.IntDistribution(0, 1)
 
 
 def test_what_lets_the_very_first_trial_fail_ends_the_sweep_and_is_said(
