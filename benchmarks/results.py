@@ -161,7 +161,7 @@ def write(
         device: What was computed on.
         peers: Who else took part, and in which version.
         failed: Parts that did not come to an end, and why.
-        made_by: Commit of the code that was measured; None for that which is there now.
+        made_by: Commit of the code that was measured, or several; None for that which is there now.
         folder: Where results lie; None for benchmarks/results/ or where ``BENCHMARK_RESULTS`` says.
     """
     made = environment(device, seed=0)
@@ -273,7 +273,7 @@ def crossed(title: str, figures: Sequence[Mapping[str, Any]]) -> list[str]:
         units.setdefault(each["column"], set()).add(each["unit"])
         rows.setdefault(each["what"], {})[each["column"]] = each
     alike = {column: next(iter(found)) for column, found in units.items() if len(found) == 1}
-    heads = [f"{column}, {alike[column]}" if column in alike else column for column in units]
+    heads = [f"{column}, {alike[column]}" if alike.get(column) else column for column in units]
     noted = any("note" in each for each in figures)  # by hand: how and when a row was measured
     lines = [line([title, *heads, *["how"] * noted]), line(["---"] * (1 + len(heads) + noted))]
     for what, row in rows.items():
