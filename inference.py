@@ -17,7 +17,7 @@ from utils.config import load_config
 from utils.devices import choose_device, restrict_gpus
 from utils.errors import ConfigError, UserError, one_line, run
 from utils.flags import CommandParser, add_shared, program
-from utils.prediction_flags import add_flags, add_model_flags, tta_from_args
+from utils.prediction_flags import TIES, add_flags, add_model_flags, tta_from_args
 
 if TYPE_CHECKING:
     import argparse
@@ -102,7 +102,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     for line in found.passed_over:
         print(one_line(line), file=sys.stderr)
     if args.batch_size > 1 and args.mode != "sliding":
-        print("--batch-size: of equally likely classes another may win than with one image at a time", file=sys.stderr)
+        print(TIES, file=sys.stderr)
     names = predictor.classes.names
     shared = {kind: AnnotationFile(kind, args.output / SHARED[kind], names) for kind in wanted if kind in SHARED}
     plain = [Path(name).with_name(path.name).as_posix() for path, name in zip(found.paths, found.names, strict=True)]

@@ -153,13 +153,13 @@ def largest_image(view: Examples) -> tuple[int, int]:
 
     Of kinds that Pillow does not know, up to `SAMPLES` are read; of generated images, one.
     """
-    largest, read = (0, 0), 0
+    largest = (0, 0)
     for each in view.views:
-        most = SAMPLES if has_files(each.dataset) else 1
+        left = SAMPLES if has_files(each.dataset) else 1
         for index in each.indices:
             size = _size_in_file(each.dataset.samples[index].image)
-            if size is None and read < most:
-                read += 1
+            if size is None and left:
+                left -= 1
                 size = _size_by_reading(each, int(index))
             largest = max(largest, size or (0, 0), key=math.prod)
     return largest

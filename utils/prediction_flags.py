@@ -18,6 +18,7 @@ CITYSCAPES_SCALES = (*SCALES, 2.25)
 
 OVERLAP = 1 / 3
 WINDOW = 512  # where training used no crop
+TIES = "--batch-size: of equally likely classes another may win than with one image at a time"
 STRIDE = 32  # windows are multiples of the coarsest stride there is, so that their logits lie on one grid
 
 

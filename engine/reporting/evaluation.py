@@ -26,7 +26,7 @@ from utils.devices import choose_device
 from utils.errors import ConfigError
 from utils.metrics import Metrics
 from utils.plugins import require_modules
-from utils.prediction_flags import tta_from_args
+from utils.prediction_flags import TIES, tta_from_args
 from utils.run_folder import find_model
 
 logger = logging.getLogger("segwright")
@@ -102,7 +102,7 @@ def measure(
         listeners.append(drawn.listen)
     together = 1 if args.mode == "sliding" else args.batch_size  # which is of windows there
     if together > 1 and not crop:
-        logger.info("--batch-size: of equally likely classes another may win than with one image at a time")
+        logger.info(TIES)
     evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=listeners, together=together)
     rows = metrics.table()
     for index, row in enumerate(rows):
