@@ -1,4 +1,4 @@
-"""Networks learn: each published one fits four pictures, and some train on photographs from a config alone."""
+"""Networks learn: each published one fits eight pictures, and some train on photographs from a config alone."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def pictures() -> tuple[Tensor, Tensor]:
-    """Four images (4, 3, H, W) uint8 of a box and a disc on noise, and their labels (4, H, W) uint8."""
+    """Eight images (8, 3, H, W) uint8 of a box and a disc on noise, and their labels (8, H, W) uint8."""
     generator = torch.Generator().manual_seed(0)
     height, width = SIZE
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    images = torch.randint(0, 120, (4, 3, height, width), generator=generator, dtype=torch.uint8)
-    labels = torch.zeros(4, height, width, dtype=torch.uint8)
-    for index in range(4):
-        top, left = 3 + 7 * index, 3 + 3 * index
+    images = torch.randint(0, 120, (8, 3, height, width), generator=generator, dtype=torch.uint8)
+    labels = torch.zeros(8, height, width, dtype=torch.uint8)
+    for index in range(8):
+        top, left = 3 + 3 * index, 3 + 3 * index
         labels[index, top : top + 65, left : left + 50] = 1
-        labels[index][(rows - 60 + 8 * index) ** 2 + (columns - 92 - 2 * index) ** 2 < 30**2] = 2
+        labels[index][(rows - 60 + 4 * index) ** 2 + (columns - 92 - 2 * index) ** 2 < 30**2] = 2
     for value, channel in ((1, 0), (2, 1)):
         images[:, channel][labels == value] += 100
     labels[:, -2:] = 255
@@ -95,7 +95,7 @@ def test_every_published_network_is_asked_to_learn() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(NETWORKS))
-def test_a_published_network_fits_four_pictures(kind: str) -> None:
+def test_a_published_network_fits_eight_pictures(kind: str) -> None:
     torch.manual_seed(0)
     model = build(kind, NETWORKS[kind], len(NAMES))
     images, labels = pictures()
