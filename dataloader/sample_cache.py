@@ -35,21 +35,22 @@ from utils.shards import stamp
 
 BLOCK = 256 << 20  # bytes of memory that are asked for at a time
 ALIGNED = 64  # bytes; at multiples of them each example begins
-MAGIC = b"SEGCACH2"
+MAGIC = b"SEGCACH3"
 TAIL = 12 + len(MAGIC)  # bytes at the end of a file: length and checksum of the index before them
 JUDGED = 16  # examples after which the size of all is known well enough
 SPARE = 0.9  # share of the free memory or disk that may be used
 
 
 class Row(NamedTuple):
-    """Where an example lies: first byte, shape (H, W, C) and type of its image, which its label follows.
+    """Where an example lies: first byte, shape (H, W, C) and type of its image, which its label follows; CRC-32.
 
-    In memory, the first byte is that within a block, plus 2^48 times the number of the block.
+    In memory, the first byte is that within a block, plus 2^48 times the number of the block, and there is no CRC-32.
     """
 
     offset: int
     shape: tuple[int, int, int]
     dtype: str
+    crc: int | None = None
 
     @property
     def image_size(self) -> int:
@@ -134,10 +135,11 @@ class OpenFile:
 
     def append(self, item: Item) -> Row:
         self.file.write(bytes(-self.file.tell() % ALIGNED))
-        row = Row(self.file.tell(), _shape(item), item.image.dtype.str)
+        offset, crc = self.file.tell(), 0
         for part in (item.image, item.label):
             self.file.write(_flat(part).data)
-        return row
+            crc = zlib.crc32(_flat(part).data, crc)
+        return Row(offset, _shape(item), item.image.dtype.str, crc)
 
     def finish(self, rows: dict[int, Row]) -> None:
         """Write where everything lies."""
@@ -158,9 +160,10 @@ class SampleCache:
     dataset: BaseDataset
     store: Store
     rows: dict[int, Row] = field(default_factory=dict)
+    _compared: set[int] = field(default_factory=set)  # with their checksums, once a process
 
     def read(self, index: int) -> Item:
-        """What ``dataset.read(index)`` gives; its arrays are read-only.
+        """What ``dataset.read(index)`` gives; its arrays are read-only, unless those kept are damaged.
 
         Raises:
             DataError: The files cannot be used.
@@ -169,6 +172,10 @@ class SampleCache:
         if row is None:
             return self.dataset.read(index)
         data = self.store.bytes_of(row)
+        if row.crc is not None and index not in self._compared:
+            if zlib.crc32(data) != row.crc:
+                return self.dataset.read(index)
+            self._compared.add(index)
         image = data[: row.image_size].view(row.dtype).reshape(row.shape)
         label = data[row.image_size :].reshape(row.shape[:2])
         image.flags.writeable = label.flags.writeable = False
@@ -328,7 +335,7 @@ def stored_rows(path: Path) -> dict[int, Row] | None:
             if zlib.crc32(index) != int.from_bytes(tail[8:12], "little"):
                 return None
             rows = json.loads(index)
-        return {int(index): Row(offset, tuple(shape), dtype) for index, (offset, shape, dtype) in rows.items()}
+        return {int(index): Row(offset, tuple(shape), *rest) for index, (offset, shape, *rest) in rows.items()}
     except (OSError, ValueError, TypeError):
         return None
 

@@ -107,6 +107,26 @@ def test_a_file_serves_the_next_run_until_something_changes(tmp_path: Path, monk
         assert build() == 7
 
 
+def test_an_example_of_which_a_bit_flipped_on_the_disk_is_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder(make(tmp_path / "data"))
+    rows = build_cache(data, "disk", folder=tmp_path / "cache").rows
+    (path,) = (tmp_path / "cache").iterdir()
+    content = bytearray(path.read_bytes())
+    content[rows[2].offset + 5] ^= 64  # in an image
+    content[rows[4].offset + rows[4].size - 1] ^= 1  # in a label
+    path.write_bytes(content)
+    kept = build_cache(data, "disk", folder=tmp_path / "cache")
+    decoded: list[int] = []
+    real = data.read
+    monkeypatch.setattr(data, "read", lambda index: decoded.append(index) or real(index))
+    for index in (*range(len(data)), 2):
+        for mine, right in zip(kept.read(index)[:2], real(index)[:2], strict=True):
+            assert np.array_equal(mine, right)
+    assert decoded == [2, 4, 2]
+
+
 def test_of_several_processes_one_fills_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fcntl")
     data, context = folder(make(tmp_path / "data")), multiprocessing.get_context("fork")
