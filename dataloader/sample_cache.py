@@ -173,7 +173,7 @@ class SampleCache:
             return self.dataset.read(index)
         data = self.store.bytes_of(row)
         if row.crc is not None and index not in self._compared:
-            if zlib.crc32(data) != row.crc:
+            if zlib.crc32(data.data) != row.crc:
                 return self.dataset.read(index)
             self._compared.add(index)
         image = data[: row.image_size].view(row.dtype).reshape(row.shape)
