@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.outputs import SegOutput
+from utils.outputs import SegOutput, continued
 
 
 class FeatureShape(NamedTuple):
@@ -137,6 +137,7 @@ class BaseModel(nn.Module, ABC):
 
     needs_batch = False  # whether a training step needs 2 images, because batch norm sees a single pixel of each
     lacks_pretrained = False  # whether it was to start from public weights, and they could not be fetched
+    multiple = 32  # of which both sides of what `predict` gets are: pixels of its coarsest map's stride
     unpools = False  # whether it uses max_unpool2d, which has no deterministic implementation on CUDA
 
     def __init__(self, in_channels: int = 3) -> None:
@@ -153,8 +154,18 @@ class BaseModel(nn.Module, ABC):
         """Compute the logits of normalized images (N, in_channels, H, W); `aux` only in training."""
 
     def forward(self, images: Tensor) -> SegOutput:
-        """Compute the logits of raw images (N, in_channels, H, W) with values 0..255, uint8 or floating."""
-        return self.predict(self.normalize(images))
+        """Compute the logits of raw images (N, in_channels, H, W) with values 0..255, uint8 or floating.
+
+        Maps of strides that divide no side end beyond the image, each elsewhere, and would be laid over each other
+        askew; so images are continued by copies of their last row and column, and logits of these cut off.
+        """
+        normalized = self.normalize(images)
+        height, width = size = normalized.shape[-2:]
+        known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
+        if self.multiple == 1 or (known and height % self.multiple == width % self.multiple == 0):
+            return self.predict(normalized)
+        whole = continued(normalized, self.multiple)
+        return self.predict(whole).upper_left((whole.shape[-2], whole.shape[-1]), size)
 
     def start_step(self, step: int, total_steps: int) -> None:
         """Prepare for optimizer step `step`, from 0, of `total_steps`: for networks that change while they learn."""

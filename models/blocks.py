@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
 import torch
@@ -52,59 +51,6 @@ def resize_like(x: Tensor, reference: Tensor) -> Tensor:
     for every second image.
     """
     return resize(x, (reference.shape[-2], reference.shape[-1]))
-
-
-def padded(images: Tensor, multiple: int) -> Tensor:
-    """Pad images (N, C, H, W) with zeros, below and to the right, until both sides are multiples of `multiple`.
-
-    Too much is padded and cut off again: of this form torch knows, for symbols as well, that the sides are multiples.
-    """
-    height, width = images.shape[-2:]
-    rows = (height + multiple - 1) // multiple * multiple
-    columns = (width + multiple - 1) // multiple * multiple
-    return F.pad(images, (0, multiple - 1, 0, multiple - 1))[..., :rows, :columns]
-
-
-def covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """Take from a map (N, C, h, w) of a padded image what covers its upper left `height` x `width` pixels.
-
-    Where these are no multiples of `stride`, values are interpolated: a map cut at whole pixels would be stretched
-    over the image, and differently at each stride.
-
-    Returns:
-        (N, C, ceil(height / stride), ceil(width / stride)).
-    """
-    known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
-    if known and height % stride == 0 and width % stride == 0:
-        return x[..., : height // stride, : width // stride]
-    with without_autocast(x.device):  # half precision knows positions to 1 in 256
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = _interpolation(height, stride, wide.shape[-2], wide)
-        columns = _interpolation(width, stride, wide.shape[-1], wide)
-        covering = rows @ wide @ columns.mT
-    return covering.to(x.dtype)
-
-
-def _interpolation(pixels: int, stride: int, count: int, like: Tensor) -> Tensor:
-    """Weights (n, `count`) that resample values of `stride` pixels each to n that end where the image does, linearly.
-
-    Args:
-        pixels: Of the image, on this side; n is the number of values that it needs, rounded up.
-        stride: Pixels of each value.
-        count: Values that there are.
-        like: Of this type and on this device.
-    """
-    wanted = (pixels + stride - 1) // stride
-    centers = (torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5) * (pixels / (stride * wanted)) - 0.5
-    positions = torch.arange(count, device=like.device, dtype=like.dtype)
-    return (1 - (centers.clamp(min=0)[:, None] - positions).abs()).clamp(min=0)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the types that tensors have, also under autocast, on devices that have it; the meta device has not."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def unpool(x: Tensor, indices: Tensor, size: Sequence[int], *, overlapping: bool = False) -> Tensor:

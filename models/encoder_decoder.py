@@ -42,6 +42,9 @@ class EncoderDecoder(BaseModel):
         self.necks = nn.Sequential(*necks)
         self.head = head
         self.aux_heads = nn.ModuleList(aux_heads)
+        own = getattr(backbone, "multiple", 1)  # which the backbone sees to
+        maps = [*backbone.shapes, *(shape for neck in necks for shape in neck.shapes)]
+        self.multiple = 1 if own > 1 else max(shape.stride for shape in maps)
         self.needs_batch = any(brick.needs_batch for brick in (backbone, *necks, head, *aux_heads))
         for index, neck in enumerate(necks):
             if type(neck).keep is not Neck.keep:

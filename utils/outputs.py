@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -24,10 +26,15 @@ class SegOutput(NamedTuple):
 
     def full(self, size: tuple[int, int]) -> SegOutput:
         """The same output with all logits resized to `size` (height, width)."""
-        aux = tuple(resize(logits, size) for logits in self.aux)
-        edges = tuple(resize(logits, size) for logits in self.edges)
-        masks = tuple(resize(logits, size) for logits in self.masks)
-        return SegOutput(resize(self.logits, size), aux, edges, masks, self.mask_classes)
+        return self._each(lambda x: resize(x, size))
+
+    def upper_left(self, whole: tuple[int, int], size: tuple[int, int]) -> SegOutput:
+        """The same output for the upper left `size` (height, width) of images of `whole`, which all logits cover."""
+        return self._each(lambda x: upper_left(x, whole, size))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> SegOutput:
+        aux, edges, masks = (tuple(map(change, each)) for each in (self.aux, self.edges, self.masks))
+        return SegOutput(change(self.logits), aux, edges, masks, self.mask_classes)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,3 +60,83 @@ def _has_size(x: Tensor, size: tuple[int, int]) -> bool:
 
         return statically_known_true(height == size[0]) and statically_known_true(width == size[1])
     return (height, width) == tuple(size)
+
+
+def upper_left(x: Tensor, whole: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Take from a map (N, C, h, w) of images of `whole` (height, width) what covers their upper left `size`."""
+    strides = {_example(side) // _example(count) for side, count in zip(whole, x.shape[-2:], strict=True)}
+    exact = all(_example(side) % _example(count) == 0 for side, count in zip(whole, x.shape[-2:], strict=True))
+    if len(strides) == 1 and exact:
+        return covering(x, strides.pop(), *size)
+    return resize(x, whole)[..., : size[0], : size[1]]
+
+
+def _example(size: int) -> int:
+    """A size, or while exporting that of the example, which no graph depends on: strides are the same for all."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Pad images (N, C, H, W) with zeros, below and to the right, until both sides are multiples of `multiple`.
+
+    Too much is padded and cut off again: of this form torch knows, for symbols as well, that the sides are multiples.
+    """
+    height, width = images.shape[-2:]
+    rows = (height + multiple - 1) // multiple * multiple
+    columns = (width + multiple - 1) // multiple * multiple
+    return F.pad(images, (0, multiple - 1, 0, multiple - 1))[..., :rows, :columns]
+
+
+def continued(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of images (N, C, H, W) until both sides are multiples of `multiple`."""
+    height, width = images.shape[-2:]
+    rows = (height + multiple - 1) // multiple * multiple
+    columns = (width + multiple - 1) // multiple * multiple
+    if isinstance(height, int) and isinstance(width, int):
+        return F.pad(images, (0, columns - width, 0, rows - height), mode="replicate")
+    # Of this form torch knows, for symbols as well, that the sides are multiples.
+    for dim, (wanted, side) in enumerate(((rows, height), (columns, width)), start=2):
+        images = images.index_select(dim, torch.arange(wanted, device=images.device).clamp(max=side - 1))
+    return images
+
+
+def covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
+    """Take from a map (N, C, h, w) of a padded image what covers its upper left `height` x `width` pixels.
+
+    Where these are no multiples of `stride`, values are interpolated: a map cut at whole pixels would be stretched
+    over the image, and differently at each stride.
+
+    Returns:
+        (N, C, ceil(height / stride), ceil(width / stride)).
+    """
+    known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
+    if known and height % stride == 0 and width % stride == 0:
+        return x[..., : height // stride, : width // stride]
+    with without_autocast(x.device):  # half precision knows positions to 1 in 256
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows = _interpolation(height, stride, wide.shape[-2], wide)
+        columns = _interpolation(width, stride, wide.shape[-1], wide)
+        covering = rows @ wide @ columns.mT
+    return covering.to(x.dtype)
+
+
+def _interpolation(pixels: int, stride: int, count: int, like: Tensor) -> Tensor:
+    """Weights (n, `count`) that resample values of `stride` pixels each to n that end where the image does, linearly.
+
+    Args:
+        pixels: Of the image, on this side; n is the number of values that it needs, rounded up.
+        stride: Pixels of each value.
+        count: Values that there are.
+        like: Of this type and on this device.
+    """
+    wanted = (pixels + stride - 1) // stride
+    centers = (torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5) * (pixels / (stride * wanted)) - 0.5
+    positions = torch.arange(count, device=like.device, dtype=like.dtype)
+    return (1 - (centers.clamp(min=0)[:, None] - positions).abs()).clamp(min=0)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the types that tensors have, also under autocast, on devices that have it; the meta device has not."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
-from models.blocks import OutputStride, Width, scaled, strides_and_dilations, without_autocast
+from models.blocks import OutputStride, Width, scaled, strides_and_dilations
+from utils.outputs import without_autocast
 from utils.registry import BACKBONES
 from utils.schema import Between
 

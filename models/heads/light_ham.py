@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.base_model import FeatureShape, Head, at_level
-from models.blocks import Classifier, Positive, resize_like, without_autocast
+from models.blocks import Classifier, Positive, resize_like
+from utils.outputs import without_autocast
 from utils.registry import HEADS
 from utils.schema import Between
 

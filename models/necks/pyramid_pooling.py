@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Neck
-from models.blocks import ConvNormAct, Positive, resize_like, without_autocast
+from models.blocks import ConvNormAct, Positive, resize_like
+from utils.outputs import without_autocast
 from utils.registry import NECKS
 from utils.schema import Between
 

@@ -163,6 +163,7 @@ class DDRNet(BaseModel):
         use_aux: Train an auxiliary head on the high-resolution branch after the first exchange.
     """
 
+    multiple = 64
     needs_batch = True  # of the branch that sees the mean over the whole map
 
     def __init__(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from base.base_model import Backbone, BaseModel, FeatureShape
-from models.blocks import OutputStride, Positive, TransformerBlock, covering, padded, without_autocast
+from models.blocks import OutputStride, Positive, TransformerBlock
 from models.necks.simple_fpn import LayerNorm2d
 from utils.errors import ConfigError
-from utils.outputs import SegOutput, resize
+from utils.outputs import SegOutput, covering, padded, resize, without_autocast
 from utils.registry import BACKBONES, MODELS
 from utils.schema import Component
 
@@ -141,6 +141,8 @@ class EoMT(BaseModel):
         queries: Number of masks.
         query_blocks: Last blocks, which have the queries: 3 for S and B, 4 for L, 5 for g.
     """
+
+    multiple = 1  # it pads with zeros itself, as its authors do
 
     def __init__(  # noqa: PLR0913  all but the first are named
         self,

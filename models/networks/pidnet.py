@@ -116,6 +116,7 @@ class PIDNet(BaseModel):
             boundaries, whose loss is of its own (section 3.1).
     """
 
+    multiple = 64
     needs_batch = True  # of the branch that sees the mean over the whole map
 
     def __init__(  # noqa: PLR0913  all but the numbers of the variant are named

@@ -113,6 +113,7 @@ class ResEncUNet(BaseModel):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__(in_channels)
+        self.multiple = 2 ** (stages - 1)
         widths = [scaled(min(FINEST * 2**stage, WIDEST), width_mult) for stage in range(stages)]
         self.stem = nn.Sequential(*_conv_norm(in_channels, widths[0]), nn.LeakyReLU(SLOPE, inplace=True))
         encoder: list[nn.Module] = []
