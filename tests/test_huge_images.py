@@ -169,6 +169,17 @@ def test_values_are_those_that_whole_images_have(tmp_path: Path) -> None:
     assert np.array_equal(empty, alpha[..., 3] == 0)
 
 
+@pytest.mark.parametrize("reader", [TiffRaster, GdalRaster])
+def test_a_fourth_band_that_is_no_alpha_makes_nothing_void(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
+    path, values = tmp_path / "x.tif", noise((20, 30), 4)
+    values[:5, ..., 3] = 0
+    for kind, void in (("unspecified", False), ("unassalpha", True)):
+        tifffile.imwrite(path, values, photometric="rgb", extrasamples=[kind])
+        found, empty = ModelRaster(reader(path), 3, path).read((0, 20), (0, 30))
+        assert np.array_equal(found, values[..., :3])
+        assert np.array_equal(empty, (values[..., 3] == 0) & void)
+
+
 def test_a_png_of_any_size_is_written_in_bands(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 256, (101, 33), dtype=np.uint8)
     write_png(tmp_path / "x.png", (101, 33), iter([labels[:40], labels[40:41], labels[41:]]), GRAY)
