@@ -428,6 +428,12 @@ def test_a_file_that_differs_keeps_its_suffix_and_the_status_is_3(
     assert "differs from its checkpoint" in answer.out + answer.err
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_of_few_channels_are_cut_and_enlarged(channels: int) -> None:
+    (batch,) = batches_of(generated_examples(2, channels), [(400, 50)])
+    assert batch.images.shape == (2, channels, 400, 50)
+
+
 def test_a_comparison_by_labels_counts_every_pixel() -> None:
     class Left(nn.Module):
         def forward(self, images: Tensor) -> SegOutput:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from engine import huge_images
 from engine.huge_images import predict_in_bands, stripes, windows_of
+from engine.prediction_files import Job, empty_pixels
 from inference import load
 from tests.conftest import ROOT, Answer
 from utils import images, rasters
@@ -345,6 +346,35 @@ def test_pixels_without_data_are_void_where_only_logits_are_too_large(
     assert answer.status == 0, answer.err
     labels = tifffile.imread(tmp_path / "out" / "x.tif")
     assert np.array_equal(labels == IGNORE, (picture == 7).all(axis=2))
+
+
+def test_pixels_without_data_are_void_in_every_kind_of_file(tmp_path: Path) -> None:
+    picture = np.maximum(noise((20, 30)), 8)
+    picture[:5] = 7
+    place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+    nodata = (rasters.NODATA_TAG, "s", None, "7", True)
+    tifffile.imwrite(tmp_path / "x.tif", picture, photometric="rgb", extratags=[place, nodata])
+    for kind in ("overlay", "coco", "index"):
+        empty = empty_pixels(Job(tmp_path / "x.tif", {kind: tmp_path / "out"}), picture)
+        assert empty is not None
+        assert np.array_equal(empty, (picture == 7).all(axis=2))
+
+
+def test_bands_without_numbers_are_predicted_where_the_file_says_they_hold_no_data(tmp_path: Path) -> None:
+    values = noise((20, 30), 4).astype(np.float32)
+    values[:5] = np.nan
+    predictor = Predictor(PerPixel(), CLASSES, {"arch": {"args": {"in_channels": 4}}})
+    place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+    nodata = (rasters.NODATA_TAG, "s", None, "nan", True)
+    options = {"photometric": "minisblack", "planarconfig": "contig", "metadata": None}
+    tifffile.imwrite(tmp_path / "x.tif", values, extratags=[place, nodata], **options)
+    assert np.array_equal(predictor.read(tmp_path / "x.tif"), np.nan_to_num(values))
+    empty = empty_pixels(Job(tmp_path / "x.tif", {"index": tmp_path / "out.tif"}), values)
+    assert empty is not None
+    assert np.array_equal(empty, np.isnan(values[..., 0]))
+    tifffile.imwrite(tmp_path / "x.tif", values, extratags=[place], **options)
+    with pytest.raises(images.DataError, match="no number at row 0, column 0"):
+        predictor.read(tmp_path / "x.tif")
 
 
 def test_a_tiff_that_nobody_can_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

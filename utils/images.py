@@ -166,7 +166,7 @@ def open_reducible(path: Path) -> ReducibleImage | None:
     return ReducibleImage(path, data, (header.height, header.width))
 
 
-def read_bands(path: Path, channels: int) -> np.ndarray:
+def read_bands(path: Path, channels: int, *, fill: bool = False) -> np.ndarray:
     """Read the image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
 
     From `.npy` files, TIFF files of any number of bands (those of more than one need the package tifffile), and other
@@ -175,6 +175,7 @@ def read_bands(path: Path, channels: int) -> np.ndarray:
     Args:
         path: The file.
         channels: How many it must have.
+        fill: Read 0 where there is no number, for files that say which pixels hold no data.
 
     Raises:
         DataError: It cannot be read, has another number of channels, or holds what is no number.
@@ -201,7 +202,9 @@ def read_bands(path: Path, channels: int) -> np.ndarray:
             what = f"holds {values.dtype}, expected numbers"
             raise DataError(Problem(Fault.OTHER, path, what, "Convert it to uint8, uint16 or float32"))
         values = values.astype(np.uint8 if values.dtype == bool else np.float32)
-    if values.dtype == np.float32 and not np.isfinite(values).all():
+    if values.dtype == np.float32 and fill:
+        values = np.nan_to_num(values)
+    elif values.dtype == np.float32 and not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0][:2]
         what = f"no number at row {row}, column {column}"
         raise DataError(Problem(Fault.OTHER, path, what, "Write one, such as 0, and make the label void there"))

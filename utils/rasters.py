@@ -356,6 +356,11 @@ def is_georeferenced(path: Path) -> bool:
     return bool(_look_into(path, lambda page: any(tag in page.tags for tag in GEO_TAGS)))
 
 
+def declares_nodata(path: Path) -> bool:
+    """Whether a file is a TIFF that says which value its pixels without data have."""
+    return bool(_look_into(path, lambda page: NODATA_TAG in page.tags))
+
+
 def _look_into(path: Path, look: Callable[[Any], T]) -> T | None:
     """Return what `look` finds in the first page of a TIFF; None for other and damaged files, or without tifffile."""
     if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is None or not path.is_file():

@@ -228,7 +228,8 @@ def _fit(values: np.ndarray, size: tuple[int, int], factor: float, interpolation
     if factor > 1:
         width = max(size[1], round(values.shape[1] * factor))
         height = max(size[0], round(values.shape[0] * factor))
-        values = cv2.resize(values, (width, height), interpolation=interpolation)
+        resized = cv2.resize(values, (width, height), interpolation=interpolation)
+        values = resized.reshape(height, width, *values.shape[2:])  # OpenCV drops a single channel
     top = (values.shape[0] - size[0]) // 2
     left = (values.shape[1] - size[1]) // 2
     return np.ascontiguousarray(values[top : top + size[0], left : left + size[1]])
