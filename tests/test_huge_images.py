@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -358,6 +359,22 @@ def test_pixels_without_data_are_void_in_every_kind_of_file(tmp_path: Path) -> N
         empty = empty_pixels(Job(tmp_path / "x.tif", {kind: tmp_path / "out"}), picture)
         assert empty is not None
         assert np.array_equal(empty, (picture == 7).all(axis=2))
+
+
+def test_a_place_that_is_lost_without_tifffile_is_said_once(
+    finished_run: Path, inference_command: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("x.tif", "y.tif"):
+        place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+        tifffile.imwrite(tmp_path / name, noise((20, 30)), photometric="rgb", extratags=[place])
+    flags = ("-m", finished_run / "last.pth", "-i", tmp_path, "-o", tmp_path / "out", "--save", "index", *TINY)
+    assert "its place on the map is lost" not in inference_command(*flags).err
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tifffile" else found(name))
+    answer = inference_command(*flags)
+    assert answer.status == 0, answer.err
+    assert answer.err.count("its place on the map is lost") == 1
+    assert (tmp_path / "out" / "y.png").is_file()
 
 
 def test_bands_without_numbers_are_predicted_where_the_file_says_they_hold_no_data(tmp_path: Path) -> None:

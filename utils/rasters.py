@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from utils.errors import DataError, Fault, Problem
 from utils.images import read_bands, read_image
@@ -354,6 +355,17 @@ def size_of_tiff(path: Path) -> tuple[int, int] | None:
 def is_georeferenced(path: Path) -> bool:
     """Whether a file is a TIFF that says where on Earth it lies, and tifffile is there to keep that."""
     return bool(_look_into(path, lambda page: any(tag in page.tags for tag in GEO_TAGS)))
+
+
+def loses_place(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies, and tifffile is missing that would keep it."""
+    if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is not None:
+        return False
+    try:
+        with Image.open(path) as image:
+            return any(tag in getattr(image, "tag_v2", {}) for tag in GEO_TAGS)
+    except Exception:  # whatever Pillow stumbles over in a damaged header; reading it will tell
+        return False
 
 
 def declares_nodata(path: Path) -> bool:
