@@ -239,7 +239,7 @@ def test_maps_of_few_pixels_do_not_bind_a_graph_to_one_size(neck: str | None, he
 
 
 def test_the_comparison_is_written_beside_the_file(onnx_file: Path) -> None:
-    report = json.loads(onnx_file.with_suffix(".parity.json").read_text())
+    report = json.loads(onnx_file.with_name(f"{onnx_file.name}.parity.json").read_text())
     assert report["proven"]
     assert report["images"] == "Squares val"
     assert report["agreement"] >= 0.999
@@ -423,10 +423,15 @@ def test_a_file_that_differs_keeps_its_suffix_and_the_status_is_3(
     assert answer.status == 3
     assert re.match(rf"not proven: {re.escape(str(unproven))}: agreement [\d.]+ % at \d+x\d+\. ", answer.err)
     assert not path.exists()
-    assert not json.loads((tmp_path / "model.parity.json").read_text())["proven"]
+    assert not json.loads((tmp_path / "model.pt2.parity.json").read_text())["proven"]
     answer = evaluate_command("-m", unproven, *TINY)
     assert answer.status == 0, answer.err
     assert "differs from its checkpoint" in answer.out + answer.err
+
+
+def test_files_of_one_name_in_several_formats_have_a_comparison_each() -> None:
+    reports = {command.Export(Path("b.pth"), Path(name), "x").report for name in ("a.onnx", "a.pt2", "a.safetensors")}
+    assert len(reports) == 3
 
 
 def test_a_graph_without_labels_and_logits_is_refused() -> None:
@@ -595,7 +600,7 @@ def test_8_bit_graphs_keep_the_mean_iou(finished_run: Path, tmp_path: Path) -> N
     path = tmp_path / "model.onnx"
     answer = export_command("-m", finished_run / "best_model.pth", "-o", path, "--int8", "--calibrate", tmp_path)
     assert answer.status == 0, answer.err
-    report = json.loads((tmp_path / "model.parity.json").read_text())
+    report = json.loads((tmp_path / "model.onnx.parity.json").read_text())
     assert report["int8"]
     assert report["mean_iou"]["difference"] >= -0.01
     assert load(path).predict(image(97, 131)).shape == (97, 131)

@@ -83,8 +83,8 @@ class Export:
 
     @property
     def report(self) -> Path:
-        """Where the comparison goes."""
-        return self.output.with_suffix(".parity.json")
+        """Where the comparison goes; its name keeps the ending, for a model may lie there in several formats."""
+        return self.output.with_name(f"{self.output.name}.parity.json")
 
 
 @dataclass(frozen=True)
