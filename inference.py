@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SHARED = {"coco": "coco.json", "cvat": "cvat.xml", "labelstudio": "labelstudio.json"}  # one file for all images
 KINDS = ("color", "index", "overlay", "probability", "probabilities", "labelme", *SHARED)
 ENDINGS = {"probabilities": "npz", "labelme": "json"}
+WITHOUT_PLACE = (
+    "its place on the map is lost, and pixels without data are predicted. `pip install tifffile` keeps both."
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -98,7 +101,10 @@ def predict(args: argparse.Namespace) -> list[str]:
     from engine.films import predict_films
     from engine.prediction import predict_files
     from engine.prediction_files import LEGEND, Job, write_legend, writing
+    from utils.rasters import loses_place
 
+    if lost := next(filter(loses_place, found.paths), None):
+        print(one_line(f"{lost}: {WITHOUT_PLACE}"), file=sys.stderr)
     for line in found.passed_over:
         print(one_line(line), file=sys.stderr)
     if args.batch_size > 1 and args.mode != "sliding":

@@ -155,10 +155,13 @@ class AnnotationFile:
         with atomic_write(self.path) as file:
             file.write(data)
 
-    def _coco(self, images: dict[str, tuple[tuple[int, int], list[Any]]]) -> bytes:
+    def _used_names(self, images: dict[str, tuple[tuple[int, int], list[Any]]]) -> list[str]:
+        """Names of the classes, and of void where some objects are: tools refuse a label that was not declared."""
         used = {each["label"] for _, objects in images.values() for each in objects}
-        names = [name for name in (*self.names, VOID) if name != VOID or name in used]
-        names = [name for name in names if name.lower() not in BACKGROUND]
+        return [name for name in (*self.names, VOID) if name != VOID or name in used]
+
+    def _coco(self, images: dict[str, tuple[tuple[int, int], list[Any]]]) -> bytes:
+        names = [name for name in self._used_names(images) if name.lower() not in BACKGROUND]
         listed: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number, (name, ((height, width), objects)) in enumerate(images.items(), start=1):
@@ -174,7 +177,7 @@ class AnnotationFile:
         ElementTree.SubElement(root, "version").text = "1.1"
         task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")  # readers besides CVAT want it
         labels = ElementTree.SubElement(task, "labels")
-        for name in self.names:
+        for name in self._used_names(images):
             ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
         for number, (name, ((height, width), objects)) in enumerate(images.items()):
             about = {"id": str(number), "name": name, "width": str(width), "height": str(height)}

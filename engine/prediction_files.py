@@ -18,7 +18,7 @@ from utils.files import atomic_write
 from utils.images import write_label, write_picture
 from utils.predict import Prediction
 from utils.raster_writers import write_tiff
-from utils.rasters import open_raster
+from utils.rasters import is_georeferenced, open_raster
 from utils.visualize import legend, overlay, png_palette
 
 KINDS = ("color", "index", "overlay", "probability", "probabilities", "labelme", "coco", "cvat", "labelstudio")
@@ -115,7 +115,7 @@ def palette_of(kind: str, classes: ClassTable) -> np.ndarray:
 
 def empty_pixels(job: Job, image: np.ndarray) -> np.ndarray | None:
     """Find where the georeferenced image (H, W, C) of a job has no data, (H, W) bool; None if that is not known."""
-    if all(path.suffix != ".tif" for path in job.files.values()):
+    if not is_georeferenced(job.path):
         return None
     try:
         raster = open_raster(job.path, image.shape[2])

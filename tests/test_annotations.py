@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -390,6 +391,15 @@ def test_predictions_are_read_again_as_they_were(kind: str, names: tuple[str, ..
     assert len(dataset) == 4
     for index, sample in enumerate(dataset.samples):
         np.testing.assert_array_equal(dataset.read(index).label, maps()[sample.key])
+
+
+def test_cvat_s_file_declares_void_where_objects_have_it(tmp_path: Path) -> None:
+    for name, void in (("coarse", False), ("void", True)):
+        file = AnnotationFile("cvat", tmp_path / "x.xml", CLASSES)
+        file.add("a.png", maps()[name])
+        file.write()
+        declared = [label.text for label in ElementTree.parse(file.path).iterfind("meta/task/labels/label/name")]
+        assert declared == [*CLASSES, *(["__ignore__"] if void else [])]
 
 
 def test_images_of_one_name_keep_their_folders_in_a_file_for_all() -> None:

@@ -26,8 +26,9 @@ import inference
 from base.base_model import BaseModel
 from engine import assemble
 from engine.exporting import command, graph
+from engine.exporting.int8 import calibration_images
 from engine.exporting.parity import batches_of, compare, generated_examples, parity_sizes
-from engine.exporting.read import load_network, load_run, runner_of, session_of
+from engine.exporting.read import check_use, load_network, load_run, runner_of, session_of
 from engine.exporting.table import BEGIN, CROP, END, cases, measure, read_figures, scenes, table
 from engine.exporting.write import metadata_of, write_onnx
 from models.blocks import Classifier, unpool
@@ -37,7 +38,7 @@ from models.necks.pyramid_pooling import GridMean
 from tests.conftest import ROOT, Answer, call
 from utils import checkpoint
 from utils.classes import ClassTable
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, DataError
 from utils.outputs import SegOutput, resize
 from utils.predict import Predictor
 from utils.registry import MODELS
@@ -238,7 +239,7 @@ def test_maps_of_few_pixels_do_not_bind_a_graph_to_one_size(neck: str | None, he
 
 
 def test_the_comparison_is_written_beside_the_file(onnx_file: Path) -> None:
-    report = json.loads(onnx_file.with_suffix(".parity.json").read_text())
+    report = json.loads(onnx_file.with_name(f"{onnx_file.name}.parity.json").read_text())
     assert report["proven"]
     assert report["images"] == "Squares val"
     assert report["agreement"] >= 0.999
@@ -422,10 +423,61 @@ def test_a_file_that_differs_keeps_its_suffix_and_the_status_is_3(
     assert answer.status == 3
     assert re.match(rf"not proven: {re.escape(str(unproven))}: agreement [\d.]+ % at \d+x\d+\. ", answer.err)
     assert not path.exists()
-    assert not json.loads((tmp_path / "model.parity.json").read_text())["proven"]
+    assert not json.loads((tmp_path / "model.pt2.parity.json").read_text())["proven"]
     answer = evaluate_command("-m", unproven, *TINY)
     assert answer.status == 0, answer.err
     assert "differs from its checkpoint" in answer.out + answer.err
+
+
+def test_files_of_one_name_in_several_formats_have_a_comparison_each() -> None:
+    reports = {command.Export(Path("b.pth"), Path(name), "x").report for name in ("a.onnx", "a.pt2", "a.safetensors")}
+    assert len(reports) == 3
+
+
+def test_a_graph_without_labels_and_logits_is_refused() -> None:
+    line = "m.onnx: gives confidence only, no classes. Export it with --outputs labels."
+    with pytest.raises(CheckpointError) as caught:
+        check_use(Path("m.onnx"), {"outputs": ["confidence"]}, averages=False, probabilities=False)
+    assert caught.value.problems == (line,)
+    check_use(Path("m.onnx"), {"outputs": ["confidence", "labels"]}, averages=False, probabilities=False)
+
+
+def test_a_confidence_that_is_not_that_of_the_logits_is_found() -> None:
+    def network(images: Tensor) -> SegOutput:
+        return SegOutput(images[:, :2].float() / 50)
+
+    def run(images: Tensor, error: float) -> dict[str, Tensor]:
+        return {"confidence": network(images).logits.softmax(1).amax(1) + error}
+
+    classes = ClassTable(("a", "b"), ((0, 0, 0), (9, 9, 9)), ((0,), (1,)))
+    for error, agreement in ((0.0, 1), (0.1, 0)):
+        parity = compare(
+            network,  # type: ignore[arg-type]
+            lambda images, error=error: run(images, error),  # type: ignore[misc]
+            batches_of(generated_examples(2, 3), [(40, 50)]),
+            classes,
+            lambda images: {"logits": network(images).logits},
+        )
+        assert parity.agreement == agreement
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, np.uint8), (4, np.float32)])
+def test_images_to_calibrate_with_have_the_channels_of_the_network(tmp_path: Path, channels: int, dtype: Any) -> None:
+    classes = ClassTable(("a", "b"), ((0, 0, 0), (9, 9, 9)), ((0,), (1,)))
+    predictor = Predictor(nn.Linear(1, 1), classes, {"arch": {"args": {"in_channels": channels}}})
+    values = np.random.default_rng(0).integers(0, 255, (60, 90, channels), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", values)
+    (found,) = calibration_images([tmp_path / "a.npy"], (40, 50), predictor)
+    assert found.dtype == dtype
+    assert np.array_equal(found, values[10:50, 20:70])
+    with pytest.raises(DataError, match="no image is as large as --size 128 96"):
+        calibration_images([tmp_path / "a.npy"], (128, 96), predictor)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_of_few_channels_are_cut_and_enlarged(channels: int) -> None:
+    (batch,) = batches_of(generated_examples(2, channels), [(400, 50)])
+    assert batch.images.shape == (2, channels, 400, 50)
 
 
 def test_a_comparison_by_labels_counts_every_pixel() -> None:
@@ -548,7 +600,7 @@ def test_8_bit_graphs_keep_the_mean_iou(finished_run: Path, tmp_path: Path) -> N
     path = tmp_path / "model.onnx"
     answer = export_command("-m", finished_run / "best_model.pth", "-o", path, "--int8", "--calibrate", tmp_path)
     assert answer.status == 0, answer.err
-    report = json.loads((tmp_path / "model.parity.json").read_text())
+    report = json.loads((tmp_path / "model.onnx.parity.json").read_text())
     assert report["int8"]
     assert report["mean_iou"]["difference"] >= -0.01
     assert load(path).predict(image(97, 131)).shape == (97, 131)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from engine import huge_images
 from engine.huge_images import predict_in_bands, stripes, windows_of
+from engine.prediction_files import Job, empty_pixels
 from inference import load
 from tests.conftest import ROOT, Answer
 from utils import images, rasters
@@ -167,6 +169,17 @@ def test_values_are_those_that_whole_images_have(tmp_path: Path) -> None:
     values, empty = open_raster(tmp_path / "alpha.tif", 3).read((0, 20), (0, 30))
     assert np.array_equal(values, alpha[..., :3])
     assert np.array_equal(empty, alpha[..., 3] == 0)
+
+
+@pytest.mark.parametrize("reader", [TiffRaster, GdalRaster])
+def test_a_fourth_band_that_is_no_alpha_makes_nothing_void(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
+    path, values = tmp_path / "x.tif", noise((20, 30), 4)
+    values[:5, ..., 3] = 0
+    for kind, void in (("unspecified", False), ("unassalpha", True)):
+        tifffile.imwrite(path, values, photometric="rgb", extrasamples=[kind])
+        found, empty = ModelRaster(reader(path), 3, path).read((0, 20), (0, 30))
+        assert np.array_equal(found, values[..., :3])
+        assert np.array_equal(empty, (values[..., 3] == 0) & void)
 
 
 def test_a_png_of_any_size_is_written_in_bands(tmp_path: Path) -> None:
@@ -334,6 +347,51 @@ def test_pixels_without_data_are_void_where_only_logits_are_too_large(
     assert answer.status == 0, answer.err
     labels = tifffile.imread(tmp_path / "out" / "x.tif")
     assert np.array_equal(labels == IGNORE, (picture == 7).all(axis=2))
+
+
+def test_pixels_without_data_are_void_in_every_kind_of_file(tmp_path: Path) -> None:
+    picture = np.maximum(noise((20, 30)), 8)
+    picture[:5] = 7
+    place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+    nodata = (rasters.NODATA_TAG, "s", None, "7", True)
+    tifffile.imwrite(tmp_path / "x.tif", picture, photometric="rgb", extratags=[place, nodata])
+    for kind in ("overlay", "coco", "index"):
+        empty = empty_pixels(Job(tmp_path / "x.tif", {kind: tmp_path / "out"}), picture)
+        assert empty is not None
+        assert np.array_equal(empty, (picture == 7).all(axis=2))
+
+
+def test_a_place_that_is_lost_without_tifffile_is_said_once(
+    finished_run: Path, inference_command: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("x.tif", "y.tif"):
+        place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+        tifffile.imwrite(tmp_path / name, noise((20, 30)), photometric="rgb", extratags=[place])
+    flags = ("-m", finished_run / "last.pth", "-i", tmp_path, "-o", tmp_path / "out", "--save", "index", *TINY)
+    assert "its place on the map is lost" not in inference_command(*flags).err
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tifffile" else found(name))
+    answer = inference_command(*flags)
+    assert answer.status == 0, answer.err
+    assert answer.err.count("its place on the map is lost") == 1
+    assert (tmp_path / "out" / "y.png").is_file()
+
+
+def test_bands_without_numbers_are_predicted_where_the_file_says_they_hold_no_data(tmp_path: Path) -> None:
+    values = noise((20, 30), 4).astype(np.float32)
+    values[:5] = np.nan
+    predictor = Predictor(PerPixel(), CLASSES, {"arch": {"args": {"in_channels": 4}}})
+    place = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+    nodata = (rasters.NODATA_TAG, "s", None, "nan", True)
+    options = {"photometric": "minisblack", "planarconfig": "contig", "metadata": None}
+    tifffile.imwrite(tmp_path / "x.tif", values, extratags=[place, nodata], **options)
+    assert np.array_equal(predictor.read(tmp_path / "x.tif"), np.nan_to_num(values))
+    empty = empty_pixels(Job(tmp_path / "x.tif", {"index": tmp_path / "out.tif"}), values)
+    assert empty is not None
+    assert np.array_equal(empty, np.isnan(values[..., 0]))
+    tifffile.imwrite(tmp_path / "x.tif", values, extratags=[place], **options)
+    with pytest.raises(images.DataError, match="no number at row 0, column 0"):
+        predictor.read(tmp_path / "x.tif")
 
 
 def test_a_tiff_that_nobody_can_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

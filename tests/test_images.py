@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zlib
 from contextlib import suppress
 
@@ -93,6 +94,39 @@ def test_16_bit_color_is_rescaled_not_clipped(tmp_path):
     wide = picture().astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "wide.png"), wide[..., ::-1])
     assert np.abs(read_image(tmp_path / "wide.png").astype(int) - picture()).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["rgb", "minisblack"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("planar", "channels"), [("contig", 3), ("separate", 3), ("separate", 4)])
+@pytest.mark.parametrize("scale", [1, 257])
+def test_tiff_files_that_pillow_knows_not_or_misreads(tmp_path, kind, compression, planar, channels, scale):
+    tifffile = pytest.importorskip("tifffile", reason="an optional package")
+    values = np.dstack([picture(), picture()[..., 0]])[..., :channels].astype(np.uint8 if scale == 1 else np.uint16)
+    stored = values * values.dtype.type(scale)
+    if planar == "separate":
+        stored = np.ascontiguousarray(np.moveaxis(stored, -1, 0))
+    extra = ["unspecified"] * (channels - (3 if kind == "rgb" else 1))
+    options = {"photometric": kind, "planarconfig": planar, "compression": compression, "extrasamples": extra}
+    turned = (ORIENTATION, "H", 1, 6, True)
+    tifffile.imwrite(tmp_path / "a.tif", stored, metadata=None, extratags=[turned], **options)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.rot90(picture(), -1))
+
+
+def test_such_a_tiff_that_is_cut_short_or_has_other_bands_is_refused(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile", reason="an optional package")
+    path, deep = tmp_path / "a.tif", np.moveaxis(picture(), -1, 0).astype(np.uint16)
+    tifffile.imwrite(path, deep, photometric="rgb", planarconfig="separate", metadata=None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert "is damaged or cut short" in fault(read_image, path)
+    path.write_bytes(whole)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert "need tifffile" in fault(read_image, path)
+    monkeypatch.undo()
+    two = np.ascontiguousarray(np.moveaxis(deep[:2], 0, -1))
+    tifffile.imwrite(path, two, photometric="minisblack", planarconfig="contig", metadata=None)
+    assert "2 channels, expected 3" in fault(read_image, path)
 
 
 def test_fractions_are_scaled_and_other_floats_refused(tmp_path):

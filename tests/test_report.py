@@ -495,6 +495,17 @@ def test_a_report_is_written_anew_from_what_it_holds(runs, report_command):
     }
 
 
+def test_the_report_by_the_link_to_the_latest_run_is_that_of_the_run(runs, report_command, tmp_path):
+    folder = tmp_path / "a"
+    for day in ("2026-01-01_00-00-00", "2026-01-02_00-00-00"):
+        shutil.copytree(run_folders(runs)[0], folder / day)
+    (folder / "latest").symlink_to("2026-01-02_00-00-00")
+    assert report_command(folder / "latest").status == 0
+    content = read_report(folder / "2026-01-02_00-00-00" / "report.html")
+    assert content["run"] == "2026-01-02_00-00-00"
+    assert content["differences"]["previous_name"] == "2026-01-01_00-00-00"
+
+
 def test_the_index_ranks_runs_of_one_protocol_only(runs, report_command, tmp_path):
     copied = tmp_path / "saved"
     shutil.copytree(runs, copied, symlinks=True)

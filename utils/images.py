@@ -42,6 +42,7 @@ _PILLOWS_LIMIT = threading.Lock()
 # where Pillow lets one in fifteen flipped bits of a PNG pass.
 _FAST_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})
 _FAST_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1"})
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_image(path: Path, *, upright: bool = True, most: int | None = None) -> np.ndarray:
@@ -63,7 +64,14 @@ def read_image(path: Path, *, upright: bool = True, most: int | None = None) -> 
 
 def _decode(path: Path, data: bytes, *, upright: bool = True, most: int | None = None) -> np.ndarray:
     """Decode what `read_image` has read of `path`."""
-    header = _open(path, data, most)
+    try:
+        header = _open(path, data, most)
+    except DataError as error:
+        if not data.startswith(_TIFF_STARTS):
+            raise
+        return _read_bands_as_colors(path, data, upright, most, error)
+    if header.format == "TIFF" and _is_misread(header):
+        return _read_bands_as_colors(path, data, upright, most)
     if header.format not in _FAST_FORMATS or header.mode not in _FAST_MODES:
         return _convert(path, header, upright)
     image = None
@@ -158,7 +166,7 @@ def open_reducible(path: Path) -> ReducibleImage | None:
     return ReducibleImage(path, data, (header.height, header.width))
 
 
-def read_bands(path: Path, channels: int) -> np.ndarray:
+def read_bands(path: Path, channels: int, *, fill: bool = False) -> np.ndarray:
     """Read the image in `path` with its values as they are, (H, W, channels) uint8, uint16 or float32.
 
     From `.npy` files, TIFF files of any number of bands (those of more than one need the package tifffile), and other
@@ -167,6 +175,7 @@ def read_bands(path: Path, channels: int) -> np.ndarray:
     Args:
         path: The file.
         channels: How many it must have.
+        fill: Read 0 where there is no number, for files that say which pixels hold no data.
 
     Raises:
         DataError: It cannot be read, has another number of channels, or holds what is no number.
@@ -193,7 +202,9 @@ def read_bands(path: Path, channels: int) -> np.ndarray:
             what = f"holds {values.dtype}, expected numbers"
             raise DataError(Problem(Fault.OTHER, path, what, "Convert it to uint8, uint16 or float32"))
         values = values.astype(np.uint8 if values.dtype == bool else np.float32)
-    if values.dtype == np.float32 and not np.isfinite(values).all():
+    if values.dtype == np.float32 and fill:
+        values = np.nan_to_num(values)
+    elif values.dtype == np.float32 and not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0][:2]
         what = f"no number at row {row}, column {column}"
         raise DataError(Problem(Fault.OTHER, path, what, "Write one, such as 0, and make the label void there"))
@@ -421,6 +432,45 @@ def _convert(path: Path, image: Image.Image, upright: bool) -> np.ndarray:
         raise
     except Exception:
         raise DataError(_damaged(path)) from None
+
+
+def _is_misread(header: Image.Image) -> bool:
+    """Say whether a TIFF holds separate bands that Pillow takes for one, or whose 16-bit values it mixes up."""
+    tags = getattr(header, "tag_v2", {})
+    bits = tags.get(258, (8,))
+    if tags.get(284) != 2 or tags.get(277, 1) < 3:
+        return False
+    return len(header.getbands()) == 1 or (max(bits) > 8 and header.info.get("compression") == "raw")
+
+
+def _read_bands_as_colors(
+    path: Path, data: bytes, upright: bool, most: int | None, error: DataError | None = None
+) -> np.ndarray:
+    """Read a TIFF that Pillow does not read rightly, (H, W, 3) uint8.
+
+    Args:
+        path: The file.
+        data: What it holds.
+        upright: Turn it as its orientation says.
+        most: Pixels that it may have.
+        error: What to raise where tifffile is missing, or can make nothing of the header either.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    from utils.rasters import ModelRaster, TiffRaster, decoder_of  # which imports this module
+
+    try:
+        tiff = TiffRaster(path, data)
+    except DataError as own:
+        raise error or own from None
+    height, width = tiff.size
+    if height * width > (most or MAX_PIXELS):
+        raise DataError(_too_large(path, f"{width}x{height} pixels, ", most))
+    if tiff.end > len(data):  # tifffile would fill up with zeros
+        raise DataError(_damaged(path))
+    values, _ = ModelRaster(decoder_of(tiff, 3), 3, path).read((0, height), (0, width))
+    return _turn(values, tiff.orientation) if upright else values
 
 
 def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:

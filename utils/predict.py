@@ -16,6 +16,7 @@ from utils.losses.strips import predicted_labels, winning_probabilities
 from utils.outputs import SegOutput, resize
 from utils.precision import autocast
 from utils.protocol import EvaluationData, EvaluationProtocol
+from utils.rasters import declares_nodata
 from utils.tta import TestTimeAugmentation, mirrored
 
 
@@ -127,7 +128,7 @@ class Predictor:
         """
         if self.channels == 3 and path.suffix.lower() != ".npy":
             return read_image(path)
-        return read_bands(path, self.channels)
+        return read_bands(path, self.channels, fill=declares_nodata(path))
 
     def prepared(self, image: np.ndarray) -> np.ndarray:
         """Make of an image (H, W, C) what the network is to see; an alpha channel is dropped.

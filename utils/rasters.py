@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from utils.errors import DataError, Fault, Problem
 from utils.images import read_bands, read_image
@@ -18,6 +20,8 @@ TIFFS = (".tif", ".tiff")
 COLORS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")  # kinds of pixels of which RGB can be made
 
 T = TypeVar("T")
+
+ALPHAS = (1, 2)  # extra samples of TIFF that are an alpha channel; 0 may be anything, such as infrared
 
 # Tags that say where a GeoTIFF's pixels lie (pixel scale, tie points, transformation, and the keys of its coordinate
 # system): copied as they are, they mean the same for every file of the same size. Source: OGC GeoTIFF 1.1.
@@ -32,6 +36,7 @@ class Raster(Protocol):
     channels: int
     nodata: float | None
     palette: np.ndarray | None  # color of each value, (n, 3) uint8, where values stand for colors
+    alpha: bool  # whether the last channel says where the image is: four may be RGB and infrared as well
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Read the values of some rows and columns, from the first of each to before the last: (h, w, channels)."""
@@ -51,6 +56,7 @@ class ArrayRaster:
         self.channels = values.shape[2]
         self.nodata: float | None = None
         self.palette: np.ndarray | None = None
+        self.alpha = self.channels == 4
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Read a part, see `Raster`."""
@@ -62,16 +68,17 @@ class TiffRaster:
 
     Args:
         path: The file.
+        data: What it holds, where that is in memory.
 
     Raises:
         DataError: It cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
         self.path = path
         tifffile = import_tifffile(path)
         try:
-            self.file = tifffile.TiffFile(path)
+            self.file = tifffile.TiffFile(path if data is None else io.BytesIO(data))
             page = self.page = self.file.pages.first
             self.nodata = _nodata(page)
             self.planar = int(page.planarconfig) == 2  # bands one after the other
@@ -82,7 +89,8 @@ class TiffRaster:
             self.photometric = page.photometric.name
             self.lossy = page.compression.name in ("JPEG", "OJPEG")
             self.decodable = _is_decodable(tifffile, page.compression)
-            self.turned = "Orientation" in page.tags and page.tags["Orientation"].value != 1
+            self.alpha = bool(page.extrasamples) and page.extrasamples[-1] in ALPHAS
+            self.orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
             self.across = -(-self.size[1] // self.tile[1])
             self.down = -(-self.size[0] // self.tile[0])
             self.palette = _palette(page)
@@ -107,6 +115,12 @@ class TiffRaster:
                     offset = down * self.tile[0] - rows[0], across * self.tile[1] - columns[0]
                     _paste(shown, segment, offset)
         return part
+
+    @property
+    def end(self) -> int:
+        """Where the last tile or strip ends in the file."""
+        page = self.page
+        return max((at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
 
     def _segment(self, index: int) -> np.ndarray | None:
         """Decode a tile or strip, (h, w, C); None for one that the file leaves out because it is empty."""
@@ -155,6 +169,7 @@ class GdalRaster:
         self.channels = int(self.file.count)
         self.nodata = self.file.nodata
         self.palette: np.ndarray | None = None
+        self.alpha = self.file.colorinterp[-1] == rasterio.enums.ColorInterp.alpha
         if self.file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
             colors = self.file.colormap(1)
             self.palette = np.array([colors.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
@@ -189,8 +204,7 @@ class ModelRaster:
         self.empty = empty
         self.size = raster.size
         self.channels = channels
-        self.has_alpha = channels == 3 and raster.channels == 4
-        if not (raster.channels == channels or self.has_alpha or (channels == 3 and raster.channels == 1)):
+        if not (raster.channels == channels or (channels == 3 and raster.channels in (1, 4))):
             what = f"{raster.channels} channels, expected {channels}"
             raise DataError(Problem(Fault.OTHER, path, what, "Choose bands with gdal_translate -b"))
         first = raster.read((0, 1), (0, 1))
@@ -201,14 +215,14 @@ class ModelRaster:
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Read the values (h, w, channels) of some rows and columns, and where there is no data, (h, w) bool."""
         values = self.raster.read(rows, columns)
-        colors = values[..., :3] if self.has_alpha else values
+        colors = values[..., : self.channels]
         empty = np.zeros(values.shape[:2], bool)
         if self.empty is not None:
             empty |= self.empty[rows[0] : rows[1], columns[0] : columns[1]]
         if self.raster.nodata is not None:
             alike = np.isnan(colors) if np.isnan(self.raster.nodata) else colors == self.raster.nodata
             empty |= alike.all(axis=2)
-        if self.has_alpha:
+        if self.raster.alpha and values.shape[2] > self.channels:
             empty |= values[..., 3] == 0
         if self.channels == 3:
             if self.raster.palette is not None:
@@ -229,22 +243,30 @@ def open_raster(path: Path, channels: int) -> ModelRaster:
     """
     raster: Raster
     if path.suffix.lower() in TIFFS:
-        raster = tiff = TiffRaster(path)
-        try:
-            tiff.read((0, 1), (0, 1))
-        except DataError:  # a compression that tifffile knows only with imagecodecs
-            if importlib.util.find_spec("rasterio") is None:
-                raise
-            raster = GdalRaster(path)
-        else:
-            if channels == 3 and tiff.photometric not in COLORS:
-                what = f"its colors are stored as {tiff.photometric}"
-                raise DataError(Problem(Fault.OTHER, path, what, "Convert it to RGB"))
+        raster = decoder_of(TiffRaster(path), channels)
     elif channels == 3 and path.suffix.lower() != ".npy":
         raster = ArrayRaster(read_image(path, most=MOST_PIXELS))
     else:
         raster = ArrayRaster(read_bands(path, channels))
     return ModelRaster(raster, channels, path)
+
+
+def decoder_of(tiff: TiffRaster, channels: int) -> Raster:
+    """Return what reads a TIFF for a model of so many channels: itself, or GDAL where it lacks the compression.
+
+    Raises:
+        DataError: Neither can.
+    """
+    try:
+        tiff.read((0, 1), (0, 1))
+    except DataError:  # a compression that tifffile knows only with imagecodecs
+        if importlib.util.find_spec("rasterio") is None or not tiff.path.is_file():
+            raise
+        return GdalRaster(tiff.path)
+    if channels == 3 and tiff.photometric not in COLORS:
+        what = f"its colors are stored as {tiff.photometric}"
+        raise DataError(Problem(Fault.OTHER, tiff.path, what, "Convert it to RGB"))
+    return tiff
 
 
 class PartlyRead:
@@ -322,7 +344,7 @@ def _open_large(path: Path) -> TiffRaster | None:
     if size is None or size[0] * size[1] < LARGE:
         return None
     raster = TiffRaster(path)
-    return raster if raster.decodable and not raster.turned else None
+    return raster if raster.decodable and raster.orientation == 1 else None
 
 
 def size_of_tiff(path: Path) -> tuple[int, int] | None:
@@ -333,6 +355,22 @@ def size_of_tiff(path: Path) -> tuple[int, int] | None:
 def is_georeferenced(path: Path) -> bool:
     """Whether a file is a TIFF that says where on Earth it lies, and tifffile is there to keep that."""
     return bool(_look_into(path, lambda page: any(tag in page.tags for tag in GEO_TAGS)))
+
+
+def loses_place(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies, and tifffile is missing that would keep it."""
+    if path.suffix.lower() not in TIFFS or importlib.util.find_spec("tifffile") is not None:
+        return False
+    try:
+        with Image.open(path) as image:
+            return any(tag in getattr(image, "tag_v2", {}) for tag in GEO_TAGS)
+    except Exception:  # whatever Pillow stumbles over in a damaged header; reading it will tell
+        return False
+
+
+def declares_nodata(path: Path) -> bool:
+    """Whether a file is a TIFF that says which value its pixels without data have."""
+    return bool(_look_into(path, lambda page: NODATA_TAG in page.tags))
 
 
 def _look_into(path: Path, look: Callable[[Any], T]) -> T | None:
@@ -357,7 +395,7 @@ def import_tifffile(path: Path) -> Any:
     try:
         import tifffile
     except ImportError:
-        what = "large and georeferenced TIFF files need tifffile"
+        what = "large and georeferenced TIFF files, and those of separate bands, need tifffile"
         raise DataError(Problem(Fault.MISSING_PACKAGE, path, what, "`pip install tifffile`")) from None
     return tifffile
 

@@ -83,8 +83,8 @@ class Export:
 
     @property
     def report(self) -> Path:
-        """Where the comparison goes."""
-        return self.output.with_suffix(".parity.json")
+        """Where the comparison goes; its name keeps the ending, for a model may lie there in several formats."""
+        return self.output.with_name(f"{self.output.name}.parity.json")
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ def export(job: Export) -> Exported:
         Stopped: The file cannot be written.
     """
     check_packages(job)
-    calibration = []
-    if job.int8:
-        assert job.calibrate is not None
-        calibration = calibration_images(find_images([str(job.calibrate)]).paths, job.size)
     state = load_run(job.model)
     require_modules(state, job.modules, job.model)
     predictor = assemble.load_predictor(job.model, CPU, modules=job.modules)
+    calibration = []
+    if job.int8:
+        assert job.calibrate is not None
+        calibration = calibration_images(find_images([str(job.calibrate)]).paths, job.size, predictor)
     examples, source = parity_examples(state, job.data_dir)
     batches = batches_of(examples, parity_sizes(crop_of(state["config"]), job.size))
     if job.format == "safetensors":

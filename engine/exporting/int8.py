@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import DataError
-from utils.images import read_image
+from utils.predict import Predictor
 
 MOST = 64  # images to calibrate with; ranges hardly grow after some dozens
 SIDE = 512  # pixels; larger images are cut, and none of it changes the ranges either
@@ -24,8 +24,8 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
     they are a small share of the work and, at least in MobileNetV2, most of the error.
 
     Args:
-        model: Takes "image" (N, 3, H, W) uint8.
-        images: (H, W, 3) uint8 each.
+        model: Takes "image" (N, C, H, W).
+        images: (H, W, C) each, of the type that it takes.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -59,25 +59,28 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
         return onnx.load(str(result))
 
 
-def calibration_images(paths: Sequence[Path], size: tuple[int, int] | None) -> list[np.ndarray]:
-    """Images (H, W, 3) uint8 to calibrate with, evenly chosen among `paths`.
+def calibration_images(paths: Sequence[Path], size: tuple[int, int] | None, predictor: Predictor) -> list[np.ndarray]:
+    """Images (H, W, C) of the type that the graph takes to calibrate with, evenly chosen among `paths`.
 
     Args:
         paths: Files.
         size: Height and width that the graph takes; None for any.
+        predictor: Reads them with the channels that its model takes.
 
     Raises:
         DataError: One cannot be read, or none is as large as `size`.
     """
     chosen = [paths[i * len(paths) // min(MOST, len(paths))] for i in range(min(MOST, len(paths)))]
-    images = []
+    images, dtype = [], np.uint8 if predictor.channels == 3 else np.float32  # as `input_dtype` has it
     for path in chosen:
-        image = read_image(path)
+        image = predictor.read(path)
         if size is not None and (image.shape[0] < size[0] or image.shape[1] < size[1]):
             continue
         height, width = size or (min(SIDE, image.shape[0]), min(SIDE, image.shape[1]))
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        images.append(image[top : top + height, left : left + width])
-    if not images:
-        raise DataError(f"--calibrate: no image is as large as --size {size}. Name a folder of larger ones.")
+        images.append(image[top : top + height, left : left + width].astype(dtype))
+    if size is not None and not images:
+        raise DataError(
+            f"--calibrate: no image is as large as --size {size[0]} {size[1]}. Name a folder of larger ones."
+        )
     return images

@@ -20,6 +20,7 @@ from utils.metrics import ConfusionMatrix
 from utils.outputs import resize
 
 AGREEMENT = 0.999  # share of pixels with equal labels that proves an export, at every size
+UNSURE = 0.01  # that the confidence of a pixel may differ from that of the logits of the same graph
 LOST = 0.01  # of mean IoU, that 8-bit numbers may cost
 PER_SIZE = 2  # images of each size
 LARGEST = 512  # pixels of a crop; larger images prove nothing more, and take minutes
@@ -49,7 +50,7 @@ class SizeReport:
     Args:
         size: Height and width.
         images: Number of images.
-        agreement: Share of pixels with equal labels.
+        agreement: Share of pixels with equal labels and, where the file gives it, the confidence of its logits.
         largest_logit_difference: Over all classes and pixels; None where the runtime failed.
         error: What the runtime said where it failed.
     """
@@ -209,7 +210,10 @@ def _compare_batch(expected: Tensor, images: Tensor, run: Run, logits: Run) -> t
     if predicted.shape != labels.shape:
         shape = "x".join(map(str, predicted.shape))
         return SizeReport(size, len(images), 0.0, None, f"labels are of shape {shape}"), labels, None
-    agreement = float((predicted == labels).double().mean())
+    agrees = predicted == labels
+    if "confidence" in found:
+        agrees = agrees & ((found["confidence"] - theirs["logits"].softmax(1).amax(1)).abs() <= UNSURE)
+    agreement = float(agrees.double().mean())
     difference = float((theirs["logits"] - resize(expected, size)).abs().max())
     return SizeReport(size, len(images), agreement, difference), labels, predicted
 
@@ -228,7 +232,8 @@ def _fit(values: np.ndarray, size: tuple[int, int], factor: float, interpolation
     if factor > 1:
         width = max(size[1], round(values.shape[1] * factor))
         height = max(size[0], round(values.shape[0] * factor))
-        values = cv2.resize(values, (width, height), interpolation=interpolation)
+        resized = cv2.resize(values, (width, height), interpolation=interpolation)
+        values = resized.reshape(height, width, *values.shape[2:])  # OpenCV drops a single channel
     top = (values.shape[0] - size[0]) // 2
     left = (values.shape[1] - size[1]) // 2
     return np.ascontiguousarray(values[top : top + size[0], left : left + size[1]])

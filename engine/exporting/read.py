@@ -124,7 +124,7 @@ def warn_if_unproven(path: Path) -> None:
 
 
 def check_use(path: Path, about: Mapping[str, Any], *, averages: bool, probabilities: bool) -> None:
-    """Refuse what takes logits where a graph gives labels only.
+    """Refuse a graph that says no classes, and what takes logits where a graph gives labels only.
 
     Args:
         path: The file.
@@ -133,9 +133,12 @@ def check_use(path: Path, about: Mapping[str, Any], *, averages: bool, probabili
         probabilities: More than labels is asked for.
 
     Raises:
-        CheckpointError: The graph has no logits.
+        CheckpointError: The graph has no logits, or no labels either.
     """
-    if (averages or probabilities) and about.get("outputs") and "logits" not in about["outputs"]:
+    outputs = about.get("outputs")
+    if outputs and not {"labels", "logits"} & set(outputs):
+        raise CheckpointError(f"{path}: gives {outputs[0]} only, no classes. Export it with --outputs labels.")
+    if (averages or probabilities) and outputs and "logits" not in outputs:
         instead = "ask for labels only" if probabilities else "use --mode single without --flip"
         raise CheckpointError(f"{path}: gives no logits. Export it with --outputs labels,logits, or {instead}.")
 

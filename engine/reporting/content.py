@@ -124,7 +124,7 @@ def class_facts(classes: ClassTable) -> dict[str, Any]:
 
 def previous_run(run_dir: Path) -> Path | None:
     """The run of the same name that was begun before this one."""
-    siblings = sorted(path.parent for path in run_dir.parent.glob("*/config.json"))
+    siblings = sorted(path.parent for path in run_dir.parent.glob("*/config.json") if not path.parent.is_symlink())
     earlier = [path for path in siblings if path.name < run_dir.name]
     return earlier[-1] if earlier else None
 

@@ -119,6 +119,8 @@ def rewrite(run_dir: Path) -> Path:
     Raises:
         DataError: The folder is no run's, or its report cannot be used.
     """
+    if run_dir.resolve().name != run_dir.name:  # as `latest`, which would be compared with the run it points to
+        run_dir = run_dir.resolve()
     path = run_dir / REPORT
     if not (run_dir / "config.json").is_file():
         raise DataError(f"{run_dir}: holds no config.json. Name the folder of a run, or one of runs.")
