@@ -541,6 +541,46 @@ def test_names_choose_among_the_labels_of_a_tool(tmp_path: Path) -> None:
         propose(*exported(tmp_path / "other", "coco file"), Wish(names=["crate"]), CPU, cheap)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_background_among_yolo_s_names_keeps_its_number(named: bool, tmp_path: Path) -> None:
+    images, labels = exported(tmp_path, "yolo")
+    names = ["background", "tin", "crate"]
+    for path in labels.glob("*.txt"):
+        path.write_text("2" + path.read_text()[1:])
+    if not named:
+        (labels / "classes.txt").write_text("\n".join(names))
+    raw = parse_json(propose(images, labels, Wish(names=names if named else None), CPU, cheap).text)
+    raw.pop("$schema")
+    training, _ = build_loaders(check_config(raw), cached=False)
+    values, counts = np.unique(training.view.dataset.read_label(0), return_counts=True)
+    assert values.tolist() == [0, 2], "2 is the number of crate"
+    assert counts[1] == pytest.approx(odd_pair(0)[1].sum(), rel=0.2)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+@pytest.mark.parametrize("other", ["val", "valid"])
+def test_exports_that_are_divided_keep_their_validation(form: str, other: str, tmp_path: Path) -> None:
+    for split in ("train", other):
+        pairs = {f"{number}.png": odd_pair(number + 50 * (split == other)) for number in range(6)}
+        folder = tmp_path / split
+        for name, (image, label) in pairs.items():
+            save(folder / ("images" if form == "yolo" else "") / name, image)
+            (folder / "labels").mkdir(exist_ok=True)
+            if form == "yolo":
+                (folder / "labels" / name).with_suffix(".txt").write_text(yolo(label))
+        if form == "coco":
+            content = coco({name: label for name, (_, label) in pairs.items()})
+            (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    train = tmp_path / "train"
+    folders = {"yolo": (train / "images", train / "labels"), "coco": (train, train / "_annotations.coco.json")}[form]
+    raw = parse_json(propose(*folders, Wish(), CPU, cheap).text)
+    raw.pop("$schema")
+    training, validation = build_loaders(check_config(raw), cached=False)
+    assert validation is not None
+    assert raw["val_loader"]["args"]["split"] == other
+    assert (len(training.view.dataset.samples), len(validation.view.dataset.samples)) == (6, 6)
+
+
 # -------------------------------------------------------------------------------------------------------- odd folders
 
 

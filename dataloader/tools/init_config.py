@@ -70,10 +70,10 @@ def propose(images: Path, masks: Path, wish: Wish, machine: Machine, measure: Me
     for split in layout.splits:
         dataset = kind(data_dir=layout.root, split=split, **typed_options(kind, options))
         records = scan.examine(dataset, name=split, num_workers=wish.num_workers, cache=cache)
-        examined.append(Examined(split, dataset, records, training=split != "val"))
+        examined.append(Examined(split, dataset, records, training=split in ("all", SPLITS[0])))
     for finding in doctor.diagnose(examined):
         proposal.guesses += finding.lines()
-    if any(must_skip(each, layout.root, 1.0 if layout.splits == SPLITS else HELD_OUT) for each in examined):
+    if any(must_skip(each, layout.root, 1.0 if len(layout.splits) > 1 else HELD_OUT) for each in examined):
         options["on_bad_sample"] = "skip"
     fingerprint = take_fingerprint(examined[0], examined[1] if len(examined) > 1 else None, cache=cache)
     if len(fingerprint.shown) < 2:
