@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from dataloader.tools.fingerprint import (
     uprightness,
     weighted_percentiles,
 )
-from dataloader.tools.init_config import propose
+from dataloader.tools.init_config import are_even, channels_in, propose
 from dataloader.tools.planning import Wish
 from dataloader.tools.recipe import Machine, Measured
 from dataloader.transforms.chain import ChainOptions, build_chain
@@ -281,6 +281,13 @@ def test_images_from_above_are_turned_by_quarters() -> None:
     assert recipe.choose_scales(PLAIN, overhead=False).value == {"range": [0.75, 1.5]}
     varied = replace(PLAIN, classes=(GROUND, WIRE, replace(CAR, diameters=(10, 40, 90))))
     assert recipe.choose_scales(varied, overhead=False).value == {"range": [0.6, 1.6]}
+
+
+def test_a_fixed_view_that_differs_both_ways_is_not_from_above() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0, 0.01, (20, 2, 3)) + np.array([[[2.0, 0, 0]], [[1.5, 0, 0]]]).reshape(1, 2, 3)
+    assert uprightness(differences) > recipe.UPRIGHT
+    assert uprightness(rng.normal(0, 0.01, (20, 2, 3))) < recipe.UPRIGHT
 
 
 def test_colors_are_changed_of_photos_only() -> None:
@@ -721,6 +728,87 @@ ODD: dict[str, Callable[[Path], Path]] = {
     "only notes": lambda root: (odd_folder(root, count=0), (root / "masks" / "a.txt").write_text("1 b"))[0],
     "a broken export": lambda root: (odd_folder(root, count=4), (root / "masks.json").write_text("{"))[0],
 }
+
+
+def planned(root: Path, names: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of the loader that is planned for a folder, and what was guessed."""
+    proposal = propose(root / "images", root / "masks", Wish(names=names), CPU, cheap)
+    raw = parse_json(proposal.text)
+    raw.pop("$schema")
+    check_config(raw)
+    return raw["train_loader"]["args"], proposal.guesses
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_gray_values_of_more_than_8_bits_are_kept(ending: str, tmp_path: Path) -> None:
+    def counts(array: np.ndarray, number: int) -> np.ndarray:
+        return 400 + array[..., 0].astype(np.uint16)
+
+    arguments, _ = planned(odd_folder(tmp_path, image=counts, endings=(ending, ".png")))
+    assert arguments["channels"] == 1
+    data = Folder(data_dir=tmp_path, split="all", classes=("a", "b"), channels=1)
+    assert len(np.unique(data.read(0).image)) > 100
+    assert "channels" not in planned(odd_folder(tmp_path / "photos", image=lambda array, number: array[..., 0]))[0]
+
+
+@pytest.mark.parametrize(
+    ("bands", "options", "channels"),
+    [
+        (2, {"photometric": "minisblack"}, 2),
+        (4, {"photometric": "minisblack"}, 4),
+        (4, {"photometric": "rgb", "extrasamples": ["unspecified"]}, 4),
+        (4, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, 3),
+        (4, {"photometric": "separated"}, 3),
+        (3, {"photometric": "rgb"}, 3),
+    ],
+)
+def test_tiff_files_of_few_bands_are_photos_only_with_colors(
+    bands: int, options: dict[str, Any], channels: int, tmp_path: Path
+) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="an optional package")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30, bands), np.uint8), planarconfig="contig", **options)
+    assert channels_in(tmp_path / "a.tif") == channels
+
+
+def test_a_slip_of_the_pencil_decides_nothing_and_is_named(tmp_path: Path) -> None:
+    def slip(label: np.ndarray, number: int) -> np.ndarray:
+        label = cv2.resize(label, (160, 128), interpolation=cv2.INTER_NEAREST)
+        label[0, :2] = 7 if number == 3 else 0
+        return label
+
+    odd_folder(tmp_path, size=lambda number: (128, 160), mask=slip)
+    proposal = propose(tmp_path / "images", tmp_path / "masks", Wish(), CPU, cheap)
+    assert "value 7: 2 pixels in 1 image; if these are slips, call it void by --names" in proposal.guesses
+    assert parse_json(proposal.text)["loss"] == "CrossEntropyLoss2d"
+    assert not any("'class_7'" in choice["reason"] for choice in proposal.plan["choices"])
+    rare = replace(PLAIN, classes=(GROUND, replace(WIRE, share=5e-6), CAR))
+    assert recipe.rarest_class(rare) == CAR
+    assert recipe.rarest_class(replace(rare, classes=rare.classes[:2])).name == "wire", "there is no other"
+
+
+def test_255_is_a_class_where_names_or_even_steps_say_so(tmp_path: Path) -> None:
+    def visible(label: np.ndarray, number: int) -> np.ndarray:
+        label = label * 128
+        label[-5:] = 255
+        return label
+
+    root = odd_folder(tmp_path / "even", mask=visible)
+    arguments, guesses = planned(root)
+    assert [each["value"] for each in arguments["classes"]] == [0, 128, 255]
+    assert "255 is a class, as values are evenly spaced" in guesses
+    assert len(planned(root, ["a", "b", "c"])[0]["classes"]) == 3
+    for names in (["a", "b"], ["a", "b", "void"]):
+        arguments, guesses = planned(root, names)
+        assert [each["value"] for each in arguments["classes"]] == [0, 128]
+        assert "255 is void, 10.42% of the pixels" in guesses
+    assert not are_even([1, 255])
+    assert not are_even([0, 1, 2, 255])
+
+
+def test_the_first_mask_may_be_stored_as_gray_where_others_are_in_color(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path, mask=lambda label, n: in_palette(label, n) if n else label * 0)
+    arguments, _ = planned(root)
+    assert [each["color"] for each in arguments["classes"]] == [[0, 0, 0], [200, 30, 30]]
 
 
 def plan_of(root: Path, command: Callable[..., Answer], config: Path) -> Answer:

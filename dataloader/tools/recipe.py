@@ -88,7 +88,7 @@ def smallest_detail(fingerprint: Fingerprint) -> tuple[str, float]:
     def size(each: ClassScale) -> float:
         return min(each.diameters[0] if each.diameters else math.inf, DISK * each.width or math.inf)
 
-    smallest = min(fingerprint.shown, key=size)
+    smallest = min(fingerprint.sure, key=size)
     return smallest.name, size(smallest)
 
 
@@ -254,8 +254,8 @@ def choose_cache(fingerprint: Fingerprint, machine: Machine) -> Choice:
 
 
 def rarest_class(fingerprint: Fingerprint) -> ClassScale:
-    """Return the class of the fewest pixels among those that occur."""
-    return min(fingerprint.shown, key=lambda each: each.share)
+    """Return the class of the fewest pixels among those that occur, but for slips of the pencil."""
+    return min(fingerprint.sure, key=lambda each: each.share)
 
 
 def choose_loss(fingerprint: Fingerprint) -> Choice:
