@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from base.base_dataloader import HoldOut
 from dataloader import scan
 from dataloader.datasets.folder import Folder
+from dataloader.hold_out import hold_out
 from dataloader.tools import recipe
 from dataloader.tools.duplicates import near_pairs, near_within, start_of_names
 from dataloader.tools.findings import Examined
@@ -67,6 +69,7 @@ PLAIN = Fingerprint(
     start="",
     groups=0,
     largest_group=0,
+    pixels=300 * 360 * 480,
 )
 CPU, GPU = Machine(cores=2), Machine(gpus=1, cores=16, memory=2**35)
 QUICK = Measured(step=0.01, validation=0.001, memory=2**20, work=0.01)
@@ -327,9 +330,10 @@ def test_reading_and_prediction_follow_from_machine_and_size() -> None:
     assert recipe.choose_workers(CPU).value == 0
     assert recipe.choose_workers(GPU).value == 8
     assert recipe.choose_cache(PLAIN, CPU).value == "ram"
-    assert recipe.choose_cache(replace(PLAIN, images=10**6), CPU).value is None
+    assert recipe.choose_cache(replace(PLAIN, pixels=10**11), CPU).value is None
     assert recipe.choose_prediction(PLAIN, overhead=False).value == "--flip"
     assert recipe.choose_prediction(replace(PLAIN, median=(3000, 4000)), overhead=False).value == "--mode sliding"
+    assert recipe.choose_cache(replace(PLAIN, pixels=10**9), GPU).value is None, "the GPU's memory is another"
     assert [recipe.choose_ema(steps).value for steps in (500, 5000)] == [0.99, 0.995]
 
 
@@ -737,6 +741,24 @@ def planned(root: Path, names: Sequence[str] | None = None) -> tuple[dict[str, A
     raw.pop("$schema")
     check_config(raw)
     return raw["train_loader"]["args"], proposal.guesses
+
+
+def test_what_is_held_out_leaves_each_class_to_train_on(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path, count=20, size=lambda number: (20 + number, 30))
+    assert planned(root)[0]["val_split"] == 0.2
+    dataset = Folder(data_dir=root, split="all", classes=("a", "b", "c"))
+    _, held_out = hold_out(dataset, HoldOut(share=0.2), 0)
+    for index in held_out[:2]:
+        path = dataset.samples[index].label
+        label = np.array(Image.open(path))
+        label[:4] = 2
+        save(path, label)
+    proposal = propose(root / "images", root / "masks", Wish(), CPU, cheap)
+    split = parse_json(proposal.text)["train_loader"]["args"]["val_split"]
+    kept, _ = hold_out(dataset, HoldOut(**split), 0)
+    assert any((dataset.read_label(index) == 2).any() for index in kept)
+    assert "as seed 0 leaves no image of 'class_2' to train on" in proposal.text
+    assert proposal.plan["fingerprint"]["pixels"] == sum((20 + number) * 30 for number in range(20))
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])

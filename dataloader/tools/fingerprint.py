@@ -75,6 +75,7 @@ class Fingerprint:
         start: Regular expression of the start of names that images of one series share; empty for none.
         groups: Number of such series.
         largest_group: Images in the largest of them.
+        pixels: Of all images, those for validation among them.
         validation: Images that are there for validation; 0 where some are to be held out.
     """
 
@@ -97,6 +98,7 @@ class Fingerprint:
     start: str
     groups: int
     largest_group: int
+    pixels: int
     validation: int = 0
 
     @property
@@ -196,6 +198,7 @@ def _take(train: Examined, validation: Examined | None) -> Fingerprint:
         start=start,
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
+        pixels=sum(record.pixels for record in (*records.values(), *others.values())),
         validation=len(others),
     )
 
@@ -207,10 +210,25 @@ def _pair(size: Sequence[float]) -> tuple[int, int]:
 def _images_showing(dataset: BaseDataset, records: Mapping[str, Record]) -> np.ndarray:
     """Count the images that show each class, (C,)."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    lookup = dataset.classes.lookup if dataset.raw_labels else np.arange(IGNORE + 1)
     for record in records.values():
-        counts[np.unique(lookup[[int(value) for value in record.values]])] += 1
+        counts[_labels_in(dataset, record)] += 1
     return counts[: len(dataset.classes)]
+
+
+def _labels_in(dataset: BaseDataset, record: Record) -> np.ndarray:
+    """Return the training ids that an image shows, and what else its label holds."""
+    lookup = dataset.classes.lookup if dataset.raw_labels else np.arange(IGNORE + 1)
+    return np.unique(lookup[[int(value) for value in record.values]])
+
+
+def classes_of_images(examined: Examined) -> dict[str, frozenset[str]]:
+    """Return the names of the classes that each usable image shows."""
+    dataset, names = examined.dataset, examined.dataset.classes.names
+    return {
+        str(key): frozenset(names[index] for index in _labels_in(dataset, record) if index < len(names))
+        for key, record in examined.records.items()
+        if is_usable(dataset, record)
+    }
 
 
 # Labels --------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from dataloader.datasets.naming import guess_names
 from dataloader.tools import doctor
 from dataloader.tools.convert import CLASS_FILE
 from dataloader.tools.findings import Examined
-from dataloader.tools.fingerprint import is_slip, take_fingerprint
+from dataloader.tools.fingerprint import classes_of_images, is_slip, take_fingerprint
 from dataloader.tools.layouts import SPLITS, VOID, Layout, annotated_classes, find_layout
 from dataloader.tools.planning import Draft, Measure, Wish, make_plan, write_text
 from dataloader.tools.recipe import HELD_OUT, RARE, Machine
@@ -80,7 +80,9 @@ def propose(images: Path, masks: Path, wish: Wish, machine: Machine, measure: Me
     if len(fingerprint.shown) < 2:
         only = fingerprint.shown[0].name if fingerprint.shown else "nothing"
         raise DataError(f"{masks}: masks show {only} and no other class. Segmentation needs two, such as background.")
-    draft = Draft(layout, kind.__name__, options, examined[0].dataset, fingerprint, machine, wish)
+    draft = Draft(
+        layout, kind.__name__, options, examined[0].dataset, fingerprint, classes_of_images(examined[0]), machine, wish
+    )
     planned = make_plan(draft, measure)
     proposal.text = write_text(planned, proposal.guesses, wish.schema)
     proposal.guesses += planned.summary  # in the text, reasons stand beside what they are for
