@@ -761,6 +761,17 @@ def test_what_is_held_out_leaves_each_class_to_train_on(tmp_path: Path) -> None:
     assert proposal.plan["fingerprint"]["pixels"] == sum((20 + number) * 30 for number in range(20))
 
 
+def test_a_mask_for_each_class_is_refused(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path, count=12, name=str)
+    for path in sorted((root / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_road.png"))
+    assert planned(root)[0]["mask_suffix"] == "_road", "10 is no 1 that ends in 0"
+    for path in sorted((root / "masks").iterdir()):
+        save(path.with_name(path.name.replace("road", "car")), np.array(Image.open(path)))
+    with pytest.raises(UserError, match="several masks, which end in '_car', '_road'"):
+        planned(root)
+
+
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_gray_values_of_more_than_8_bits_are_kept(ending: str, tmp_path: Path) -> None:
     def counts(array: np.ndarray, number: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from dataloader import scan
 from dataloader.datasets.annotations import Annotations
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import Folder, read_classes
-from dataloader.datasets.naming import guess_names
+from dataloader.datasets.naming import guess_names, other_endings
 from dataloader.tools import doctor
 from dataloader.tools.convert import CLASS_FILE
 from dataloader.tools.findings import Examined
@@ -119,6 +119,13 @@ def describe_folder(
             raise DataError(f"{folder}: holds no image file. Name the folder that the files lie in.")
     found = image_files(folders[0][0], also=ARRAYS, nested=nested), image_files(folders[0][1], nested=nested)
     naming = guess_names(*found, folders=folders[0])
+    others = other_endings(*found, naming["mask_suffix"]) if naming.keys() == {"mask_suffix"} else []
+    if others:
+        listed = ", ".join(f"'{each}'" for each in sorted([*others, naming["mask_suffix"]]))
+        raise DataError(
+            f"{folders[0][1]}: an image has several masks, which end in {listed}. "
+            f"Name a folder with one mask for each image, which shows all classes."
+        )
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
     if nested:
