@@ -35,8 +35,9 @@ PARAMETER = 16  # bytes: weight, gradient, momentum and average
 def this_machine(pretrained: bool) -> Machine:
     """Find out what there is to train with."""
     gpus = torch.cuda.device_count()
-    memory = torch.cuda.mem_get_info()[0] if gpus else available_memory(unknown=Machine.memory)
-    return Machine(gpus=gpus, cores=number_of_cores(), memory=memory, pretrained=pretrained)
+    ram = available_memory(unknown=Machine.ram)
+    memory = torch.cuda.mem_get_info()[0] if gpus else ram
+    return Machine(gpus=gpus, cores=number_of_cores(), memory=memory, ram=ram, pretrained=pretrained)
 
 
 def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,17 @@ def test_coco_s_smaller_objects_win_and_crowds_are_void_below_all(tmp_path: Path
     assert (label[:8, 15:] == 0).all()
 
 
+@pytest.mark.parametrize("area", [0, None, -1, "?"])
+def test_an_area_of_coco_s_that_is_none_is_computed(area: object, tmp_path: Path) -> None:
+    large = {"category_id": 3, "segmentation": [flat(box(0, 0, 30, 30))], "area": area}
+    small = {"category_id": 5, "segmentation": [flat(box(5, 5, 15, 15))], "area": 100}
+    label = make(tmp_path, coco(small, large)).read_label(0)
+    assert (label[10, 10], label[20, 20]) == (2, 1), "the smaller one lies above"
+    runs = {"size": [*SIZE], "counts": to_runs(np.arange(2000), 2400)}
+    label = make(tmp_path, coco(small, {**large, "segmentation": runs})).read_label(0)
+    assert (label[10, 10], label[20, 20]) == (2, 1)
+
+
 def test_labelme_s_later_shapes_win_and_its_masks_are_read(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(file, format="PNG")
@@ -181,6 +193,28 @@ def test_label_studio_s_brushes_and_polygons(tmp_path: Path) -> None:
         np.testing.assert_array_equal(label == 2, mask)
         assert (label[21:, 31:] == 1).all()
         assert (label[:19, 10:] == 0).all()
+
+
+def test_results_of_label_studio_s_that_are_no_regions_are_passed_over(tmp_path: Path) -> None:
+    square = {"type": "polygonlabels", "value": {"points": box(0, 0, 50, 50), "polygonlabels": ["car"]}}
+    others = [{"type": kind, "value": {kind: 3}} for kind in ("number", "taxonomy", "choices")]
+    assert make(tmp_path, studio(*others, square)).read_label(0)[5, 5] == 1
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_may_be_written_in_both_ways_and_hidden_files_are_none(form: str, tmp_path: Path) -> None:
+    name = unicodedata.normalize(form, "é")
+    other = unicodedata.normalize("NFC" if form == "NFD" else "NFD", name)
+    make(tmp_path, coco())  # makes the folder of images
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / f"{name}.png")
+    drawn = labelme({"label": "car", "points": box(0, 0, 9, 9)})
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / f"{other}.json").write_text(json.dumps(drawn))
+    (tmp_path / "labels" / f"._{other}.json").write_bytes(b"\0\5\26\7")
+    write_json(tmp_path / "all.json", coco({"segmentation": [SQUARE]}, file_name=f"{other}.png"))
+    for source in ("labels", "all.json"):
+        data = Annotations(data_dir=tmp_path, split="all", annotations=source, classes=CLASSES)
+        assert data.read_label(0)[5, 5] == 1
 
 
 def test_yolo_s_numbers_do_not_count_the_background_and_images_without_a_file_are_background(tmp_path: Path) -> None:
@@ -301,7 +335,11 @@ BAD = {
         "task 4, result 1 (car)",
     ),
     "studio type": (studio({"type": "videolabels", "value": {"videolabels": ["car"]}}), "task 4, result 1"),
-    "studio label": (studio({"type": "polygonlabels", "value": {"points": SQUARE}}), "task 4, result 1"),
+    "studio label": (
+        studio({"type": "polygonlabels", "value": {"points": SQUARE}}),
+        "its region has no label",
+    ),
+    "studio plain": (studio({"type": "rectangle", "value": {"x": 1}}), "its region has no label"),
     "studio points": (
         studio({"type": "polygonlabels", "value": {"points": [["a", "b"]], "polygonlabels": ["car"]}}),
         "task 4, result 1",

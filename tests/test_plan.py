@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from base.base_dataloader import HoldOut
 from dataloader import scan
 from dataloader.datasets.folder import Folder
+from dataloader.hold_out import hold_out
 from dataloader.tools import recipe
 from dataloader.tools.duplicates import near_pairs, near_within, start_of_names
 from dataloader.tools.findings import Examined
@@ -30,7 +32,7 @@ from dataloader.tools.fingerprint import (
     uprightness,
     weighted_percentiles,
 )
-from dataloader.tools.init_config import propose
+from dataloader.tools.init_config import are_even, channels_in, propose
 from dataloader.tools.planning import Wish
 from dataloader.tools.recipe import Machine, Measured
 from dataloader.transforms.chain import ChainOptions, build_chain
@@ -67,6 +69,7 @@ PLAIN = Fingerprint(
     start="",
     groups=0,
     largest_group=0,
+    pixels=300 * 360 * 480,
 )
 CPU, GPU = Machine(cores=2), Machine(gpus=1, cores=16, memory=2**35)
 QUICK = Measured(step=0.01, validation=0.001, memory=2**20, work=0.01)
@@ -283,6 +286,13 @@ def test_images_from_above_are_turned_by_quarters() -> None:
     assert recipe.choose_scales(varied, overhead=False).value == {"range": [0.6, 1.6]}
 
 
+def test_a_fixed_view_that_differs_both_ways_is_not_from_above() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0, 0.01, (20, 2, 3)) + np.array([[[2.0, 0, 0]], [[1.5, 0, 0]]]).reshape(1, 2, 3)
+    assert uprightness(differences) > recipe.UPRIGHT
+    assert uprightness(rng.normal(0, 0.01, (20, 2, 3))) < recipe.UPRIGHT
+
+
 def test_colors_are_changed_of_photos_only() -> None:
     assert recipe.choose_colors(PLAIN).value is True
     assert recipe.choose_colors(replace(PLAIN, gray=True)).value == {"saturation": 0}
@@ -320,9 +330,10 @@ def test_reading_and_prediction_follow_from_machine_and_size() -> None:
     assert recipe.choose_workers(CPU).value == 0
     assert recipe.choose_workers(GPU).value == 8
     assert recipe.choose_cache(PLAIN, CPU).value == "ram"
-    assert recipe.choose_cache(replace(PLAIN, images=10**6), CPU).value is None
+    assert recipe.choose_cache(replace(PLAIN, pixels=10**11), CPU).value is None
     assert recipe.choose_prediction(PLAIN, overhead=False).value == "--flip"
     assert recipe.choose_prediction(replace(PLAIN, median=(3000, 4000)), overhead=False).value == "--mode sliding"
+    assert recipe.choose_cache(replace(PLAIN, pixels=10**9), GPU).value is None, "the GPU's memory is another"
     assert [recipe.choose_ema(steps).value for steps in (500, 5000)] == [0.99, 0.995]
 
 
@@ -541,6 +552,46 @@ def test_names_choose_among_the_labels_of_a_tool(tmp_path: Path) -> None:
         propose(*exported(tmp_path / "other", "coco file"), Wish(names=["crate"]), CPU, cheap)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_background_among_yolo_s_names_keeps_its_number(named: bool, tmp_path: Path) -> None:
+    images, labels = exported(tmp_path, "yolo")
+    names = ["background", "tin", "crate"]
+    for path in labels.glob("*.txt"):
+        path.write_text("2" + path.read_text()[1:])
+    if not named:
+        (labels / "classes.txt").write_text("\n".join(names))
+    raw = parse_json(propose(images, labels, Wish(names=names if named else None), CPU, cheap).text)
+    raw.pop("$schema")
+    training, _ = build_loaders(check_config(raw), cached=False)
+    values, counts = np.unique(training.view.dataset.read_label(0), return_counts=True)
+    assert values.tolist() == [0, 2], "2 is the number of crate"
+    assert counts[1] == pytest.approx(odd_pair(0)[1].sum(), rel=0.2)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+@pytest.mark.parametrize("other", ["val", "valid"])
+def test_exports_that_are_divided_keep_their_validation(form: str, other: str, tmp_path: Path) -> None:
+    for split in ("train", other):
+        pairs = {f"{number}.png": odd_pair(number + 50 * (split == other)) for number in range(6)}
+        folder = tmp_path / split
+        for name, (image, label) in pairs.items():
+            save(folder / ("images" if form == "yolo" else "") / name, image)
+            (folder / "labels").mkdir(exist_ok=True)
+            if form == "yolo":
+                (folder / "labels" / name).with_suffix(".txt").write_text(yolo(label))
+        if form == "coco":
+            content = coco({name: label for name, (_, label) in pairs.items()})
+            (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    train = tmp_path / "train"
+    folders = {"yolo": (train / "images", train / "labels"), "coco": (train, train / "_annotations.coco.json")}[form]
+    raw = parse_json(propose(*folders, Wish(), CPU, cheap).text)
+    raw.pop("$schema")
+    training, validation = build_loaders(check_config(raw), cached=False)
+    assert validation is not None
+    assert raw["val_loader"]["args"]["split"] == other
+    assert (len(training.view.dataset.samples), len(validation.view.dataset.samples)) == (6, 6)
+
+
 # -------------------------------------------------------------------------------------------------------- odd folders
 
 
@@ -681,6 +732,116 @@ ODD: dict[str, Callable[[Path], Path]] = {
     "only notes": lambda root: (odd_folder(root, count=0), (root / "masks" / "a.txt").write_text("1 b"))[0],
     "a broken export": lambda root: (odd_folder(root, count=4), (root / "masks.json").write_text("{"))[0],
 }
+
+
+def planned(root: Path, names: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of the loader that is planned for a folder, and what was guessed."""
+    proposal = propose(root / "images", root / "masks", Wish(names=names), CPU, cheap)
+    raw = parse_json(proposal.text)
+    raw.pop("$schema")
+    check_config(raw)
+    return raw["train_loader"]["args"], proposal.guesses
+
+
+def test_what_is_held_out_leaves_each_class_to_train_on(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path, count=20, size=lambda number: (20 + number, 30))
+    assert planned(root)[0]["val_split"] == 0.2
+    dataset = Folder(data_dir=root, split="all", classes=("a", "b", "c"))
+    _, held_out = hold_out(dataset, HoldOut(share=0.2), 0)
+    for index in held_out[:2]:
+        path = dataset.samples[index].label
+        label = np.array(Image.open(path))
+        label[:4] = 2
+        save(path, label)
+    proposal = propose(root / "images", root / "masks", Wish(), CPU, cheap)
+    split = parse_json(proposal.text)["train_loader"]["args"]["val_split"]
+    kept, _ = hold_out(dataset, HoldOut(**split), 0)
+    assert any((dataset.read_label(index) == 2).any() for index in kept)
+    assert "as seed 0 leaves no image of 'class_2' to train on" in proposal.text
+    assert proposal.plan["fingerprint"]["pixels"] == sum((20 + number) * 30 for number in range(20))
+
+
+def test_a_mask_for_each_class_is_refused(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path, count=12, name=str)
+    for path in sorted((root / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_road.png"))
+    assert planned(root)[0]["mask_suffix"] == "_road", "10 is no 1 that ends in 0"
+    for path in sorted((root / "masks").iterdir()):
+        save(path.with_name(path.name.replace("road", "car")), np.array(Image.open(path)))
+    with pytest.raises(UserError, match="several masks, which end in '_car', '_road'"):
+        planned(root)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_gray_values_of_more_than_8_bits_are_kept(ending: str, tmp_path: Path) -> None:
+    def counts(array: np.ndarray, number: int) -> np.ndarray:
+        return 400 + array[..., 0].astype(np.uint16)
+
+    arguments, _ = planned(odd_folder(tmp_path, image=counts, endings=(ending, ".png")))
+    assert arguments["channels"] == 1
+    data = Folder(data_dir=tmp_path, split="all", classes=("a", "b"), channels=1)
+    assert len(np.unique(data.read(0).image)) > 100
+    assert "channels" not in planned(odd_folder(tmp_path / "photos", image=lambda array, number: array[..., 0]))[0]
+
+
+@pytest.mark.parametrize(
+    ("bands", "options", "channels"),
+    [
+        (2, {"photometric": "minisblack"}, 2),
+        (4, {"photometric": "minisblack"}, 4),
+        (4, {"photometric": "rgb", "extrasamples": ["unspecified"]}, 4),
+        (4, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, 3),
+        (4, {"photometric": "separated"}, 3),
+        (3, {"photometric": "rgb"}, 3),
+    ],
+)
+def test_tiff_files_of_few_bands_are_photos_only_with_colors(
+    bands: int, options: dict[str, Any], channels: int, tmp_path: Path
+) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="an optional package")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30, bands), np.uint8), planarconfig="contig", **options)
+    assert channels_in(tmp_path / "a.tif") == channels
+
+
+def test_a_slip_of_the_pencil_decides_nothing_and_is_named(tmp_path: Path) -> None:
+    def slip(label: np.ndarray, number: int) -> np.ndarray:
+        label = cv2.resize(label, (160, 128), interpolation=cv2.INTER_NEAREST)
+        label[0, :2] = 7 if number == 3 else 0
+        return label
+
+    odd_folder(tmp_path, size=lambda number: (128, 160), mask=slip)
+    proposal = propose(tmp_path / "images", tmp_path / "masks", Wish(), CPU, cheap)
+    assert "value 7: 2 pixels in 1 image; if these are slips, call it void by --names" in proposal.guesses
+    assert parse_json(proposal.text)["loss"] == "CrossEntropyLoss2d"
+    assert not any("'class_7'" in choice["reason"] for choice in proposal.plan["choices"])
+    rare = replace(PLAIN, classes=(GROUND, replace(WIRE, share=5e-6), CAR))
+    assert recipe.rarest_class(rare) == CAR
+    assert recipe.rarest_class(replace(rare, classes=rare.classes[:2])).name == "wire", "there is no other"
+
+
+def test_255_is_a_class_where_names_or_even_steps_say_so(tmp_path: Path) -> None:
+    def visible(label: np.ndarray, number: int) -> np.ndarray:
+        label = label * 128
+        label[-5:] = 255
+        return label
+
+    root = odd_folder(tmp_path / "even", mask=visible)
+    arguments, guesses = planned(root)
+    assert [each["value"] for each in arguments["classes"]] == [0, 128, 255]
+    assert "255 is a class, as values are evenly spaced" in guesses
+    assert len(planned(root, ["a", "b", "c"])[0]["classes"]) == 3
+    for names in (["a", "b"], ["a", "b", "void"]):
+        arguments, guesses = planned(root, names)
+        assert [each["value"] for each in arguments["classes"]] == [0, 128]
+        assert "255 is void, 10.42% of the pixels" in guesses
+    assert not are_even([1, 255])
+    assert not are_even([0, 1, 2, 255])
+
+
+def test_the_first_mask_may_be_stored_as_gray_where_others_are_in_color(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path, mask=lambda label, n: in_palette(label, n) if n else label * 0)
+    arguments, _ = planned(root)
+    assert [each["color"] for each in arguments["classes"]] == [[0, 0, 0], [200, 30, 30]]
 
 
 def plan_of(root: Path, command: Callable[..., Answer], config: Path) -> Answer:

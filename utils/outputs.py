@@ -112,27 +112,25 @@ def covering(x: Tensor, stride: int, height: int, width: int) -> Tensor:
     known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
     if known and height % stride == 0 and width % stride == 0:
         return x[..., : height // stride, : width // stride]
-    with without_autocast(x.device):  # half precision knows positions to 1 in 256
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = _interpolation(height, stride, wide.shape[-2], wide)
-        columns = _interpolation(width, stride, wide.shape[-1], wide)
-        covering = rows @ wide @ columns.mT
-    return covering.to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision knows positions to 1 in 256
+    for dim, pixels in ((2, height), (3, width)):
+        wide = _resampled(wide, dim, pixels, stride)
+    return wide.to(x.dtype)
 
 
-def _interpolation(pixels: int, stride: int, count: int, like: Tensor) -> Tensor:
-    """Weights (n, `count`) that resample values of `stride` pixels each to n that end where the image does, linearly.
+def _resampled(x: Tensor, dim: int, pixels: int, stride: int) -> Tensor:
+    """Resample values of `stride` pixels each to as few that end where the image of `pixels` does, linearly.
 
-    Args:
-        pixels: Of the image, on this side; n is the number of values that it needs, rounded up.
-        stride: Pixels of each value.
-        count: Values that there are.
-        like: Of this type and on this device.
+    By index, not by `F.interpolate` or a product of matrices: these ask whether a side is a single pixel, which a graph
+    for every size cannot know.
     """
     wanted = (pixels + stride - 1) // stride
-    centers = (torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5) * (pixels / (stride * wanted)) - 0.5
-    positions = torch.arange(count, device=like.device, dtype=like.dtype)
-    return (1 - (centers.clamp(min=0)[:, None] - positions).abs()).clamp(min=0)
+    positions = torch.arange(wanted, device=x.device, dtype=x.dtype)
+    centers = ((positions + 0.5) * (pixels / (stride * wanted)) - 0.5).clamp(min=0)
+    first = centers.floor()
+    second = (first.long() + 1).clamp(max=x.shape[dim] - 1)
+    share = (centers - first).view(-1, *[1] * (3 - dim))
+    return x.index_select(dim, first.long()).lerp(x.index_select(dim, second), share)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

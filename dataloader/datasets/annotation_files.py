@@ -150,14 +150,15 @@ def coco_object(each: Mapping[str, Any], label: str, where: str) -> tuple[Shape,
     """Read an object of COCO's and its area."""
     segmentation = each["segmentation"]
     void = bool(each.get("iscrowd"))
+    stated = each["area"] if isinstance(each.get("area"), int | float) and each["area"] > 0 else 0.0
     if not segmentation:
         raise ValueError("its object is a box, expected a polygon")
     if isinstance(segmentation, list):
-        area = sum(area_of(corners(points)) for points in segmentation) if "area" not in each else each["area"]
-        return Shape(label, where, "polygons", segmentation, void), float(area)
+        area = stated or sum(area_of(corners(points)) for points in segmentation)
+        return Shape(label, where, "polygons", segmentation, void), area
     counts = segmentation["counts"]
     runs = decode_runs(counts) if isinstance(counts, str) else counts
-    return Shape(label, where, "coco runs", segmentation, void), float(each.get("area", sum(runs[1::2])))
+    return Shape(label, where, "coco runs", segmentation, void), stated or float(sum(runs[1::2]))
 
 
 def from_cvat(path: Path, text: str) -> Contents:
@@ -229,8 +230,10 @@ def from_labelstudio(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Contents
         size, shapes = None, []
         for place_in_file, each in enumerate(results, start=1):
             with naming(f"{where}, result {place_in_file}"):
-                if each["type"] in ("choices", "rating", "textarea", "relation", *NO_AREA):
+                if each["type"] in ("choices", "number", "rating", "relation", "taxonomy", "textarea", *NO_AREA):
                     continue
+                if not each["value"].get(each["type"]):  # a region that nobody gave a class, or "rectangle"
+                    raise ValueError("its region has no label")
                 label = each["value"][each["type"]][0]
                 size = size_of(where, each["original_height"], each["original_width"])
                 form, described = labelstudio_object(each["type"], each["value"], size)

@@ -15,7 +15,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, Item, Sample
 from dataloader.datasets.annotation_files import read_annotations, read_yolo
-from dataloader.datasets.files import below, image_files
+from dataloader.datasets.files import below, composed, image_files
 from dataloader.datasets.folder import ClassSource, read_classes
 from dataloader.datasets.shapes import BACKGROUND_LABELS, VOID_LABELS, Picture, Size, draw, naming
 from utils.classes import ANY_OF, BACKGROUND, IGNORE, ClassTable, default_colors
@@ -56,7 +56,7 @@ class Annotations(BaseDataset):
     own: ClassTable = field(init=False, repr=False)  # classes as these options describe them
     described: int = field(init=False, repr=False)  # how many of them `classes` names: YOLO's numbers
     reading_options: ClassVar[tuple[str, ...]] = ("label_map", "classes", "unknown")
-    splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "test")
+    splits: ClassVar[tuple[str, ...]] = ("all", "train", "val", "valid", "test")  # as exports call their folders
     packs: ClassVar[bool] = False
 
     def __post_init__(self, classes: ClassSource) -> None:
@@ -107,7 +107,11 @@ class Annotations(BaseDataset):
     def _of_folder(self, images: Mapping[str, Path], folder: Path) -> list[Sample]:
         """Find LabelMe's or YOLO's files, one an image."""
         for ending in (".json", ".txt"):
-            files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob(f"*{ending}")}
+            files = {
+                composed(path.relative_to(folder).with_suffix("").as_posix()): path
+                for path in folder.rglob(f"*{ending}")
+                if not path.name.startswith(".")  # what a Mac puts beside a file is no annotation
+            }
             files.pop("classes", None)  # with which YOLO's exporters name the classes
             if not files:
                 continue
@@ -220,7 +224,7 @@ def keys_of(name: str) -> Iterator[str]:
     Raises:
         ValueError: It is no name.
     """
-    path = PurePosixPath(unquote(name).replace("\\", "/").rpartition("?d=")[2])
+    path = PurePosixPath(composed(unquote(name)).replace("\\", "/").rpartition("?d=")[2])
     if not path.name:
         raise ValueError("its image has no name")
     path = path.with_suffix("")

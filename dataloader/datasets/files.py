@@ -64,11 +64,11 @@ def image_files(
     if not folder.is_dir():
         raise MissingData(Problem(Fault.OTHER, "data_dir", f"there is no folder {folder}", UNPACKED))
     files: dict[str, Path] = {}
-    endings, before, remove = (*IMAGE_SUFFIXES, *also), _composed(before), _composed(remove)
+    endings, before, remove = (*IMAGE_SUFFIXES, *also), composed(before), composed(remove)
     for name in _nested_names(folder) if nested else _names(folder):
         if name.startswith(".") or "/." in name:  # hidden
             continue
-        whole, ending = os.path.splitext(_composed(name))
+        whole, ending = os.path.splitext(composed(name))
         if ending.lower() not in endings:
             continue
         parent, _, stem = whole.rpartition("/")
@@ -93,7 +93,7 @@ def _nested_names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """Write each accented letter of `name` as one character; some systems use two, which look the same."""
     return unicodedata.normalize("NFC", name)
 

@@ -43,6 +43,24 @@ def guess_names(images: Collection[str], masks: Collection[str], *, folders: tup
     return {key: value for key, value in found.items() if value}
 
 
+def other_endings(images: Collection[str], masks: Collection[str], ending: str) -> list[str]:
+    """Return what else masks of half as many images or more end in: of these, each class may have a mask of its own.
+
+    Args:
+        images: Names of the images.
+        masks: Names of the masks.
+        ending: What those masks end in that were chosen.
+    """
+    stems, found = set(images), Counter[str]()
+    chosen = sum(stem + ending in masks for stem in stems)
+    for mask in masks:
+        # The longest name of an image counts: 10 is no 1 that ends in 0.
+        length = next((length for length in range(len(mask), 0, -1) if mask[:length] in stems), 0)
+        if length:
+            found[mask[length:]] += 1
+    return sorted(each for each, count in found.items() if each != ending and 2 * count >= chosen)
+
+
 def around(names: Collection[str]) -> tuple[str, str]:
     """Return what all names, but for folders, begin and end with."""
     plain = [name.rpartition("/")[2] for name in names]

@@ -25,6 +25,7 @@ from utils.files import atomic_write
 SAMPLED = 64  # labels, and images, that are looked at
 LEAST_SEEN = 16  # images that can tell whether there is an up
 SPECK = 4  # pixels; smaller pieces of a class are slips of the pencil
+SLIP, SLIP_OF_ONE = 1e-5, 1e-3  # share of the pixels below which a class may be none, and that of one in one image
 SHARES = (10, 50, 90)  # of a class's pixels, in percent
 
 
@@ -74,6 +75,7 @@ class Fingerprint:
         start: Regular expression of the start of names that images of one series share; empty for none.
         groups: Number of such series.
         largest_group: Images in the largest of them.
+        pixels: Of all images, those for validation among them.
         validation: Images that are there for validation; 0 where some are to be held out.
     """
 
@@ -96,7 +98,14 @@ class Fingerprint:
     start: str
     groups: int
     largest_group: int
+    pixels: int
     validation: int = 0
+
+    @property
+    def sure(self) -> list[ClassScale]:
+        """Those of the classes shown of which more is there than a slip of the pencil; all, where only one is."""
+        sure = [each for each in self.shown if not is_slip(each.share, round(each.images * self.images))]
+        return sure if len(sure) > 1 else self.shown
 
     @property
     def shown(self) -> list[ClassScale]:
@@ -106,6 +115,11 @@ class Fingerprint:
     def to_json(self) -> dict[str, Any]:
         """Write it as plain values."""
         return asdict(self)
+
+
+def is_slip(share: float, images: int) -> bool:
+    """Say whether a class may be a slip of the pencil, by its share of the pixels and how many images show it."""
+    return share < SLIP or (images == 1 and share < SLIP_OF_ONE)
 
 
 def take_fingerprint(train: Examined, validation: Examined | None = None, *, cache: Path | None = None) -> Fingerprint:
@@ -121,7 +135,7 @@ def take_fingerprint(train: Examined, validation: Examined | None = None, *, cac
     """
     both = [train] if validation is None else [train, validation]
     stamps = [[name_of(s), each.records[s.key].stamp] for each in both for s in each.dataset.samples]
-    key = hash_of([1, *([cache_key(each.dataset, images=True), each.classes.names] for each in both), stamps])
+    key = hash_of([2, *([cache_key(each.dataset, images=True), each.classes.names] for each in both), stamps])
     path = cache / f"fingerprint-{key}.json" if cache else None
     with suppress(OSError, ValueError, TypeError, KeyError):
         if path is not None:
@@ -184,6 +198,7 @@ def _take(train: Examined, validation: Examined | None) -> Fingerprint:
         start=start,
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
+        pixels=sum(record.pixels for record in (*records.values(), *others.values())),
         validation=len(others),
     )
 
@@ -195,10 +210,25 @@ def _pair(size: Sequence[float]) -> tuple[int, int]:
 def _images_showing(dataset: BaseDataset, records: Mapping[str, Record]) -> np.ndarray:
     """Count the images that show each class, (C,)."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    lookup = dataset.classes.lookup if dataset.raw_labels else np.arange(IGNORE + 1)
     for record in records.values():
-        counts[np.unique(lookup[[int(value) for value in record.values]])] += 1
+        counts[_labels_in(dataset, record)] += 1
     return counts[: len(dataset.classes)]
+
+
+def _labels_in(dataset: BaseDataset, record: Record) -> np.ndarray:
+    """Return the training ids that an image shows, and what else its label holds."""
+    lookup = dataset.classes.lookup if dataset.raw_labels else np.arange(IGNORE + 1)
+    return np.unique(lookup[[int(value) for value in record.values]])
+
+
+def classes_of_images(examined: Examined) -> dict[str, frozenset[str]]:
+    """Return the names of the classes that each usable image shows."""
+    dataset, names = examined.dataset, examined.dataset.classes.names
+    return {
+        str(key): frozenset(names[index] for index in _labels_in(dataset, record) if index < len(names))
+        for key, record in examined.records.items()
+        if is_usable(dataset, record)
+    }
 
 
 # Labels --------------------------------------------------------------------------------------------------------------
@@ -227,6 +257,8 @@ class Looked:
     def scale(self, index: int) -> tuple[tuple[float, ...], float]:
         """Return percentiles of the diameters of class `index`, and its width."""
         found = self.diameters[index]
+        if not found:  # specks have no width either
+            return (), 0.0
         shares = tuple(round(value, 2) for value in weighted_percentiles(found, np.square(found)))
         length = int(self.borders[index])
         return shares, round(2 * int(self.areas[index]) / length, 2) if length else 0.0
@@ -337,7 +369,8 @@ def uprightness(differences: np.ndarray) -> float:
         differences: (N, 2, K), from `half_differences`.
 
     Returns:
-        Length of the mean difference of above and below, in lengths that chance and left and right would give.
+        Length of the mean difference of above and below, in lengths that chance and left and right would give; of
+        these no more than twice chance, since a fixed view may differ both ways.
     """
     count = len(differences)
     if count < LEAST_SEEN:
@@ -346,4 +379,4 @@ def uprightness(differences: np.ndarray) -> float:
     chance = differences.std(0) / np.sqrt(count)
     vertical, horizontal = np.linalg.norm(means, axis=1)
     usual = np.linalg.norm(chance[0])
-    return round(float(vertical / max(horizontal, usual, 1e-6)), 3)
+    return round(float(vertical / max(min(horizontal, 2 * usual), usual, 1e-6)), 3)

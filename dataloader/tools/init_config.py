@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from base.base_dataloader import MOST_SKIPPED
 from base.base_dataset import BaseDataset
@@ -18,11 +19,11 @@ from dataloader import scan
 from dataloader.datasets.annotations import Annotations
 from dataloader.datasets.files import image_files
 from dataloader.datasets.folder import Folder, read_classes
-from dataloader.datasets.naming import guess_names
+from dataloader.datasets.naming import guess_names, other_endings
 from dataloader.tools import doctor
 from dataloader.tools.convert import CLASS_FILE
 from dataloader.tools.findings import Examined
-from dataloader.tools.fingerprint import take_fingerprint
+from dataloader.tools.fingerprint import classes_of_images, is_slip, take_fingerprint
 from dataloader.tools.layouts import SPLITS, VOID, Layout, annotated_classes, find_layout
 from dataloader.tools.planning import Draft, Measure, Wish, make_plan, write_text
 from dataloader.tools.recipe import HELD_OUT, RARE, Machine
@@ -70,16 +71,18 @@ def propose(images: Path, masks: Path, wish: Wish, machine: Machine, measure: Me
     for split in layout.splits:
         dataset = kind(data_dir=layout.root, split=split, **typed_options(kind, options))
         records = scan.examine(dataset, name=split, num_workers=wish.num_workers, cache=cache)
-        examined.append(Examined(split, dataset, records, training=split != "val"))
+        examined.append(Examined(split, dataset, records, training=split in ("all", SPLITS[0])))
     for finding in doctor.diagnose(examined):
         proposal.guesses += finding.lines()
-    if any(must_skip(each, layout.root, 1.0 if layout.splits == SPLITS else HELD_OUT) for each in examined):
+    if any(must_skip(each, layout.root, 1.0 if len(layout.splits) > 1 else HELD_OUT) for each in examined):
         options["on_bad_sample"] = "skip"
     fingerprint = take_fingerprint(examined[0], examined[1] if len(examined) > 1 else None, cache=cache)
     if len(fingerprint.shown) < 2:
         only = fingerprint.shown[0].name if fingerprint.shown else "nothing"
         raise DataError(f"{masks}: masks show {only} and no other class. Segmentation needs two, such as background.")
-    draft = Draft(layout, kind.__name__, options, examined[0].dataset, fingerprint, machine, wish)
+    draft = Draft(
+        layout, kind.__name__, options, examined[0].dataset, fingerprint, classes_of_images(examined[0]), machine, wish
+    )
     planned = make_plan(draft, measure)
     proposal.text = write_text(planned, proposal.guesses, wish.schema)
     proposal.guesses += planned.summary  # in the text, reasons stand beside what they are for
@@ -116,6 +119,13 @@ def describe_folder(
             raise DataError(f"{folder}: holds no image file. Name the folder that the files lie in.")
     found = image_files(folders[0][0], also=ARRAYS, nested=nested), image_files(folders[0][1], nested=nested)
     naming = guess_names(*found, folders=folders[0])
+    others = other_endings(*found, naming["mask_suffix"]) if naming.keys() == {"mask_suffix"} else []
+    if others:
+        listed = ", ".join(f"'{each}'" for each in sorted([*others, naming["mask_suffix"]]))
+        raise DataError(
+            f"{folders[0][1]}: an image has several masks, which end in {listed}. "
+            f"Name a folder with one mask for each image, which shows all classes."
+        )
     said = [f"{key.replace('_', ' ')} '{value}'" for key, value in naming.items()]
     proposal.guesses.append(f"masks are named like their images{', but for ' if said else ''}{' and '.join(said)}")
     if nested:
@@ -144,7 +154,7 @@ def guess_channels(files: Sequence[Path]) -> int:
         DataError: They are more than a network takes.
     """
     found = Counter(channels_in(path) for path in files)
-    channels = max(found, key=lambda channels: found[channels])
+    channels = max(found, key=lambda channels: (found[channels], channels == 3))
     if channels > MOST_CHANNELS:
         raise DataError(
             f"{files[0].parent}: images have {channels} channels. Keep the {MOST_CHANNELS} that matter most."
@@ -153,7 +163,11 @@ def guess_channels(files: Sequence[Path]) -> int:
 
 
 def channels_in(path: Path) -> int:
-    """Return how many channels an image has; 3 where it is read as a photo, or cannot be read."""
+    """Return how many channels an image has; 3 where it is read as a photo, or cannot be read.
+
+    Gray values of more than 8 bits are one channel, as they are: as a photo, of the 1000 that a camera counts to in a
+    file of 16 bits, four would be left.
+    """
     with suppress(Exception):  # what is wrong with a file is said when it is read
         if path.suffix.lower() in ARRAYS:
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
@@ -165,8 +179,22 @@ def channels_in(path: Path) -> int:
                 series = file.series[0]
                 axes = series.axes.replace("Q", "S").replace("I", "S").replace("C", "S")
                 bands = series.shape[axes.index("S")] if "S" in axes else 1
-            return bands if bands > 4 else 3
+                page = file.pages.first
+                if bands == 1:
+                    return 1 if series.dtype.itemsize > 1 else 3
+                if bands > 4 or (bands == page.samplesperpixel and not is_photo(page)):
+                    return int(bands)
+            return 3
+        if path.suffix.lower() in (".png", ".pgm"):
+            with Image.open(path) as header:
+                return 1 if header.mode[0] in "IF" else 3
     return 3
+
+
+def is_photo(page: Any) -> bool:
+    """Say whether a TIFF image is one of 3 colors, CMYK, or gray or of colors with alpha."""
+    alpha = tuple(page.extrasamples) in ((1,), (2,))
+    return page.samplesperpixel == 3 or page.photometric.name == "SEPARATED" or alpha
 
 
 def must_skip(examined: Examined, root: Path, share: float) -> bool:
@@ -194,11 +222,18 @@ class Codes:
         in_colors: Whether classes are shown by color; then codes are colors as numbers, red first.
         pixels: Pixels of each code.
         inner: Those whose neighbors to the right and below have the same code.
+        masks: How many show it.
     """
 
     in_colors: bool
     pixels: Counter[int] = field(default_factory=Counter)
     inner: Counter[int] = field(default_factory=Counter)
+    masks: Counter[int] = field(default_factory=Counter)
+
+    def slips(self, pixels: Mapping[int, int]) -> list[int]:
+        """Return those of `pixels` that a slip of the pencil may have made."""
+        total = sum(self.pixels.values())
+        return [code for code in pixels if is_slip(pixels[code] / total, self.masks[code])]
 
 
 def count_codes(files: Sequence[Path]) -> Codes:
@@ -207,8 +242,16 @@ def count_codes(files: Sequence[Path]) -> Codes:
 
     codes = Codes(is_in_colors(files[0]))
     for path in tqdm(files, desc="masks", unit="file", leave=False, disable=None):
-        mask = read_codes(path, codes.in_colors)
-        codes.pixels.update(tally(mask))
+        try:
+            mask = read_codes(path, codes.in_colors)
+        except DataError as error:
+            # Masks before it that are all black or white may be stored as gray.
+            if codes.in_colors or error.details[0].fault is not Fault.COLORS or not codes.pixels.keys() <= {0, IGNORE}:
+                raise
+            return count_codes([path, *(other for other in files if other != path)])
+        found = tally(mask)
+        codes.pixels.update(found)
+        codes.masks.update(found.keys())
         corner = mask[:-1, :-1]
         codes.inner.update(tally(corner[(corner == mask[:-1, 1:]) & (corner == mask[1:, :-1])]))
     return codes
@@ -259,11 +302,20 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
             f"of {len(codes.pixels):,} values, {len(pixels)} are classes; the rest, soft edges or too rare, is void"
         )
     values: list[Any] = sorted(pixels)
+    for code in codes.slips(pixels) if names is None else ():
+        shown, count = name_of(color_of(code), ()) if codes.in_colors else f"value {code}", codes.masks[code]
+        many = f"{pixels[code]} pixels in {count} image{'s' if count > 1 else ''}"
+        proposal.guesses.append(f"{shown}: {many}; if these are slips, call it void by --names")
     if codes.in_colors:
-        values = [(code >> 16, code >> 8 & 255, code & 255) for code in values]
+        values = [color_of(code) for code in values]
     elif values != [0, IGNORE] and IGNORE in values:
-        values.remove(IGNORE)
-        proposal.guesses.append("255 is void")
+        if names is not None and len(names) == len(values) and names[-1] == VOID:
+            names = names[:-1]
+        if len(names) == len(values) if names is not None else are_even(values):
+            proposal.guesses.append("255 is a class" + (", as values are evenly spaced" if names is None else ""))
+        else:
+            values.remove(IGNORE)
+            proposal.guesses.append(f"255 is void, {pixels[IGNORE] / sum(pixels.values()):.2%} of the pixels")
     if len(values) < 2:
         raise DataError(f"{files[0].parent}: all masks show one class. Segmentation needs two, such as background.")
     names = names or names_of_conversion(files[0].parent, values)
@@ -285,6 +337,17 @@ def guess_classes(files: Sequence[Path], names: Sequence[str] | None, proposal: 
     kind = "colors" if codes.in_colors else "0 and 255" if values == [0, IGNORE] else "indices"
     proposal.guesses.append(f"masks hold {kind}: {len(values)} classes, {', '.join(given)}")
     return options
+
+
+def color_of(code: int) -> tuple[int, int, int]:
+    """Return the color that a number stands for."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def are_even(values: Sequence[int]) -> bool:
+    """Say whether values from 0 on have gaps of one size, as 0, 128 and 255 do: these are classes made visible."""
+    gaps = {high - low for low, high in pairwise(values)}
+    return len(values) > 2 and values[0] == 0 and min(gaps) > 1 and max(gaps) - min(gaps) <= 1
 
 
 def is_in_colors(path: Path) -> bool:

@@ -17,6 +17,7 @@ from utils.classes import BACKGROUND
 from utils.errors import ConfigError, DataError
 
 SPLITS = ("train", "val")
+SPLITS_OF_TOOLS = (SPLITS, ("train", "valid"))  # as exports are divided
 VOID = "void"  # among the names: what has no class
 FORMATS = (".json", ".xml")  # of files for all images
 
@@ -29,7 +30,7 @@ class Layout:
         root: The folder that both are in.
         image_dir: Name of the folder, or folders, of images, as `Folder` or `Annotations` wants it.
         mask_dir: Likewise, of masks; of annotations, the file or folder.
-        splits: "train" and "val" where each has folders of its own, else "all".
+        splits: "train" and "val" (of annotations also "valid") where each has folders of its own, else "all".
         folders: Folder of images and folder of masks, or annotations, of each split.
         annotated: Whether these are the files of an annotation tool.
     """
@@ -109,7 +110,8 @@ def is_annotated(images: Path, masks: Path) -> bool:
 def _files_of_tools(folder: Path) -> Iterator[Path]:
     """Find LabelMe's and YOLO's files in `folder` and below, and those of other tools."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (*FORMATS, ".txt") and path.stem != "classes" and path.is_file():
+        is_theirs = path.suffix.lower() in (*FORMATS, ".txt") and path.stem != "classes"
+        if is_theirs and not path.name.startswith(".") and path.is_file():
             yield path
 
 
@@ -117,21 +119,27 @@ def find_annotations(images: Path, masks: Path) -> Layout:
     """Recognize one file for all images or one for each, with train and val apart or not."""
     if masks.is_dir():
         whole = [path for path in sorted(masks.iterdir()) if _is_for_all(path)]
-        named = next((path for path in whole if SPLITS[0] in path.name), None)
-        masks = named if named is not None and _other(named).is_file() else whole[0] if len(whole) == 1 else masks
+        named = next(
+            (path for path in whole if any(_other(path, splits).is_file() for splits in SPLITS_OF_TOOLS)), None
+        )
+        masks = named or (whole[0] if len(whole) == 1 else masks)
     root, image_dir, mask_dir = _root_of(images, masks)
-    apart = _by_split(images), _by_split(masks)
-    if apart[0] is not None and apart[1] is not None:
-        both = [(Path(apart[0].replace("{split}", each)), Path(apart[1].replace("{split}", each))) for each in SPLITS]
+    for splits in SPLITS_OF_TOOLS:
+        apart = _by_split(images, splits), _by_split(masks, splits)
+        if apart[0] is None or apart[1] is None:
+            continue
+        both = [(Path(apart[0].replace("{split}", each)), Path(apart[1].replace("{split}", each))) for each in splits]
         if all(path.exists() for path in chain.from_iterable(both)):
             base = Path(os.path.commonpath(list(chain.from_iterable(both))) or ".")
             names = [Path(text).relative_to(base).as_posix() for text in apart]  # type: ignore[arg-type]
-            return Layout(base, names[0], names[1], SPLITS, both, annotated=True)
+            return Layout(base, names[0], names[1], splits, both, annotated=True)
     return Layout(root, image_dir, mask_dir, ("all",), [(images, masks)], annotated=True)
 
 
 def _is_for_all(path: Path) -> bool:
     """Say whether a file names several images, as LabelMe's do not."""
+    if path.name.startswith("."):
+        return False
     if path.suffix.lower() == ".xml":
         return True
     if path.suffix.lower() != ".json":
@@ -143,17 +151,19 @@ def _is_for_all(path: Path) -> bool:
     return not (isinstance(content, dict) and "shapes" in content)
 
 
-def _other(path: Path) -> Path:
-    """Return what a path that names train would be called for val."""
-    return path.with_name(path.name.replace(*SPLITS))
+def _other(path: Path, splits: Sequence[str]) -> Path:
+    """Return what a path that names train would be called for val; a folder that is none where it does not."""
+    return path.with_name(path.name.replace(splits[0], splits[1])) if splits[0] in path.name else path.parent
 
 
-def _by_split(path: Path) -> str | None:
-    """Write a path with "{split}" for the name of the split; None where none is in it, and none below it."""
-    if SPLITS[0] in path.name:
-        return path.with_name(path.name.replace(SPLITS[0], "{split}")).as_posix()
-    if all((path / split).is_dir() for split in SPLITS):
+def _by_split(path: Path, splits: Sequence[str]) -> str | None:
+    """Write a path with "{split}" for the name of the split; None where none is in it, below it or right above it."""
+    if splits[0] in path.name:
+        return path.with_name(path.name.replace(splits[0], "{split}")).as_posix()
+    if all((path / split).is_dir() for split in splits):
         return (path / "{split}").as_posix()
+    if path.parent.name == splits[0]:
+        return (path.parent.parent / "{split}" / path.name).as_posix()
     return None
 
 
@@ -194,7 +204,11 @@ def annotated_classes(layout: Layout, names: Sequence[str] | None) -> tuple[list
     given = list(names or _names_of_numbers(sources[0], layout.root) or [f"class_{n}" for n in range(max(numbers) + 1)])
     if len(given) <= max(numbers):
         raise ConfigError(f"--names: {len(given)} names, but objects have numbers up to {max(numbers)}. Name all.")
-    return _with_background(given), {}
+    classes = _with_background(given)
+    if classes != given:
+        return classes, {}
+    # `Annotations` counts the classes without the background, and here it has a number itself.
+    return classes, {"label_map": {str(number): name for number, name in enumerate(given)}}
 
 
 def _named(labels: Sequence[str], names: Sequence[str] | None) -> tuple[list[str], dict[str, Any]]:

@@ -16,6 +16,8 @@ from dataloader.tools.layouts import Layout, run_name
 from dataloader.tools.recipe import MINUTES, Choice, Length, Machine, Measured
 from utils.errors import one_line
 
+SEEDS = 50  # to try
+
 Measure = Callable[[Mapping[str, Any]], Measured | None]  # what a config costs; None where it does not fit
 
 NOTES = {  # what a person who changes a section may want to know
@@ -55,6 +57,7 @@ class Draft:
         options: Its arguments, besides folder and split.
         dataset: The training set.
         fingerprint: What it is like.
+        shown: The classes that each of its images shows, by key; broken ones are missing.
         machine: What there is to train with.
         wish: What was asked for.
     """
@@ -64,6 +67,7 @@ class Draft:
     options: Mapping[str, Any]
     dataset: BaseDataset
     fingerprint: Fingerprint
+    shown: Mapping[str, frozenset[str]]
     machine: Machine
     wish: Wish
 
@@ -124,7 +128,7 @@ def make_plan(draft: Draft, measure: Measure) -> Plan:
     """
     plan = Plan(draft)
     fingerprint, machine, wish = draft.fingerprint, draft.machine, draft.wish
-    val_split = plan.take(recipe.choose_validation(fingerprint))
+    val_split = plan.take(keep_classes(draft, recipe.choose_validation(fingerprint)))
     images, validated = _counts(draft, val_split)
     stride = plan.take(recipe.choose_stride(fingerprint, machine))
     resize = plan.take(recipe.choose_scale(fingerprint, machine, stride))
@@ -155,9 +159,38 @@ def _counts(draft: Draft, val_split: Any) -> tuple[int, int]:
     """Return how many images are trained on and how many are validated on."""
     if val_split is None:
         return draft.fingerprint.images, draft.fingerprint.validation
-    options = HoldOut(**val_split) if isinstance(val_split, dict) else HoldOut(share=val_split)
-    kept, held_out = hold_out(draft.dataset, options, seed=0)
+    kept, held_out = _sides(draft, val_split)
     return len(kept), len(held_out)
+
+
+def _sides(draft: Draft, val_split: Any) -> tuple[list[int], list[int]]:
+    """Return which images are trained on and which are held out, by a run whose seed is 0."""
+    options = HoldOut(**val_split) if isinstance(val_split, dict) else HoldOut(share=val_split)
+    return hold_out(draft.dataset, options, seed=0)
+
+
+def keep_classes(draft: Draft, choice: Choice) -> Choice:
+    """Hold out other images where training would be left with none of a class; say so where that cannot be."""
+    if choice.value is None:
+        return choice
+    plain = choice.value if isinstance(choice.value, dict) else {"share": choice.value}
+    lost = _lost(draft, choice.value)
+    if not lost:
+        return choice
+    named = ", ".join(f"'{name}'" for name in sorted(lost))
+    for seed in range(1, SEEDS + 1):
+        if not _lost(draft, {**plain, "seed": seed}):
+            reason = f"{choice.reason}; by this seed, as seed 0 leaves no image of {named} to train on"
+            return Choice(choice.what, {**plain, "seed": seed}, reason)
+    return Choice(choice.what, choice.value, f"{choice.reason}; all images of {named} are held out: label more of them")
+
+
+def _lost(draft: Draft, val_split: Any) -> frozenset[str]:
+    """Return the classes that no image to train on shows, but for slips of the pencil."""
+    keys = [sample.key for sample in draft.dataset.samples]
+    kept, _ = _sides(draft, val_split)
+    trained = frozenset[str]().union(*(draft.shown.get(keys[index], ()) for index in kept))
+    return frozenset(each.name for each in draft.fingerprint.sure) - trained
 
 
 def _loaders(

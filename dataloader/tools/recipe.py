@@ -52,13 +52,15 @@ class Machine:
     Args:
         gpus: How many GPUs.
         cores: Of the CPU.
-        memory: Free memory, in bytes: of a GPU, or of the machine.
+        memory: Free memory, in bytes, for training: of a GPU, or of the machine.
+        ram: Free memory of the machine.
         pretrained: Whether public weights can be had.
     """
 
     gpus: int = 0
     cores: int = 1
     memory: int = 8 * 2**30
+    ram: int = 8 * 2**30
     pretrained: bool = False
 
 
@@ -88,7 +90,7 @@ def smallest_detail(fingerprint: Fingerprint) -> tuple[str, float]:
     def size(each: ClassScale) -> float:
         return min(each.diameters[0] if each.diameters else math.inf, DISK * each.width or math.inf)
 
-    smallest = min(fingerprint.shown, key=size)
+    smallest = min(fingerprint.sure, key=size)
     return smallest.name, size(smallest)
 
 
@@ -242,10 +244,9 @@ def choose_workers(machine: Machine) -> Choice:
 
 def choose_cache(fingerprint: Fingerprint, machine: Machine) -> Choice:
     """Choose whether decoded images are kept in memory."""
-    height, width = fingerprint.median
     depth = {"uint8": 1, "uint16": 2}.get(fingerprint.dtype, 4)
-    size = (fingerprint.images + fingerprint.validation) * height * width * (fingerprint.channels * depth + 1)
-    if size < machine.memory / 8:
+    size = fingerprint.pixels * (fingerprint.channels * depth + 1)
+    if size < machine.ram / 8:
         return Choice("cache", "ram", f"decoded images take {size / 2**20:.0f} MiB: they are kept in memory")
     return Choice("cache", None, f"decoded images would take {size / 2**30:.1f} GiB: they are read again")
 
@@ -254,8 +255,8 @@ def choose_cache(fingerprint: Fingerprint, machine: Machine) -> Choice:
 
 
 def rarest_class(fingerprint: Fingerprint) -> ClassScale:
-    """Return the class of the fewest pixels among those that occur."""
-    return min(fingerprint.shown, key=lambda each: each.share)
+    """Return the class of the fewest pixels among those that occur, but for slips of the pencil."""
+    return min(fingerprint.sure, key=lambda each: each.share)
 
 
 def choose_loss(fingerprint: Fingerprint) -> Choice:
@@ -326,8 +327,8 @@ def choose_validation(fingerprint: Fingerprint) -> Choice:
         raise DataError(f"--images: {count} images with masks can be used. Label at least {LEAST_IMAGES}.")
     share: float | int = MOST_HELD_OUT if count * HELD_OUT > MOST_HELD_OUT else HELD_OUT
     held_out = MOST_HELD_OUT if share == MOST_HELD_OUT else round(HELD_OUT * count)
-    said = "every fifth image is" if share == HELD_OUT else f"{share} images are"
-    said += " held out for validation"
+    said = "a fifth of the images" if share == HELD_OUT else f"{share} images"
+    said += ", drawn at random, for validation"
     if held_out < FEW_HELD_OUT:
         said += f"; {held_out} say little: `train.py --folds` holds out each image once"
     groups = fingerprint.start and fingerprint.groups >= 3 and fingerprint.largest_group <= count / 2
