@@ -764,3 +764,19 @@ def test_a_component_fits_its_own_annotation() -> None:
     hint = parameters_of(MODELS["DeepLab"])["backbone"].annotation
     assert fits("resnet18", hint)
     assert not fits("ASPP", hint)
+
+
+@pytest.mark.parametrize("kind", ["UNetResnet", "UperNet", "DDRNet_23_slim", "UNet"])
+def test_an_image_that_no_stride_divides_is_seen_as_its_continuation(kind: str) -> None:
+    """By copies of its last row and column: else maps of several strides would be laid over each other askew."""
+    torch.manual_seed(0)
+    model = build(kind, SMALL[kind]).eval()
+    images = torch.randint(256, (1, 3, 72, 136), dtype=torch.uint8)
+    continued = F.pad(images.float(), (0, 56, 0, 56), mode="replicate")
+    with torch.no_grad():
+        found, whole = model(images).logits, model(continued).logits
+        height, width = found.shape[-2:]
+        torch.testing.assert_close(found, whole[..., :height, :width])
+        odd = model(images[..., :65, :129]).full((65, 129)).logits
+    assert odd.shape[-2:] == (65, 129)
+    assert odd.isfinite().all()
