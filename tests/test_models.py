@@ -772,7 +772,7 @@ def test_an_image_that_no_stride_divides_is_seen_as_its_continuation(kind: str) 
     torch.manual_seed(0)
     model = build(kind, SMALL[kind]).eval()
     images = torch.randint(256, (1, 3, 72, 136), dtype=torch.uint8)
-    continued = F.pad(images.float(), (0, 56, 0, 56), mode="replicate")
+    continued = F.pad(images.float(), (0, -136 % model.multiple, 0, -72 % model.multiple), mode="replicate")
     with torch.no_grad():
         found, whole = model(images).logits, model(continued).logits
         height, width = found.shape[-2:]
