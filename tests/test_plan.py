@@ -777,6 +777,8 @@ def test_gray_values_of_more_than_8_bits_are_kept(ending: str, tmp_path: Path) -
     def counts(array: np.ndarray, number: int) -> np.ndarray:
         return 400 + array[..., 0].astype(np.uint16)
 
+    if ending == ".tif":
+        pytest.importorskip("tifffile")
     arguments, _ = planned(odd_folder(tmp_path, image=counts, endings=(ending, ".png")))
     assert arguments["channels"] == 1
     data = Folder(data_dir=tmp_path, split="all", classes=("a", "b"), channels=1)
