@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.outputs import SegOutput, continued
+from utils.any_size import continued, divides, upper_left
+from utils.outputs import SegOutput
 
 
 class FeatureShape(NamedTuple):
@@ -160,12 +161,11 @@ class BaseModel(nn.Module, ABC):
         askew; so images are continued by copies of their last row and column, and logits of these cut off.
         """
         normalized = self.normalize(images)
-        height, width = size = normalized.shape[-2:]
-        known = isinstance(height, int) and isinstance(width, int)  # else a graph is made, for every size
-        if self.multiple == 1 or (known and height % self.multiple == width % self.multiple == 0):
+        size = (normalized.shape[-2], normalized.shape[-1])
+        if self.multiple == 1 or divides(self.multiple, size):
             return self.predict(normalized)
         whole = continued(normalized, self.multiple)
-        return self.predict(whole).upper_left((whole.shape[-2], whole.shape[-1]), size)
+        return upper_left(self.predict(whole), (whole.shape[-2], whole.shape[-1]), size)
 
     def start_step(self, step: int, total_steps: int) -> None:
         """Prepare for optimizer step `step`, from 0, of `total_steps`: for networks that change while they learn."""

@@ -210,13 +210,10 @@ def test_the_file_predicts_what_its_checkpoint_predicts_at_sizes_that_were_not_t
 ) -> None:
     expected = load(pspnet)
     predictor = load(exported_file)
-    seen: set[int] = set()
-    for size in ((97, 131), (200, 300), (33, 65), (240, 47)):
+    for size in ((49, 81), (200, 300), (199, 47), (240, 47)):
         labels = expected.predict(image(*size))
-        seen |= set(np.unique(labels).tolist())
-        assert len(np.unique(labels)) > 1
+        assert len(np.unique(labels)) == 3
         assert np.mean(predictor.predict(image(*size)) == labels) >= 0.9999
-    assert seen == {0, 1, 2}
 
 
 def test_how_weights_lie_in_memory_does_not_decide_whether_there_is_a_graph_for_every_size() -> None:

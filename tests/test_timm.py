@@ -18,8 +18,8 @@ from base.base_model import Backbone, MissingLevel  # noqa: E402
 from models.weights import load_backbone, load_pretrained  # noqa: E402
 from tests.test_models import CLASSES, build, randomized  # noqa: E402
 from tests.test_zoo import HEAD_ARGS, distinct, full_backbone  # noqa: E402
+from utils.any_size import covering  # noqa: E402
 from utils.errors import ConfigError  # noqa: E402
-from utils.outputs import covering  # noqa: E402
 from utils.registry import HEADS  # noqa: E402
 from utils.schema import Component  # noqa: E402
 from utils.sync_batchnorm import convert_for_processes, convert_sync_batchnorm  # noqa: E402

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
 from models.blocks import OutputStride, Width, scaled, strides_and_dilations
-from utils.outputs import without_autocast
+from utils.precision import without_autocast
 from utils.registry import BACKBONES
 from utils.schema import Between
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from base.base_model import Backbone, FeatureShape
 from models.blocks import OutputStride
+from utils.any_size import covering, padded
 from utils.errors import ConfigError, first_line
-from utils.outputs import covering, padded
 from utils.registry import BACKBONES
 from utils.schema import Range, did_you_mean
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from base.base_model import FeatureShape, Head, at_level
 from models.blocks import Classifier, Positive, resize_like
-from utils.outputs import without_autocast
+from utils.precision import without_autocast
 from utils.registry import HEADS
 from utils.schema import Between
 

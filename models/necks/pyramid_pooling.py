@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from base.base_model import FeatureShape, Neck
 from models.blocks import ConvNormAct, Positive, resize_like
-from utils.outputs import without_autocast
+from utils.precision import without_autocast
 from utils.registry import NECKS
 from utils.schema import Between
 

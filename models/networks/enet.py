@@ -121,13 +121,14 @@ def _context() -> nn.Sequential:
 class ENet(BaseModel):
     """A third of a million parameters, most work at an eighth of the size; unpools with the encoder's indices.
 
-    Source: Paszke et al. 2016, https://arxiv.org/abs/1606.02147, table 1. Sizes that are not divisible by 8 are
-    rounded up on the way down, and met exactly on the way up.
+    Source: Paszke et al. 2016, https://arxiv.org/abs/1606.02147, table 1.
 
     Args:
         num_classes: Channels of the logits.
         in_channels: Channels of the images.
     """
+
+    multiple = 8
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__(in_channels)

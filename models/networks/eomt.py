@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from base.base_model import Backbone, BaseModel, FeatureShape
 from models.blocks import OutputStride, Positive, TransformerBlock
 from models.necks.simple_fpn import LayerNorm2d
+from utils.any_size import covering, padded
 from utils.errors import ConfigError
-from utils.outputs import SegOutput, covering, padded, resize, without_autocast
+from utils.outputs import SegOutput, resize
+from utils.precision import without_autocast
 from utils.registry import BACKBONES, MODELS
 from utils.schema import Component
 
