@@ -144,6 +144,8 @@ def foreign(checkout: Path) -> Iterator[None]:
     """Let names of modules mean those in `checkout`, for the imports within."""
     if not (checkout / "trainer.py").is_file():
         sys.exit(f"{checkout}: has no trainer.py. Name a checkout of github.com/yassouali/pytorch-segmentation.")
+    import torchvision  # noqa: F401  it looks for packages that are only pretended below
+
     mine = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in OURS}
     for package in ("skimage", "sklearn", "scipy"):  # imported there, and of no use to a step
         if package not in sys.modules and importlib.util.find_spec(package) is None:

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from utils.classes import IGNORE
 from utils.outputs import resize
 
-# Floats of one strip. On a CPU it should fit into the second-level cache; elsewhere, few launches count.
-CPU_STRIP, DEVICE_STRIP = 2**20, 2**25
+# Floats of one strip. On a CPU it should fit into the second-level cache, often 2 MiB; elsewhere, few launches count.
+CPU_STRIP, DEVICE_STRIP = 2**19, 2**25
 BLOCK = 64  # columns of one dense block of the banded matrix
 
 
