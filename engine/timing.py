@@ -54,6 +54,7 @@ def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:
         UserError: The config or the data cannot be used.
     """
     config = check_config(_alone(raw))
+    workers = raw["train_loader"]["args"].get("num_workers", 0)
     device = torch.device("cuda" if machine.gpus else "cpu")
     dry = dry_run(config)
     memory = dry.activation_bytes + PARAMETER * dry.parameters
@@ -63,9 +64,10 @@ def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:
         loaders = build_loaders(config, cached=False)
         try:
             trainer = build_trainer(config, Path(folder), device, loaders=loaders, environment={})
-            step = seconds_of_step(trainer, device)
+            making = seconds_of_batch(trainer, device)
             if config.train.batches.cache is not None:  # what is measured here reads files
-                step = step.without(seconds_of_reading(trainer, device))
+                making = making.without(seconds_of_reading(trainer, device))
+            step = seconds_of_step(trainer, device).with_batch(making, workers)
             validation = seconds_of_validation(trainer, loaders[1], device)
         except (MemoryError, RuntimeError) as error:
             if not failure_of_machine(error):
@@ -107,19 +109,34 @@ class Seconds(NamedTuple):
     work: float  # of all threads together, at least
 
     def without(self, other: Seconds) -> Seconds:
-        """Subtract what is not done after all, of which no more than half is."""
-        return Seconds(max(self.wall - other.wall, self.wall / 2), max(self.work - other.work, self.work / 2))
+        """Subtract what is not done after all; what was measured to be less than nothing is nothing."""
+        return Seconds(max(self.wall - other.wall, 0.0), max(self.work - other.work, 0.0))
+
+    def with_batch(self, batch: Seconds, workers: int) -> Seconds:
+        """Return what a step of this takes with its batch, which is made before it or, by workers, meanwhile."""
+        wall = max(self.wall, batch.wall / workers) if workers else self.wall + batch.wall
+        return Seconds(wall, self.work + batch.work)
+
+
+def seconds_of_batch(trainer: Trainer, device: torch.device) -> Seconds:
+    """Return the median time of making a batch in this process, from files to tensors on the device."""
+    batches = _endless(trainer.train_loader)
+
+    def make() -> None:
+        next(batches).to(device)
+
+    return _median(make, device)
 
 
 def seconds_of_step(trainer: Trainer, device: torch.device) -> Seconds:
-    """Return the median time of a training step, with that of reading its images."""
+    """Return the median time of a training step whose batch lies on the device."""
     trainer.model.train()
-    batches = _endless(trainer.train_loader)
+    batch = next(_endless(trainer.train_loader)).to(device)
 
-    def step() -> None:
-        trainer.train_step(next(batches).to(device))
+    def take() -> None:
+        trainer.train_step(batch)
 
-    return _median(step, device)
+    return _median(take, device)
 
 
 def seconds_of_reading(trainer: Trainer, device: torch.device) -> Seconds:

@@ -471,6 +471,14 @@ def test_a_config_that_was_measured_is_as_it_was(tmp_path: Path) -> None:
     assert timing.measure(raw, replace(CPU, memory=2**20)) is None
 
 
+def test_workers_read_while_a_step_is_computed() -> None:
+    step, batch = timing.Seconds(wall=1.0, work=4.0), timing.Seconds(wall=3.0, work=3.0)
+    assert step.with_batch(batch, workers=0) == (4.0, 7.0)
+    assert step.with_batch(batch, workers=2) == (1.5, 7.0)
+    assert step.with_batch(batch, workers=8) == (1.0, 7.0)
+    assert batch.without(timing.Seconds(wall=2.0, work=4.0)) == (1.0, 0.0)
+
+
 def labelme(label: np.ndarray) -> dict[str, Any]:
     """The file of LabelMe that draws class 1 of a mask as a box."""
     rows, columns = np.nonzero(label)
