@@ -139,6 +139,7 @@ PLANTS: dict[str, Plant] = {
     "absent class": lambda i, m: [save(_over(m, k), np.minimum(scene(k)[1], 1)) for k in range(8)],
     "one class": lambda images, masks: [save(_over(masks, k), np.zeros(SIZE, np.uint8)) for k in range(8)],
     "blank image": lambda images, masks: save(_over(images), np.zeros((*SIZE, 3), np.uint8)),
+    "dark images": lambda images, masks: [save(_over(images, k), scene(k)[0] // 16) for k in range(8)],
     "duplicate": lambda images, masks: ([save(_over(f, 50), scene(0)[k]) for k, f in enumerate((images, masks))]),
     "two labels": lambda i, m: [save(_over(i, 50), scene(0)[0]), save(_over(m, 50), scene(1)[1])],
     "image in two splits": lambda i, m: (

@@ -33,6 +33,7 @@ MOST_COLORS = 32  # in masks; more of them are no classes
 SOME = 50  # files that are read once more, to name what is in them
 BLURRED = 8  # unknown values from which on labels look as if they had been resized like photographs
 BLURRED_SHARE = 0.2  # of the pixels; more of them are no edges
+DARK = 16  # of 255 in root mean square: what is left of 12 bits in a file of 16
 SCALE_MARGIN = 1.25  # factor by which validation may be beyond the scales that training sees
 ZERO_AND_255, SHIFTED_LABELS = "0 and 255", "shifted labels"
 MISREAD = (ZERO_AND_255, SHIFTED_LABELS)  # kinds of findings that decide which classes there are
@@ -301,10 +302,14 @@ def missing_classes(examined: Examined) -> Iterator[Finding]:
 
 
 def odd_images(examined: Examined) -> Iterator[Finding]:
-    """Find images of a single color."""
+    """Find images of a single color, and whether all are nearly black."""
     if files := examined.keys(lambda record: record.is_blank):
         what = f"{len(files)} images show one color"
         yield Finding("blank image", examined.split, what, "get the files again, or remove them", files)
+    levels = [255 * max(record.square) ** 0.5 for record in examined.records.values() if record.square]
+    if examined.dataset.channels == 3 and levels and 0 < max(levels) < DARK:
+        what = f"all images are nearly black, the brightest {max(levels):.1f} of 255 in root mean square"
+        yield Finding("dark images", examined.split, what, "write values of 10 to 14 bits, if they are, with 8 bits")
 
 
 def sizes(examined: Examined) -> Iterator[Finding]:
