@@ -32,6 +32,7 @@ TIME_IS_OVER = -1  # what processes wish besides the numbers of signals
 SHOWN = ("train/loss", "train/Mean_IoU", "val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # when an epoch is over
 FINAL = ("val/loss", "val/Pixel_Accuracy", "val/Mean_IoU")  # of the best model, which writers get as best/...
 UNORDERED = "does not have a deterministic implementation"  # torch's words, where `deterministic` asks for one
+CUBLAS_BEGAN = "CUBLAS_WORKSPACE_CONFIG"  # in its words where cuBLAS was used before, without being told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +232,9 @@ class BaseTrainer(ABC):
             return ConfigError(
                 f"trainer.deterministic: '{name}' {UNORDERED} on this device. Set it to false, or use another arch."
             )
+        if CUBLAS_BEGAN in str(error):
+            what = "trainer.deterministic: this process has computed without it before"
+            return ConfigError(f"{what}. Start another, or set the variable {CUBLAS_BEGAN}=:4096:8 before the first.")
         when = f"after step {self.progress.step} of {self.total_steps}"
         if distributed.is_of_communication(error):
             return Stopped(f"training: {distributed.explain(error)}, {when}; {self.last_good}")

@@ -91,7 +91,7 @@ def time_of_command(arguments: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def measure(config: Path, images: Path | None, count: int, rounds: int, device: torch.device) -> list[Figure]:
+def measure(config: Path, images: Path | None, count: int, rounds: int, device: str) -> list[Figure]:
     """Measure command and forward passes by turns.
 
     Args:
@@ -99,8 +99,9 @@ def measure(config: Path, images: Path | None, count: int, rounds: int, device: 
         images: Folder of frames; None generates them.
         count: How many frames.
         rounds: How often.
-        device: Where.
+        device: Where, as inference.py takes it.
     """
+    where = choose_device(device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "frames").mkdir()
@@ -108,14 +109,14 @@ def measure(config: Path, images: Path | None, count: int, rounds: int, device: 
         if images is None:
             draw_frames(folder / "frames", count)
         paths = find_images([str(images or folder / "frames")]).paths[:count]
-        frames = [as_batch([read_image(path)]).to(device) for path in paths]
-        network = load_predictor(folder / "model.pth", device).model
-        command = ["-m", str(folder / "model.pth"), "-o", str(folder / "out"), "-d", str(device), "-i"]
+        frames = [as_batch([read_image(path)]).to(where) for path in paths]
+        network = load_predictor(folder / "model.pth", where).model
+        command = ["-m", str(folder / "model.pth"), "-o", str(folder / "out"), "-d", device, "-i"]
         command += [str(path) for path in paths]
-        time_of_forward_passes(network, frames[:10], device)  # warm
+        time_of_forward_passes(network, frames[:10], where)  # warm
         bare, whole = [], []
         for _ in range(rounds):
-            bare.append(time_of_forward_passes(network, frames, device))
+            bare.append(time_of_forward_passes(network, frames, where))
             whole.append(time_of_command(command))
     return [
         Figure("bare forward passes", "images/s", [len(frames) / seconds for seconds in bare]),
@@ -137,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    figures = measure(args.config, args.images, args.frames, args.rounds, choose_device(args.device))
+    figures = measure(args.config, args.images, args.frames, args.rounds, args.device)
     print(f"{args.frames} frames on {args.device}, {torch.get_num_threads()} threads; medians of {args.rounds} rounds")
     for figure in figures:
         print(summary(figure))

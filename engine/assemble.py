@@ -181,14 +181,16 @@ def build_trainer(
     environment = {**environment, checkpoint.CHANNELS_LAST: channels_last}
     settled = replace(trainer, channels_last=channels_last)
     network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
-    precision = choose_precision(trainer.precision, device)
+    precision = precision_of_steps = choose_precision(trainer.precision, device)
     if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
         precision = begun["protocol"].get("precision", precision)
     facts = class_facts_of(config)
     if needs_class_pixels(config.loss, facts["any_of"]):
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
-    optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=device.type == "cuda")
+    # A fused SGD that skips an overflowing step leaves its momentum to whatever was in memory.
+    fused = device.type == "cuda" and precision_of_steps != "fp16"
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=fused)
     steps = len(train_loader)
     total = trainer.total_steps(steps)
     schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)

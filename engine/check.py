@@ -15,7 +15,7 @@ from utils.classes import IGNORE
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES
 from utils.run_folder import check_name
-from utils.schema import check_arguments, fill_defaults
+from utils.schema import check_arguments, fill_defaults, show
 
 logger = logging.getLogger("segwright")
 
@@ -141,6 +141,9 @@ def memory_problems(config: RunConfig) -> list[str]:
             )
     if trainer.compile and trainer.activation_checkpointing:
         problems.append("trainer.compile: does not work with activation_checkpointing. Use one of the two.")
+    if trainer.compile in ("reduce-overhead", "max-autotune") and trainer.accumulate > 1:  # which replay CUDA graphs
+        what = f"trainer.compile: {show(trainer.compile)} uses the memory of gradients again at each micro-batch"
+        problems.append(f"{what}, and cannot accumulate them. Set it to true, or remove trainer.accumulate.")
     return problems
 
 

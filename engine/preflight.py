@@ -92,13 +92,14 @@ def memory_check(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loa
     share, channels = train_loader.batch_size // distributed.world_size(), train_loader.view.channels
     images = torch.randint(256, (share, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(len(config.classes), (share, *size), dtype=torch.uint8)
-    what, image = f"a step on {share} images of {size[0]}x{size[1]}", None
+    what, validated = f"a step on {share} images of {size[0]}x{size[1]}", None
     if val_loader is not None and config.validation is not None:
         high, wide = config.validation.chain.crop or largest_image(val_loader.view)
-        image = torch.zeros(1, channels, high, wide, dtype=torch.uint8).to(trainer.device)
-        what += f", or validating one of {high}x{wide},"
+        count = -(-val_loader.batch_size // distributed.world_size())
+        validated = torch.zeros(count, channels, high, wide, dtype=torch.uint8).to(trainer.device)
+        what += f", or validating {'one' if count == 1 else count} of {high}x{wide},"
     try:
-        try_step(trainer, Batch(images, labels, ("memory check",) * share).to(trainer.device), image)
+        try_step(trainer, Batch(images, labels, ("memory check",) * share).to(trainer.device), validated)
     except (MemoryError, RuntimeError) as error:
         if not (failure := failure_of_machine(error)):
             if (known := trainer.explain(error)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import statistics
@@ -18,6 +19,7 @@ from base.base_dataloader import Batch, Loader
 from dataloader.tools.recipe import MEMORY, Machine, Measured
 from engine.assemble import build_loaders, build_trainer
 from engine.check import check_config
+from engine.config import RunConfig
 from engine.dry_run import dry_run
 from trainer import Trainer
 from utils.devices import available_memory
@@ -60,25 +62,31 @@ def measure(raw: Mapping[str, Any], machine: Machine) -> Measured | None:
     memory = dry.activation_bytes + PARAMETER * dry.parameters
     if not machine.gpus and memory > MEMORY * machine.memory:
         return None
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        loaders = build_loaders(config, cached=False)
-        try:
-            trainer = build_trainer(config, Path(folder), device, loaders=loaders, environment={})
-            making = seconds_of_batch(trainer, device)
-            if config.train.batches.cache is not None:  # what is measured here reads files
-                making = making.without(seconds_of_reading(trainer, device))
-            step = seconds_of_step(trainer, device).with_batch(making, workers)
-            validation = seconds_of_validation(trainer, loaders[1], device)
-        except (MemoryError, RuntimeError) as error:
-            if not failure_of_machine(error):
-                raise
-            return None
-        finally:
-            if machine.gpus:
-                memory = torch.cuda.max_memory_allocated()
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            step, validation = _seconds(config, Path(folder), device, workers)
+    except (MemoryError, RuntimeError) as error:
+        if not failure_of_machine(error):
+            raise
+        return None
+    finally:
+        if machine.gpus:
+            memory = torch.cuda.max_memory_allocated()
+            gc.collect()  # a trainer refers to itself
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
     return Measured(step.wall, validation.wall, memory, step.wall if machine.gpus else step.work)
+
+
+def _seconds(config: RunConfig, folder: Path, device: torch.device, workers: int) -> tuple[Seconds, Seconds]:
+    """Return what a step with its batch takes where so many workers read, and what validating an image takes."""
+    loaders = build_loaders(config, cached=False)
+    trainer = build_trainer(config, folder, device, loaders=loaders, environment={})
+    batch = seconds_of_batch(trainer, device)
+    if config.train.batches.cache is not None:  # what is measured here reads files
+        batch = batch.without(seconds_of_reading(trainer, device))
+    step = seconds_of_step(trainer, device).with_batch(batch, workers)
+    return step, seconds_of_validation(trainer, loaders[1], device)
 
 
 def _alone(raw: Mapping[str, Any]) -> dict[str, Any]:

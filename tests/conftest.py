@@ -27,6 +27,7 @@ from utils import version
 from utils.errors import run
 
 torch.set_num_threads(1)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`; cuBLAS reads it once in a process
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start: tests run side by side, one on each core
 cv2.setNumThreads(0)
 

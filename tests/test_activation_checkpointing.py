@@ -106,3 +106,12 @@ def test_it_is_refused_together_with_compile(tmp_path: Path) -> None:
     config["trainer"] |= {"compile": True, "activation_checkpointing": True}
     with pytest.raises(ConfigError, match=r"^trainer\.compile: does not work with activation_checkpointing"):
         check_config(config)
+
+
+def test_graphs_that_use_the_memory_of_gradients_again_are_refused_where_these_add_up(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config["trainer"] |= {"compile": "reduce-overhead", "accumulate": 2}
+    with pytest.raises(ConfigError, match=r'^trainer\.compile: "reduce-overhead" uses the memory of gradients again'):
+        check_config(config)
+    config["trainer"]["compile"] = True
+    check_config(config)

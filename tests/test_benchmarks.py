@@ -184,7 +184,7 @@ def test_networks_are_measured_one_by_one() -> None:
 def test_prediction_is_measured_beside_its_network(tmp_path: Path) -> None:
     from benchmarks import inference  # it imports inference.py, which is called like it
 
-    figures = inference.measure(ROOT / "configs" / "camvid.json", None, 2, 1, torch.device("cpu"))
+    figures = inference.measure(ROOT / "configs" / "camvid.json", None, 2, 1, "cpu")
     assert [figure.unit for figure in figures] == ["images/s", "images/s", "x"]
     assert all(figure.values[0] > 0 for figure in figures)
 

@@ -57,6 +57,19 @@ def test_a_gpu_that_alone_is_shown_is_the_first(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("two_gpus")
+def test_a_process_that_computes_on_a_gpu_keeps_to_those_that_it_was_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    restrict_gpus("1")
+    assert str(choose_device("1")) == "cuda:1", "the second of those that are shown"
+    with pytest.raises(UserError, match=r"^--device: this process has begun with GPUs 3,1, and cannot change to 0"):
+        restrict_gpus("0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    restrict_gpus("1")
+    assert str(choose_device("1")) == "cuda:1"
+
+
+@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("device", ["2", "0x", "01a", "-1", "gpu"])
 def test_a_gpu_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(UserError, match=f"^--device {device}: "):

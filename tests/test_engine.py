@@ -212,6 +212,11 @@ class TestMemoryCheck:
         assert "trainer.activation_checkpointing" in answer.errors[0]
         assert not list((tmp_path / "saved").glob("tiny/*/last.pth"))
 
+    def test_it_validates_as_many_images_as_validation(self, config_file: Any, train_command: Any) -> None:
+        sets = {"val_loader.args.batch_size": 3, "val_loader.args.crop_size": 32}
+        answer = train_command("-c", config_file({"trainer.memory_drill": True, **sets}), "--import", "tests.tiny")
+        assert "memory check: a step on 2 images of 32x32, or validating 3 of 32x32, fits" in answer.out
+
     def test_it_validates_in_the_precision_of_validation(
         self, config_file: Any, train_command: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -15,7 +15,14 @@ from engine.check import check_config
 from models.build import build_model
 from tests.tiny import tiny_config
 from utils.errors import ConfigError
-from utils.sync_batchnorm import Careful, SynchronizedBatchNorm, convert_sync_batchnorm, introduce, synchronize_norms
+from utils.sync_batchnorm import (
+    Careful,
+    SynchronizedBatchNorm,
+    SynchronizedDataParallel,
+    convert_sync_batchnorm,
+    introduce,
+    synchronize_norms,
+)
 
 
 def in_threads(replicas: Sequence[nn.Module], pieces: Sequence[Tensor]) -> list[Any]:
@@ -95,6 +102,23 @@ def test_a_replica_that_fails_does_not_let_the_others_wait() -> None:
         Careful(replicas[1])(torch.zeros(1))
     for found in in_threads([replicas[0], replicas[2]], [torch.zeros(1, 3, 9, 9, dtype=torch.float64)] * 2):
         assert "another replica of the model has failed" in str(found)
+
+
+def test_replicas_compute_in_the_precision_of_the_thread_that_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Tensor] = []
+
+    def in_a_thread(_: Any, replicas: Sequence[nn.Module], inputs: Sequence[Any], kwargs: Any) -> list[Any]:
+        thread = threading.Thread(target=lambda: found.append(replicas[0](*inputs[0])))
+        thread.start()
+        thread.join()
+        return []
+
+    monkeypatch.setattr(nn.DataParallel, "parallel_apply", in_a_thread)
+    parallel = SynchronizedDataParallel(nn.Linear(2, 2))
+    with torch.autocast("cpu", torch.float16):
+        parallel.parallel_apply([nn.Linear(2, 2)], [(torch.ones(1, 2),)], [{}])
+    parallel.parallel_apply([nn.Linear(2, 2)], [(torch.ones(1, 2),)], [{}])
+    assert [each.dtype for each in found] == [torch.float16, torch.float32]
 
 
 def test_norms_are_converted_only_where_there_are_several_gpus_and_stay_frozen() -> None:

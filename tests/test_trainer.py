@@ -388,6 +388,7 @@ def test_weights_that_are_not_finite_are_never_saved_though_the_loss_was(tmp_pat
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"), "memory ran out (CUDA out of"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out (["),
         (MemoryError(), "memory ran out (MemoryError)"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "memory ran out (CUDA"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a data worker died (DataLoader"),
     ],
 )
@@ -484,6 +485,17 @@ def test_an_operation_that_cannot_be_deterministic_is_refused_by_the_key_that_as
 
     trainer.train_step = step  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match=r"^trainer\.deterministic: 'pool_backward_cuda' does not have"):
+        trainer.fit()
+
+
+def test_a_process_that_has_computed_otherwise_cannot_become_deterministic(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+
+    def step(batch: Any) -> StepResult:
+        raise RuntimeError("Deterministic behavior was enabled ... To enable it, set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+    trainer.train_step = step  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"^trainer\.deterministic: this process has computed without it before"):
         trainer.fit()
 
 

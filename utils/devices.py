@@ -19,16 +19,33 @@ GPUS = re.compile(r"\d+(,\d+)*")  # what `--device` may say of GPUs
 
 
 def restrict_gpus(device: str | None) -> None:
-    """Show this process only the GPUs that ``--device 0,1`` names; call before torch is imported."""
-    if device and GPUS.fullmatch(device):
+    """Show this process only the GPUs that ``--device 0,1`` names; call before torch is imported.
+
+    Raises:
+        UserError: It has begun to use others, which cannot be changed any more.
+    """
+    if not device or not GPUS.fullmatch(device):
+        return
+    if "torch" not in sys.modules or not sys.modules["torch"].cuda.is_initialized():
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    elif hidden := set(device.split(",")) - set(_shown() or device.split(",")):
+        from utils.errors import UserError
+
+        what = f"--device: this process has begun with GPUs {','.join(_shown())}, and cannot change to {min(hidden)}"
+        raise UserError(f"{what}. Start another process.")
+
+
+def _shown() -> list[str]:
+    """Return the numbers of the GPUs that this process was shown; none if nobody said which."""
+    return [number for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number]
 
 
 def gpu_index(device: str | None) -> int:
-    """Return what torch calls the first GPU that `device` names: 0 where only those are shown, see `restrict_gpus`."""
-    if device in (None, "cuda", os.environ.get("CUDA_VISIBLE_DEVICES")):
+    """Return what torch calls the first GPU that `device` names: its place among those that are shown."""
+    if device in (None, "cuda"):
         return 0
-    return int(str(device).partition(",")[0])
+    first = str(device).partition(",")[0]
+    return _shown().index(first) if first in _shown() else int(first)
 
 
 def choose_precision(name: str, device: torch.device) -> str:

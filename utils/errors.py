@@ -127,7 +127,8 @@ class PeerFailed(Exception):
         self.status = status
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch says of a GPU, and of the machine
+# What torch says of a GPU's memory and of the machine's, of cuBLAS's, and of cuDNN's.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
 
 
 def failure_of_machine(error: BaseException) -> str:

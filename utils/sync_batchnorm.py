@@ -8,9 +8,11 @@ autograd graph that crosses devices, so the gradient needs no second meeting.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -162,7 +164,12 @@ class SynchronizedDataParallel(nn.DataParallel[nn.Module]):
         return replicas
 
     def parallel_apply(self, replicas: Sequence[Any], inputs: Sequence[Any], kwargs: Any) -> list[Any]:
-        return super().parallel_apply([Careful(replica) for replica in replicas], inputs, kwargs)
+        kind = inputs[0][0].device.type
+        # That of this thread: torch only tells the others that there is autocast, and they would take its default.
+        context = functools.partial(
+            torch.autocast, kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
+        )
+        return super().parallel_apply([Careful(replica, context) for replica in replicas], inputs, kwargs)
 
 
 class Careful(nn.Module):
@@ -170,15 +177,18 @@ class Careful(nn.Module):
 
     Args:
         replica: What it calls.
+        context: Makes the context that it computes in.
     """
 
-    def __init__(self, replica: nn.Module) -> None:
+    def __init__(self, replica: nn.Module, context: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         super().__init__()
         self.replica = replica
+        self.context = context
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         try:
-            return self.replica(*inputs, **kwargs)
+            with self.context():
+                return self.replica(*inputs, **kwargs)
         except BaseException:
             for norm in _synchronized_norms(self.replica):
                 if norm._point is not None:

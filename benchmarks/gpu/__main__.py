@@ -67,10 +67,10 @@ class Part(NamedTuple):
 
 PARTS = {
     "tests": Part(run_tests, 2.25, "the suite's tests for GPUs"),
-    "throughput": Part(throughput, 3, "training steps"),
-    "losses": Part(losses_part, 0.4, "losses, 64x64 logits to 512x512 labels, 4 images, forward and backward"),
+    "throughput": Part(throughput, 2.75, "training steps"),
+    "losses": Part(losses_part, 0.5, "losses, 64x64 logits to 512x512 labels, 4 images, forward and backward"),
     "loader": Part(loader_part, 0.75, "DeepLabV3+-R50 in bf16, channels last, fed by a loader"),
-    "syncbn": Part(syncbn, 0.6, "batch norm over processes"),
+    "syncbn": Part(syncbn, 0.7, "batch norm over processes"),
     "precision": Part(precision_part, 2.25, "short trainings"),
     "deterministic": Part(deterministic_part, 0.5, "a step in bf16, channels last"),
     "recipe": Part(recipe, 30, "training"),

@@ -38,7 +38,7 @@ class Ensemble:
 
         They have the size of the first model's if all are of one size, else that of the images.
         """
-        found = [predictor.logits(images) for predictor in self.predictors]
+        found = [predictor.logits(images).to(self.device) for predictor in self.predictors]
         if len({logits.shape for logits in found}) > 1:
             size = (images.shape[-2], images.shape[-1])
             found = [resize(logits, size) for logits in found]

@@ -103,7 +103,7 @@ def measure(
     together = 1 if args.mode == "sliding" else args.batch_size  # which is of windows there
     if together > 1 and not crop:
         logger.info(TIES)
-    evaluate(predict, loader, metrics, move=DevicePrefetcher(device), listeners=listeners, together=together)
+    evaluate(predict, loader, metrics, move=DevicePrefetcher(first.device), listeners=listeners, together=together)
     rows = metrics.table()
     for index, row in enumerate(rows):
         row["ignored"] = index in classes.ignored_classes

@@ -150,13 +150,13 @@ class Criterion(nn.Module):
         return labels.masked_fill(labels > ANY_OF - self.any_of, IGNORE) if self.any_of else labels
 
     def _total(self, terms: Sequence[Tensor]) -> Tensor:
-        return torch.stack([factor * term for factor, term in zip(self.factors, terms, strict=True)]).sum()
+        return _weighted_sum(self.factors, terms)
 
     def _weighted(self, aux: Tensor) -> Tensor:
         """Add up the losses of auxiliary outputs (K,) with their factors."""
         if isinstance(self.aux_factor, float | int):
             return self.aux_factor * aux.sum()
-        return (aux * aux.new_tensor(self.aux_factor)).sum()
+        return _weighted_sum(self.aux_factor, aux.unbind())
 
     def _set_step(self, step: int | None) -> None:
         for loss in self._losses():
@@ -231,6 +231,11 @@ def build_criterion(loss: Any, *, aux_factor: AuxFactor = 0.4, where: str = "los
     if problems:
         raise ConfigError(*problems)
     return Criterion(built, aux_factor=aux_factor, any_of=len(facts.get("any_of", ())))
+
+
+def _weighted_sum(factors: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """Add up terms, shape () each, with their factors; these stay numbers, for which a GPU need not wait."""
+    return torch.stack([factor * term for factor, term in zip(factors, terms, strict=True)]).sum()
 
 
 def term_name(terms: Sequence[LossTerm], index: int) -> str:

@@ -451,8 +451,9 @@ def _strip_pixel_sum(
             total -= (smoothed - smoothing.sum() * log_mass).masked_fill_(void, 0).sum(dtype=total.dtype)
         if gradient is None:
             continue
-        derivative = torch.as_tensor(pixel.derivative(log_p, weight), dtype=log_p.dtype, device=log_p.device)
-        derivative = derivative.expand_as(log_p).masked_fill(void, 0)
+        slope = pixel.derivative(log_p, weight)
+        filled = slope if isinstance(slope, Tensor) else log_p.new_full((), slope)  # on a GPU, without waiting for it
+        derivative = filled.to(log_p.dtype).expand_as(log_p).masked_fill(void, 0)
         # The softmax, exponentials / mass, is never written down. Of several classes that are allowed, each has its
         # share in them instead of [k = t].
         factor_of_p = -derivative if smoothing is None else (smoothing.sum() - derivative).masked_fill_(void, 0)
