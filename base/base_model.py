@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.any_size import continued, divides, upper_left
 from utils.outputs import SegOutput
+from utils.precision import without_autocast
 
 
 class FeatureShape(NamedTuple):
@@ -122,9 +122,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize (N, C, H, W) raw values, uint8 or floating, to float32 (float64 stays float64)."""
-        kind = images.device.type
-        off = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-        with off:
+        with without_autocast(images.device):
             dtype = images.dtype if images.dtype == torch.float64 else torch.float32
             return (images.to(dtype) - self.mean) / self.std
 

@@ -181,7 +181,7 @@ def build_trainer(
     environment = {**environment, checkpoint.CHANNELS_LAST: channels_last}
     settled = replace(trainer, channels_last=channels_last)
     network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
-    precision = precision_of_steps = choose_precision(trainer.precision, device)
+    precision = choose_precision(trainer.precision, device)
     if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
         precision = begun["protocol"].get("precision", precision)
     facts = class_facts_of(config)
@@ -189,7 +189,7 @@ def build_trainer(
         facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
     criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
     # A fused SGD that skips an overflowing step leaves its momentum to whatever was in memory.
-    fused = device.type == "cuda" and precision_of_steps != "fp16"
+    fused = device.type == "cuda" and trainer.precision != "fp16"
     optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=fused)
     steps = len(train_loader)
     total = trainer.total_steps(steps)

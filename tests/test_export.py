@@ -692,10 +692,7 @@ def test_unpooling_by_scatter_is_max_unpooling(monkeypatch: pytest.MonkeyPatch) 
 
 @needs_cuda
 @pytest.mark.parametrize("arch", [PSPNET, {"type": "ENet", "args": {}}], ids=["PSPNet", "ENet"])
-def test_networks_that_pool_and_unpool_train_deterministically_on_cuda(
-    arch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def test_networks_that_pool_and_unpool_train_deterministically_on_cuda(arch: dict[str, Any]) -> None:
     images = torch.stack([torch.from_numpy(example.image).permute(2, 0, 1) for example in scenes(2)])
     model = distinct(arch, images, 11).cuda()
     gradients = []

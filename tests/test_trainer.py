@@ -477,25 +477,30 @@ def test_errors_of_ours_stay_what_they_are(tmp_path: Path) -> None:
         trainer.fit()
 
 
-def test_an_operation_that_cannot_be_deterministic_is_refused_by_the_key_that_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "pool_backward_cuda does not have a deterministic implementation, but you set ...",
+            r"^trainer\.deterministic: 'pool_backward_cuda' does not have",
+        ),
+        (
+            "Deterministic behavior was enabled ... To enable it, set CUBLAS_WORKSPACE_CONFIG=:4096:8",
+            r"^trainer\.deterministic: this process has computed without it before",
+        ),
+    ],
+    ids=["an operation", "a process that has computed before"],
+)
+def test_what_cannot_be_deterministic_is_refused_by_the_key_that_asked(
+    tmp_path: Path, said: str, expected: str
+) -> None:
     trainer = make_trainer(tmp_path)
 
     def step(batch: Any) -> StepResult:
-        raise RuntimeError("pool_backward_cuda does not have a deterministic implementation, but you set ...")
+        raise RuntimeError(said)
 
     trainer.train_step = step  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match=r"^trainer\.deterministic: 'pool_backward_cuda' does not have"):
-        trainer.fit()
-
-
-def test_a_process_that_has_computed_otherwise_cannot_become_deterministic(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
-
-    def step(batch: Any) -> StepResult:
-        raise RuntimeError("Deterministic behavior was enabled ... To enable it, set CUBLAS_WORKSPACE_CONFIG=:4096:8")
-
-    trainer.train_step = step  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match=r"^trainer\.deterministic: this process has computed without it before"):
+    with pytest.raises(ConfigError, match=expected):
         trainer.fit()
 
 

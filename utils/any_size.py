@@ -17,8 +17,7 @@ def divides(multiple: int, size: tuple[int, int]) -> bool:
 def continued(images: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of images (N, C, H, W) until both sides are multiples of `multiple`."""
     height, width = images.shape[-2:]
-    rows = (height + multiple - 1) // multiple * multiple
-    columns = (width + multiple - 1) // multiple * multiple
+    rows, columns = _rounded_up(height, multiple), _rounded_up(width, multiple)
     if _is_known((height, width)):
         return F.pad(images, (0, columns - width, 0, rows - height), mode="replicate")
     # Of this form torch knows, for symbols as well, that the sides are multiples.
@@ -46,8 +45,7 @@ def padded(images: Tensor, multiple: int) -> Tensor:
     Too much is padded and cut off again: of this form torch knows, for symbols as well, that the sides are multiples.
     """
     height, width = images.shape[-2:]
-    rows = (height + multiple - 1) // multiple * multiple
-    columns = (width + multiple - 1) // multiple * multiple
+    rows, columns = _rounded_up(height, multiple), _rounded_up(width, multiple)
     return F.pad(images, (0, multiple - 1, 0, multiple - 1))[..., :rows, :columns]
 
 
@@ -81,6 +79,11 @@ def _resampled(x: Tensor, dim: int, pixels: int, stride: int) -> Tensor:
     second = (first.long() + 1).clamp(max=x.shape[dim] - 1)
     share = (centers - first).view(-1, *[1] * (3 - dim))
     return x.index_select(dim, first.long()).lerp(x.index_select(dim, second), share)
+
+
+def _rounded_up(pixels: int, multiple: int) -> int:
+    """The next multiple, of a form that torch understands for symbols too."""
+    return (pixels + multiple - 1) // multiple * multiple
 
 
 def _is_known(size: tuple[int, int]) -> bool:

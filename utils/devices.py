@@ -28,10 +28,13 @@ def restrict_gpus(device: str | None) -> None:
         return
     if "torch" not in sys.modules or not sys.modules["torch"].cuda.is_initialized():
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    elif hidden := set(device.split(",")) - set(_shown() or device.split(",")):
+        return
+    shown = _shown()
+    hidden = [number for number in device.split(",") if shown and number not in shown]
+    if hidden:
         from utils.errors import UserError
 
-        what = f"--device: this process has begun with GPUs {','.join(_shown())}, and cannot change to {min(hidden)}"
+        what = f"--device: this process has begun with GPUs {','.join(shown)}, and cannot change to {hidden[0]}"
         raise UserError(f"{what}. Start another process.")
 
 

@@ -70,7 +70,8 @@ def throughput(record: Record, flags: argparse.Namespace) -> None:
         for figure in record.attempt(f"peak of {name}", functools.partial(peak, name, precision, flags)):
             peaks[name] = statistics.median(figure.values)
     for mode in QUICK if flags.quick else MODES:
-        for net in SMALL if flags.quick else COMPILED if "compiled" in MODES[mode] else NETWORKS:
+        large = COMPILED if "compiled" in MODES[mode] else NETWORKS
+        for net in SMALL if flags.quick else large:
             call = functools.partial(pace_of, net, mode, peaks.get(mode.partition(",")[0]), flags)
             record.attempt(f"{net.label}, {mode}", call)
 

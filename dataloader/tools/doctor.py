@@ -308,8 +308,8 @@ def odd_images(examined: Examined) -> Iterator[Finding]:
         yield Finding("blank image", examined.split, what, "get the files again, or remove them", files)
     levels = [255 * max(record.square) ** 0.5 for record in examined.records.values() if record.square]
     if examined.dataset.channels == 3 and levels and 0 < max(levels) < DARK:
-        what = f"all images are nearly black, the brightest {max(levels):.1f} of 255 in root mean square"
-        yield Finding("dark images", examined.split, what, "write values of 10 to 14 bits, if they are, with 8 bits")
+        what = f"all images are nearly black: the brightest one's root mean square is {max(levels):.1f} of 255"
+        yield Finding("dark images", examined.split, what, "write them with 8 bits, if they hold values of 10 to 14")
 
 
 def sizes(examined: Examined) -> Iterator[Finding]:

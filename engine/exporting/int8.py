@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from engine.exporting.graph import input_dtype
 from utils.errors import DataError
 from utils.predict import Predictor
 
@@ -71,14 +73,15 @@ def calibration_images(paths: Sequence[Path], size: tuple[int, int] | None, pred
         DataError: One cannot be read, or none is as large as `size`.
     """
     chosen = [paths[i * len(paths) // min(MOST, len(paths))] for i in range(min(MOST, len(paths)))]
-    images, dtype = [], np.uint8 if predictor.channels == 3 else np.float32  # as `input_dtype` has it
+    images, dtype = [], input_dtype(predictor.channels)
     for path in chosen:
         image = predictor.read(path)
         if size is not None and (image.shape[0] < size[0] or image.shape[1] < size[1]):
             continue
         height, width = size or (min(SIDE, image.shape[0]), min(SIDE, image.shape[1]))
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        images.append(image[top : top + height, left : left + width].astype(dtype))
+        crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+        images.append(torch.from_numpy(crop).to(dtype).numpy())
     if size is not None and not images:
         raise DataError(
             f"--calibrate: no image is as large as --size {size[0]} {size[1]}. Name a folder of larger ones."
