@@ -9,22 +9,25 @@
 Validation's frames are neighbors of training's in drive 0016E5. So a drive of training's three is held out in turn, and
 the other two are trained on for as many steps. A figure is that of the last step: nothing is chosen by the images that
 it is measured on. What is finished in --out is passed over, so that the same command goes on after a kill. With --json
-the figures are written to benchmarks/results/.
+the figures are written to benchmarks/results/, with what each run came to: what is there already of the same recipe is
+not trained again, so that the runs of one table can be made on several days.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from benchmarks import results
 from benchmarks.results import Figure, show, write
 from engine.check import check_config
 from engine.children import train_command
@@ -85,13 +88,17 @@ class Outcome(NamedTuple):
 
     Args:
         mean: Mean IoU, in percent.
-        of_classes: That of the classes asked for, in percent; None if none were.
+        classes: IoU of each class, in percent.
         minutes: It took; None if it was interrupted.
+        git: Commit of its code.
+        device: On which it was trained.
     """
 
     mean: float
-    of_classes: float | None
+    classes: Mapping[str, float]
     minutes: float | None
+    git: str
+    device: str
 
 
 def member(case: Case, raw: Mapping[str, Any], changes: Sequence[str], data: Path, out: Path) -> Member:
@@ -138,45 +145,78 @@ def train_all(members: Mapping[Case, Member], words: Sequence[str]) -> dict[Case
     return folders
 
 
-def came_to(folder: Path, classes: Sequence[str] = ()) -> Outcome:
-    """Read what a finished run came to.
-
-    Raises:
-        ConfigError: There is no such class.
-    """
+def came_to(folder: Path) -> Outcome:
+    """Read what a finished run came to."""
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     starts = sum(step.get("event") == "start" for step in steps)
     seconds = [step["seconds"] for step in steps if "seconds" in step]
-    of_each = {key.removeprefix(PER_CLASS): value for key, value in last.items() if key.startswith(PER_CLASS)}
-    for name in classes:
-        if name not in of_each:
-            raise ConfigError(f"--classes: no class is called '{name}'. {did_you_mean(name, list(of_each))}")
+    classes = {key.removeprefix(PER_CLASS): value for key, value in last.items() if key.startswith(PER_CLASS)}
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return Outcome(
         100 * last["val/Mean_IoU"],
-        100 * mean(of_each[name] for name in classes) if classes else None,
+        {name: round(100 * value, 2) for name, value in classes.items() if value is not None},
         seconds[-1] / 60 if starts == 1 and seconds else None,
+        str(environment["git"]),
+        environment["device"],
     )
 
 
-def made_by(folders: Sequence[Path]) -> tuple[str, str]:
+def made_by(found: Iterable[Outcome]) -> tuple[str, str]:
     """Tell of which commit finished runs are, all of them where there are several, and on which device the last was."""
-    found = [json.loads((folder / "environment.json").read_text(encoding="utf-8")) for folder in folders]
-    commits = sorted({str(each["git"]) for each in found})
+    found = list(found)
+    commits = sorted({each.git for each in found})
     if len(commits) > 1:
         logger.warning("runs are of several commits, %s; figures of one table should be of one.", ", ".join(commits))
-    return ", ".join(commits), found[-1]["device"]
+    return ", ".join(commits), found[-1].device
+
+
+def fingerprint(raw: Mapping[str, Any]) -> str:
+    """Return what two recipes have in common only if they are the same."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def kept(name: str, raw: Mapping[str, Any], variants: Mapping[str, Sequence[str]]) -> dict[Case, Outcome]:
+    """Read the runs of a file in benchmarks/results/ that are of a recipe, with these changes.
+
+    Args:
+        name: Of the file, which need not be there.
+        raw: The recipe.
+        variants: Changes by name.
+    """
+    try:
+        runs = results.read(name, results.FOLDER).get("runs", [])
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for each in runs:
+        if each["recipe"] == fingerprint(raw) and each["changes"] == list(variants.get(each["variant"], [None])):
+            case = Case(*(each[field] for field in Case._fields))
+            found[case] = Outcome(*(each[field] for field in Outcome._fields))
+    return found
+
+
+def as_kept(case: Case, outcome: Outcome, raw: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Say of a run what `kept` reads."""
+    return {"recipe": fingerprint(raw), "changes": list(changes), **case._asdict(), **outcome._asdict()}
 
 
 def figures(found: Mapping[Case, Outcome], classes: Sequence[str] = ()) -> list[Figure]:
-    """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds; then the time."""
+    """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds; then the time.
+
+    Raises:
+        ConfigError: There is no such class.
+    """
     rows: dict[tuple[str, str], list[float]] = {}
     for case, outcome in found.items():
         where = case.on if case.on == VALIDATION else f"unseen drive {case.on}"
         what = f"{case.variant}: {where}"
         rows.setdefault((what, "all classes" if classes else ""), []).append(outcome.mean)
-        if outcome.of_classes is not None:
-            rows.setdefault((what, ", ".join(classes)), []).append(outcome.of_classes)
+        for name in classes:
+            if name not in outcome.classes:
+                raise ConfigError(f"--classes: no class is called '{name}'. {did_you_mean(name, outcome.classes)}")
+        if classes:
+            rows.setdefault((what, ", ".join(classes)), []).append(mean(outcome.classes[name] for name in classes))
     made = [Figure(what, "%", values, column) for (what, column), values in rows.items()]
     minutes = [each.minutes for case, each in found.items() if case.variant == AS_IT_IS and each.minutes is not None]
     return [*made, Figure(f"{AS_IT_IS}: time", "min", minutes)] if minutes and not classes else made
@@ -214,15 +254,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases.sort(key=lambda case: args.seeds.index(case.seed))  # early runs already say something about all
     # A mistake in the last one is found before the first one has been trained.
     members = {case: member(case, raw, variants[case.variant], args.data, args.out) for case in cases}
+    known = {AS_IT_IS: (), **ABLATIONS, **variants}
+    found = kept(args.json, raw, known) if args.json else {}
+    members = {case: training for case, training in members.items() if case not in found}
     log_to()
     words = [*train_command(None, str(ROOT / "train.py")), "--config", str(args.recipe)]
     words += ["--set", f"trainer.max_steps={steps}", *(["--device", args.device] if args.device else [])]
     folders = train_all(members, words)
-    rows = figures({case: came_to(folder, args.classes) for case, folder in folders.items()}, args.classes)
-    show(rows)
-    if args.json and folders:
-        commit, device = made_by(list(folders.values()))  # which need not be what is there now
-        write(args.json, f"{raw['name']}: mean IoU after {steps:,} steps", rows, device=device, made_by=commit)
+    found |= {case: came_to(folder) for case, folder in folders.items()}
+    names, places = list(known), [VALIDATION, *FOLDS]
+    by_table = sorted(found, key=lambda case: (names.index(case.variant), places.index(case.on), case.seed))
+    found = {case: found[case] for case in by_table}
+    rows = show(figures(found, args.classes))
+    if args.json and found:
+        commit, device = made_by(found.values())  # which need not be what is there now
+        title = f"{raw['name']}: mean IoU after {steps:,} steps"
+        runs = [as_kept(case, outcome, raw, known[case.variant]) for case, outcome in found.items()]
+        write(args.json, title, rows, device=device, made_by=commit, runs=runs)
     return 0
 
 

@@ -140,15 +140,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         members[case] = member(case, load_config(RECIPE), changes, args.data, args.out)
     folders = train_all(members, [*train_command(None, str(ROOT / "train.py")), "--config", str(RECIPE)])
     rates = speeds(configs)
+    found = {case: came_to(folder) for case, folder in folders.items()}
     rows = []
-    for case, trained in folders.items():
-        rows.append(Figure(case.variant, "%", [came_to(trained).mean], "mean IoU"))
+    for case, outcome in found.items():
+        rows.append(Figure(case.variant, "%", [outcome.mean], "mean IoU"))
         rows.append(Figure(case.variant, "M", [parameters(configs[case.variant])], "parameters"))
         rows.append(Figure(case.variant, "images/s", rates[case.variant], "480x360, one at a time"))
         rows.append(Figure(case.variant, "", [steps[case.variant]], "steps of 8 crops"))
     show(rows)
-    if args.json and folders:
-        commit, device = made_by(list(folders.values()))
+    if args.json and found:
+        commit, device = made_by(found.values())
         title = f"CamVid from scratch, {args.minutes:g} minutes each"
         write("camvid_networks", title, rows, device=device, made_by=commit)
     return 0

@@ -150,6 +150,7 @@ def write(
     peers: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
     made_by: str | None = None,
+    runs: Sequence[Mapping[str, Any]] = (),
     folder: Path | None = None,
 ) -> Path:
     """Write NAME.json: median and spread of each figure, the commit, and the machine with its load at the end.
@@ -162,6 +163,7 @@ def write(
         peers: Who else took part, and in which version.
         failed: Parts that did not come to an end, and why.
         made_by: Commit of the code that was measured, or several; None for that which is there now.
+        runs: Trainings behind the figures, for programs that do not make them twice.
         folder: Where results lie; None for benchmarks/results/ or where ``BENCHMARK_RESULTS`` says.
     """
     made = environment(device, seed=0)
@@ -174,6 +176,7 @@ def write(
     stamp |= {"busy": bool(os.environ.get(BUSY)), "date": date.today().isoformat()}
     content = {"title": title, "figures": [summary(figure) for figure in figures]}
     content |= {"failed": dict(failed)} if failed else {}
+    content |= {"runs": list(runs)} if runs else {}
     content |= {"peers": dict(peers or {}), "environment": stamp}
     path = (folder or Path(os.environ.get(TO) or FOLDER)) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from benchmarks import camvid, camvid_networks
+from benchmarks import camvid, camvid_networks, results
 from engine.assemble import build_loaders
 from tests.conftest import ROOT
 from utils.config import load_config
@@ -92,32 +93,64 @@ def test_what_is_trained_is_passed_over_and_what_the_table_shows_is_the_last_ste
     (folder,) = (tmp_path / "saved" / "benchmark-camvid").glob("*/*-*")
     (last,) = (folder / "metrics.jsonl").read_text().splitlines()[-1:]
     monkeypatch.setattr(camvid, "train_member", lambda *_, **__: pytest.fail("trained again"))
-    rows: list[camvid.Figure] = []
-    stamp: dict[str, str] = {}
-
-    def write(name: str, title: str, figures: list[camvid.Figure], **options: str) -> None:
-        rows.extend(figures)
-        stamp.update(options)
-
-    monkeypatch.setattr(camvid, "write", write)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     environment = json.loads((folder / "environment.json").read_text())
     (folder / "environment.json").write_text(json.dumps({**environment, "git": "of then"}))
     assert camvid.main([*words, "--json"]) == 0
-    value, minutes = rows
-    assert stamp == {"made_by": "of then", "device": environment["device"]}
-    assert value[:3] == ("recipe: unseen drive 0006R0", "%", [100 * json.loads(last)["val/Mean_IoU"]])
-    assert minutes.unit == "min"
-    rows.clear()
+    written = results.read("camvid", tmp_path / "results")
+    value, minutes = written["figures"]
+    assert (written["environment"]["git"], written["environment"]["device"]) == ("of then", environment["device"])
+    assert (value["what"], value["unit"]) == ("recipe: unseen drive 0006R0", "%")
+    assert value["median"] == pytest.approx(100 * json.loads(last)["val/Mean_IoU"], rel=1e-3)
+    assert minutes["unit"] == "min"
     classes = ["pole", "fence"]
     assert camvid.main([*words, "--json", "--classes", *classes]) == 0
     values = json.loads(last)
     of_them = sum(values[f"val/Class_IoU/{name}"] for name in classes) / 2
-    assert {row.column: row.values for row in rows} == {
-        "all classes": value.values,
-        "pole, fence": [pytest.approx(100 * of_them)],
+    rows = results.read("camvid", tmp_path / "results")["figures"]
+    assert {row["column"]: row["median"] for row in rows} == {
+        "all classes": value["median"],
+        "pole, fence": pytest.approx(100 * of_them, abs=0.01),
     }
     with pytest.raises(ConfigError, match=r"'poles'.* Did you mean 'pole'"):
         camvid.main([*words, "--classes", "poles"])
+
+
+def test_runs_that_the_results_have_are_not_made_again(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "small.json"
+    recipe.write_text(json.dumps(SMALL))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    asked: list[str] = []
+
+    def train_all(members: dict[camvid.Case, Any], words: list[str]) -> dict[camvid.Case, Path]:
+        asked.extend(map(str, members))
+        return {case: Path(str(case.seed)) for case in members}
+
+    def came_to(folder: Path) -> camvid.Outcome:
+        return camvid.Outcome(40.0 + int(folder.name), {"pole": 9.0}, 2.0, "abc", "cpu")
+
+    monkeypatch.setattr(camvid, "train_all", train_all)
+    monkeypatch.setattr(camvid, "came_to", came_to)
+    words = [str(data), "--recipe", str(recipe), "--on", "0006R0", "--json", "small"]
+    mine = ["--set", "mine", "trainer.ema=null"]
+    for seeds in (["1"], ["0", "1"]):
+        assert camvid.main([*words, *mine, "--seeds", *seeds]) == 0
+    variants = ("recipe", "mine")
+    assert asked == [f"{each}, 0006R0, seed {seed}" for seed in (1, 0) for each in variants]
+    of_recipe, of_mine, minutes = results.read("small", tmp_path / "results")["figures"]
+    assert (of_recipe["low"], of_recipe["high"], of_recipe["runs"]) == (40, 41, 2)
+    assert of_mine["what"] == "mine: unseen drive 0006R0"
+    assert minutes["runs"] == 2
+
+    asked.clear()
+    assert camvid.main([*words, "--set", "mine", "trainer.ema=0.9", "--seeds", "0"]) == 0
+    assert asked == ["mine, 0006R0, seed 0"]  # the recipe's are there; of the same name, these are others
+    asked.clear()
+    assert camvid.main([*words, "--steps", "3", "--seeds", "0"]) == 0
+    assert asked == ["recipe, 0006R0, seed 0"]  # of another length
 
 
 def test_epochs_are_refused_where_drives_differ_in_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
