@@ -30,6 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             ("-m best_model.pth -o model.onnx", "ONNX, for images of any size"),
             ("-m best_model.pth -o model.pt2 --size 512 1024", "torch.export, for one size"),
             ("-m best_model.pth -o small.onnx --int8 --calibrate photos", "8-bit numbers"),
+            ("-m best_model.pth -o model.safetensors --half", "weights to share, half as large"),
         ],
         pages=["howto/deployment.md", "deploy.md"],
     )
@@ -43,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--outputs", default="labels", metavar="NAME,...", help=shown)
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="take images of this size only (default: any)")
     add("--int8", action="store_true", help="compute with 8-bit numbers; onnx only")
+    add("--half", action="store_true", help="write weights as 16-bit numbers; safetensors only")
     group = parser.add_argument_group("images to compare on")
     add = group.add_argument
     add("--calibrate", type=Path, metavar="DIR", help="images that show which numbers occur, for --int8")
@@ -85,6 +87,7 @@ def export(args: argparse.Namespace) -> tuple[Export, Exported]:
         outputs=outputs,
         size=tuple(args.size) if args.size else None,
         int8=args.int8,
+        half=args.half,
         calibrate=args.calibrate,
         data_dir=args.data_dir,
         modules=plugins.import_modules(args.modules),
@@ -129,6 +132,8 @@ def check_flags(args: argparse.Namespace, kind: str) -> None:
     problems = []
     if args.int8 and kind != "onnx":
         problems.append(f"--int8: has no effect with --format {kind}. Use --format onnx.")
+    if args.half and kind != "safetensors":
+        problems.append(f"--half: has no effect with --format {kind}. Use --format safetensors.")
     if args.int8 and args.calibrate is None:
         problems.append("--int8: needs images to see which numbers occur. Add --calibrate DIR.")
     if args.calibrate is not None and not args.int8:
@@ -164,6 +169,8 @@ def report(job: Export, made: Exported) -> int:
     instead = "Export with --size H W, or use the checkpoint" if job.size is None else "Use the checkpoint"
     if job.int8:
         instead = "Calibrate with other images, or leave out --int8"
+    if job.half:
+        instead = "Leave out --half"
     print(one_line(f"not proven: {made.path}: {found}. {instead}."), file=sys.stderr)
     return 3
 

@@ -58,30 +58,30 @@ YASSOUALI = ("yassouali",)
 PARTS = {
     "losses": Part("losses", 5.25, "--rounds 4", "--rounds 2 --classes 5 --shrink 8", YASSOUALI, True),
     "metrics": Part(
-        "losses", 1, "--metrics --classes 19 150", "--metrics --rounds 2 --classes 19 --shrink 8", YASSOUALI, True
+        "losses", 0.75, "--metrics --classes 19 150", "--metrics --rounds 2 --classes 19 --shrink 8", YASSOUALI, True
     ),
     "memory": Part(
         "memory",
-        3.75,
+        4.5,
         "--only CE CE+Dice-global Lovasz Lovasz-histogram",
         "--classes 5 --only CE --shrink 8 --steps 1",
         YASSOUALI,
     ),
     "data": Part(
-        "data", 3, f"--rounds 5 {COLUMNS}", "--rounds 1 --images 2 --shrink 8 --only voc380", ("yassouali", "semseg")
+        "data", 2.75, f"--rounds 5 {COLUMNS}", "--rounds 1 --images 2 --shrink 8 --only voc380", ("yassouali", "semseg")
     ),
     "loaders": Part(
         "data",
-        3.25,
+        3,
         f"--rounds 4 --workers 1 2 {COLUMNS}",
         "--rounds 1 --workers 1 --images 2 --batches 2 --shrink 8 --only voc380",
         YASSOUALI,
         True,
     ),
     "engine": Part("engine", 2.75, "--rounds 5", "--rounds 1 --shrink 4", YASSOUALI, True),
-    "startup": Part("startup", 2.25, "--rounds 3", "--rounds 1 --configs"),
+    "startup": Part("startup", 1.75, "--rounds 3", "--rounds 1 --configs"),
     "scaling": Part("scaling", 1, "--rounds 3", "--rounds 1 --shrink 4 --batches 2"),
-    "inference": Part("inference", 1.25, "--frames 100 --rounds 3", "--frames 2 --rounds 1"),
+    "inference": Part("inference", 1.75, "--frames 60 --rounds 3", "--frames 2 --rounds 1"),
     "modes": Part("modes", 1, "--rounds 1", "--size 64 128 --rounds 1", ("yassouali", "semseg")),
     "report": Part("report", 0.5, "--rounds 3", "--rounds 1"),
 }

@@ -496,9 +496,9 @@ def test_a_comparison_by_labels_counts_every_pixel() -> None:
     parity = compare(Left(), run, batches, classes)
     assert parity.agreement == pytest.approx(1 - 1 / 2000)
     assert parity.mean_iou is None
-    assert parity.proven(int8=False)
+    assert parity.proven(rounded=False)
     assert not compare(Left(), lambda images: {"logits": run(images)["logits"].flip(1)}, batches, classes).proven(
-        int8=False
+        rounded=False
     )
 
 
@@ -541,6 +541,7 @@ def test_a_network_that_fits_one_size_only_is_refused_with_the_reason(finished_r
         (["--int8"], "--int8: needs images to see which numbers occur. Add --calibrate DIR."),
         (["--calibrate", "x"], "--calibrate: has no effect without --int8. Add it, or leave this out."),
         (["-f", "torch", "--int8", "--calibrate", "x"], "--int8: has no effect with --format torch. "),
+        (["-f", "torch", "--half"], "--half: has no effect with --format torch. Use --format safetensors."),
         (["-f", "safetensors", "--size", "64", "64"], "--size: has no effect with --format safetensors"),
         (["--size", "0", "64"], "--size 0 64: no size. Use two numbers of at least 1."),
         (["-f", "torch"], "none.pth: no such checkpoint. Name a .pth file of a run folder."),
@@ -583,6 +584,21 @@ def test_training_starts_from_shared_weights(safetensors_file: Path, pspnet: Pat
     safetensors_torch = pytest.importorskip("safetensors.torch")
     safetensors_torch.save_file({"conv.weight": torch.ones(2)}, of_others, {"format": "pt", "classes": "many"})
     assert read_initial_weights(of_others, where="init_from").classes is None
+
+
+@needs_safetensors
+def test_weights_of_16_bits_take_half_the_space_and_keep_the_mean_iou(finished_run: Path, tmp_path: Path) -> None:
+    whole, small = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    for path, flags in ((whole, []), (small, ["--half"])):
+        answer = export_command("-m", finished_run / "best_model.pth", "-o", path, *flags)
+        assert answer.status == 0, answer.err
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    report = json.loads((tmp_path / "small.safetensors.parity.json").read_text())
+    assert abs(report["mean_iou"]["difference"]) < 0.01
+    expected, found = (load_run(path)["state_dict"] for path in (whole, small))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].to(value.dtype), value, rtol=1e-3, atol=1e-7)
+    assert {value.dtype for value in load(small).model.state_dict().values()} <= {torch.float32, torch.int64}
 
 
 @needs_safetensors

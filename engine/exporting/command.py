@@ -61,6 +61,7 @@ class Export:
         outputs: Of the graph.
         size: Height and width of all images; None for any.
         int8: Compute with 8-bit numbers.
+        half: Write weights as 16-bit numbers.
         calibrate: Folder of images that show which numbers occur, for `int8`.
         data_dir: Where the dataset is, if not where it was in training.
         modules: Names of third-party modules that have been imported.
@@ -72,6 +73,7 @@ class Export:
     outputs: tuple[str, ...] = ("labels",)
     size: tuple[int, int] | None = None
     int8: bool = False
+    half: bool = False
     calibrate: Path | None = None
     data_dir: Path | None = None
     modules: Sequence[str] = ()
@@ -130,12 +132,13 @@ def export(job: Export) -> Exported:
         parity = write_program(job, state, predictor, batches)
     else:
         parity = write_graph(job, state, predictor, batches, calibration)
-    proven = parity.proven(int8=job.int8)
+    proven = parity.proven(rounded=job.int8 or job.half)
     path = job.output if proven else job.unproven
     if proven:
         os.replace(job.unproven, job.output)
-    figures = {"file": path.name, "checkpoint": job.model.name, "format": job.format, "int8": job.int8}
-    write_json(job.report, {**figures, "proven": proven, "images": source, **parity.to_json()})
+    figures = {"file": path.name, "checkpoint": job.model.name, "format": job.format}
+    rounded = {"int8": job.int8, "half": job.half}
+    write_json(job.report, {**figures, **rounded, "proven": proven, "images": source, **parity.to_json()})
     card = write_card(path, state, read_results(job.model)) if job.format == "safetensors" else None
     return Exported(path, parity, proven, source, card)
 
@@ -194,7 +197,10 @@ def write_program(job: Export, state: Mapping[str, Any], predictor: Predictor, b
 
 def write_weights(job: Export, state: Mapping[str, Any], predictor: Predictor, batches: Sequence[Batch]) -> Parity:
     """Write the weights and compare a network that is built from the file alone."""
-    write_safetensors(job.unproven, predictor.model.state_dict(), metadata_of(state))
+    weights = predictor.model.state_dict()
+    if job.half:  # vectors stay: they are small, and a variance of batch norm may be too small for 16 bits
+        weights = {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
+    write_safetensors(job.unproven, weights, metadata_of(state))
     again = load_run(job.unproven)
     model = build_model(
         again["arch"],

@@ -78,14 +78,14 @@ class Parity:
     largest_logit_difference: float | None
     mean_iou: tuple[float, float] | None
 
-    def proven(self, *, int8: bool) -> bool:
+    def proven(self, *, rounded: bool) -> bool:
         """Whether the file may stand for the checkpoint.
 
-        8-bit numbers move borders between classes; where labels are known, they are judged by the mean IoU.
+        Rounded weights move borders between classes; where labels are known, they are judged by the mean IoU.
         """
         if any(report.error for report in self.sizes):
             return False
-        if int8 and self.mean_iou is not None:
+        if rounded and self.mean_iou is not None:
             return self.mean_iou[0] - self.mean_iou[1] <= LOST
         return self.agreement >= AGREEMENT
 
