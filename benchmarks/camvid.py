@@ -89,14 +89,12 @@ class Outcome(NamedTuple):
     Args:
         mean: Mean IoU, in percent.
         classes: IoU of each class, in percent.
-        minutes: It took; None if it was interrupted.
         git: Commit of its code.
         device: On which it was trained.
     """
 
     mean: float
     classes: Mapping[str, float]
-    minutes: float | None
     git: str
     device: str
 
@@ -148,15 +146,11 @@ def train_all(members: Mapping[Case, Member], words: Sequence[str]) -> dict[Case
 def came_to(folder: Path) -> Outcome:
     """Read what a finished run came to."""
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
-    starts = sum(step.get("event") == "start" for step in steps)
-    seconds = [step["seconds"] for step in steps if "seconds" in step]
     classes = {key.removeprefix(PER_CLASS): value for key, value in last.items() if key.startswith(PER_CLASS)}
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return Outcome(
         100 * last["val/Mean_IoU"],
         {name: round(100 * value, 2) for name, value in classes.items() if value is not None},
-        seconds[-1] / 60 if starts == 1 and seconds else None,
         str(environment["git"]),
         environment["device"],
     )
@@ -202,7 +196,7 @@ def as_kept(case: Case, outcome: Outcome, raw: Mapping[str, Any], changes: Seque
 
 
 def figures(found: Mapping[Case, Outcome], classes: Sequence[str] = ()) -> list[Figure]:
-    """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds; then the time.
+    """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds.
 
     Raises:
         ConfigError: There is no such class.
@@ -217,9 +211,7 @@ def figures(found: Mapping[Case, Outcome], classes: Sequence[str] = ()) -> list[
                 raise ConfigError(f"--classes: no class is called '{name}'. {did_you_mean(name, outcome.classes)}")
         if classes:
             rows.setdefault((what, ", ".join(classes)), []).append(mean(outcome.classes[name] for name in classes))
-    made = [Figure(what, "%", values, column) for (what, column), values in rows.items()]
-    minutes = [each.minutes for case, each in found.items() if case.variant == AS_IT_IS and each.minutes is not None]
-    return [*made, Figure(f"{AS_IT_IS}: time", "min", minutes)] if minutes and not classes else made
+    return [Figure(what, "%", values, column) for (what, column), values in rows.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
