@@ -238,6 +238,7 @@ def export(  # noqa: PLR0913  all but the first are named
     outputs: str = "labels",
     size: tuple[int, int] | None = None,
     int8: bool = False,
+    half: bool = False,
     calibrate: str | Path | None = None,
     data_dir: str | Path | None = None,
     modules: Sequence[str] = (),
@@ -253,6 +254,7 @@ def export(  # noqa: PLR0913  all but the first are named
         outputs: What the graph gives, of "labels,confidence,logits".
         size: Height and width of the only images to take; None for any.
         int8: Compute with 8-bit numbers.
+        half: Write weights as 16-bit numbers.
         calibrate: Folder of images that show which numbers occur, for `int8`.
         data_dir: Where the dataset is, if not where it was in training.
         modules: Modules with components of your own.
@@ -263,7 +265,7 @@ def export(  # noqa: PLR0913  all but the first are named
     import export as command
 
     words = flags(model=model, output=output, format=format, outputs=outputs, size=size, int8=int8)
-    words += flags(calibrate=calibrate, data_dir=data_dir)
+    words += flags(half=half, calibrate=calibrate, data_dir=data_dir)
     job, made = command.export(command.parse([*words, *imports(modules)]))
     command.report(job, made)
     return made.path
