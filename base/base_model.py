@@ -127,6 +127,24 @@ class Normalize(nn.Module):
             return (images.to(dtype) - self.mean) / self.std
 
 
+class NormalizeEach(nn.Module):
+    """Turn each image's raw values into ``(x - mean) / std`` by its own mean and std of each channel, in float32.
+
+    So images that are darker, flatter or of another tint as a whole look the same to the network. A hundredth of the
+    root mean square is added to the std, which keeps the noise of even areas small. Windows go by their own pixels.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalize (N, C, H, W) raw values, uint8 or floating, to float32 (float64 stays float64)."""
+        with without_autocast(images.device):
+            dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+            images = images.to(dtype)
+            mean = images.mean((2, 3), keepdim=True)
+            variance = (images - mean).square().mean((2, 3), keepdim=True)
+            least = (variance + mean.square()).sqrt() / 100 + 1e-12  # not 0 where all is black
+            return (images - mean) / (variance.sqrt() + least)
+
+
 class BaseModel(nn.Module, ABC):
     """A segmentation network.
 
@@ -142,7 +160,7 @@ class BaseModel(nn.Module, ABC):
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
         if in_channels == 3:
-            self.normalize = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+            self.normalize: nn.Module = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         else:
             self.normalize = Normalize(mean=(0.5,), std=(0.25,))
         self._norm_frozen: bool | Literal["backbone"] = False

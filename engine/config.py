@@ -163,7 +163,8 @@ class RunConfig:
         aux_factor: Weight of the loss of each auxiliary output, or a list of one weight for each of them.
         ignore_index: 255 or -1: only void pixels are ignored. The index of a class: that class too.
         lr_scheduler: Course of the learning rate.
-        normalization: The dataset's mean and std, ImageNet's, or numbers.
+        normalization: The dataset's mean and std, ImageNet's, or numbers; "image" takes those of each image, so that
+            light and tint of the whole matter less.
         init_from: Checkpoint to take weights from, as far as names and shapes agree, for fine-tuning; or the name of
             torchvision's, such as `torchvision/deeplabv3_resnet50`; an object says whether classes go by their names.
         n_gpu: GPUs to use on this machine, each by a process of its own; 0 for the CPU. Of no effect under torchrun.
@@ -183,7 +184,7 @@ class RunConfig:
     aux_factor: AuxFactor = 0.4
     ignore_index: Annotated[int, Between(-1, IGNORE)] = IGNORE
     lr_scheduler: Annotated[SchedulerConfig, SCHEDULER] = "Poly"  # type: ignore[assignment]
-    normalization: Literal["dataset", "imagenet"] | Normalization = "dataset"
+    normalization: Literal["dataset", "imagenet", "image"] | Normalization = "dataset"
     init_from: Path | InitFrom | None = None
     n_gpu: Annotated[int, Between(0, 1024)] = 1
     parallel: Literal["ddp", "DataParallel"] = "ddp"
@@ -404,7 +405,9 @@ def with_images(data: EvaluationData, view: Examples) -> EvaluationData:
 
 
 def normalization_of(config: RunConfig) -> dict[str, list[float]]:
-    """Mean and std that the model normalizes with."""
+    """Mean and std that the model normalizes with; empty ones mean each image's own."""
+    if config.normalization == "image":
+        return {"mean": [], "std": []}
     if isinstance(config.normalization, Normalization):
         return {"mean": config.normalization.mean, "std": config.normalization.std}
     source = BaseDataset if config.normalization == "imagenet" else dataset_class(config.train.type)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor, nn
 
 import models  # noqa: F401  registers everything
-from base.base_model import BaseModel, Normalize
+from base.base_model import BaseModel, Normalize, NormalizeEach
 from models.blocks import Classifier, OutputStride
 from models.encoder_decoder import BrickSpec, EncoderDecoder, compose
 from models.weights import load_pretrained
@@ -138,7 +138,8 @@ def build_model(
         arch: `arch` of a config, as JSON or as `check_model` gives it.
         num_classes: Channels of the logits.
         where: Place of `arch` in the config.
-        mean: Mean of each channel of the images, as a share of their largest value; ImageNet's if None.
+        mean: Mean of each channel of the images, as a share of their largest value; ImageNet's if None, and each
+            image's own if empty.
         std: Standard deviation of each channel, likewise.
         load_weights: Load pretrained weights if the options ask for them; off where a checkpoint follows.
 
@@ -158,7 +159,9 @@ def build_model(
         model = _build_registered(own, num_classes, options.in_channels, where=where)
     compute_in_float32(model)
     initialize(model, options.init)
-    if mean is not None and std is not None:
+    if mean is not None and std is not None and not mean:
+        model.normalize = NormalizeEach()
+    elif mean is not None and std is not None:
         for numbers in (mean, std):
             if len(numbers) not in (1, options.in_channels):
                 raise ConfigError(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from base.base_model import Backbone, BaseModel
+from base.base_model import Backbone, BaseModel, Normalize
 from models.backbones.timm_encoders import import_timm
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, first_line
@@ -100,6 +100,8 @@ def _compare_with_published(model: BaseModel, name: str) -> None:
     """Say under which license timm's weights `name` are; warn where they are used to another normalization."""
     published = import_timm(f"timm/{name}", where="pretrained").get_pretrained_cfg(name)
     logger.info("license of timm/%s: %s", name, published.license or "not stated")
+    if not isinstance(model.normalize, Normalize):
+        return
     for ours, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
         own = ours.flatten().cpu() / 255
         if len(own) == len(theirs) and not torch.allclose(own, torch.tensor(theirs), atol=1e-3):

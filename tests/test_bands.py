@@ -155,6 +155,18 @@ def test_they_train_with_the_numbers_that_stats_prints(
     assert np.asarray(Image.open(tmp_path / "out" / "3_overlay.png")).shape == (*SIZE, 3)
 
 
+def test_they_train_with_each_image_s_own_numbers(tmp_path: Path, train_command: Callable[..., Answer]) -> None:
+    file, root = tmp_path / "config.json", make(tmp_path / "data", 6, np.uint16)
+    file.write_text(json.dumps(config(root, tmp_path / "saved", 6, normalization="image")))
+    trained = train_command("-c", file)
+    assert trained.status == 0, trained.err
+    (run_dir,) = (tmp_path / "saved" / "bands").glob("2*")
+    flags = ("-i", root / "images", "-e", "npy", "--save", "index", "--mode", "single", "-d", "cpu")
+    predicted = call(inference, "-m", run_dir / "last.pth", *flags, "-o", tmp_path / "out")
+    assert predicted.status == 0, predicted.err
+    assert np.asarray(Image.open(tmp_path / "out" / "3.png")).shape == SIZE
+
+
 def test_channels_are_told_to_everybody_or_refused(tmp_path: Path, train_command: Callable[..., Answer]) -> None:
     def errors(**more: Any) -> list[str]:
         file = tmp_path / "config.json"

@@ -139,14 +139,14 @@ def distinct(arch: dict[str, Any], images: Tensor, num_classes: int) -> BaseMode
     return model
 
 
-def make_checkpoint(run: Path, path: Path, arch: dict[str, Any]) -> Path:
+def make_checkpoint(run: Path, path: Path, arch: dict[str, Any], **changes: Any) -> Path:
     """A copy of the best checkpoint of `run` with an untrained network that tells its classes apart."""
     state = checkpoint.load_run(run / "best_model.pth")
     images = torch.stack([torch.from_numpy(example.image).permute(2, 0, 1) for example in scenes(2)])
     state["state_dict"] = distinct(arch, images, len(state["classes"])).state_dict()
     state["normalization"] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     state["arch"] = state["config"]["arch"] = arch
-    checkpoint.save(path, state)
+    checkpoint.save(path, state | changes)
     return path
 
 
@@ -290,6 +290,20 @@ def test_programs_and_weights_are_equal_to_the_bit(pspnet: Path, kind: str, requ
         images = torch.from_numpy(image(*size)).permute(2, 0, 1)[None]
         logits = resize(expected.logits(images), size)
         assert torch.equal(resize(predictor.logits(images), size), logits)
+
+
+@pytest.mark.parametrize("suffix", [pytest.param("onnx", marks=needs_onnx), "pt2"])
+def test_images_normalized_each_by_itself_are_so_in_a_graph(suffix: str, finished_run: Path, tmp_path: Path) -> None:
+    own = {"normalization": {"mean": [], "std": []}}
+    path = make_checkpoint(finished_run, tmp_path / "own.pth", PSPNET, **own)
+    answer = export_command("-m", path, "-o", tmp_path / f"own.{suffix}", "--outputs", "labels,logits")
+    assert answer.status == 0, answer.err
+    images = torch.from_numpy(image(97, 131) // 2 * 2).permute(2, 0, 1)[None]
+    graph = load(tmp_path / f"own.{suffix}")
+    assert graph.about["normalization"] == own["normalization"]
+    bright, dark = (resize(graph.logits(each), (97, 131)) for each in (images, images // 2))
+    torch.testing.assert_close(dark, bright, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(resize(load(path).logits(images), (97, 131)), bright, rtol=1e-3, atol=1e-3)
 
 
 @needs_onnx

@@ -742,6 +742,21 @@ def test_the_data_decide_the_normalization() -> None:
         )
 
 
+def test_each_image_can_be_normalized_by_itself() -> None:
+    model = build_model(Component("DeepLab", SMALL["DeepLab"]), num_classes=CLASSES, mean=(), std=())
+    pixels = torch.Generator().manual_seed(0)
+    images = torch.randint(20, 80, (3, 3, 16, 24), dtype=torch.uint8, generator=pixels)
+    images[1] = 3 * images[0]  # longer exposed
+    images[2] = 0
+    normal = model.normalize(images)
+    torch.testing.assert_close(normal[0].mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal[0].std((1, 2), correction=0), torch.ones(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(normal[1], normal[0])
+    assert torch.equal(normal[2], torch.zeros(3, 16, 24))
+    assert torch.equal(model.normalize(images[:1])[0], normal[0])
+    assert model.normalize(images.double()).dtype == torch.float64
+
+
 def test_the_json_schema_knows_the_options_of_every_model() -> None:
     rules = arch_json_schema()["anyOf"][1]["allOf"]
     assert {rule["if"]["properties"]["type"]["const"] for rule in rules} == set(MODELS)

@@ -37,7 +37,7 @@ class Description(TypedDict):
         classes: Names of the classes.
         palette: Their colors.
         left_out: Classes that are in no mean.
-        normalization: Mean and std by which the model normalizes.
+        normalization: Mean and std by which the model normalizes; empty ones mean each image's own.
         preprocessing: How validation prepared whole images, which prediction repeats (not in early files).
         environment: Versions, device, command line; `modules` names those with third-party components.
     """

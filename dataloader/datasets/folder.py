@@ -79,7 +79,7 @@ class Folder(BaseDataset):
             such as the name of a video, which `val_split` can go by.
         channels: Channels of the images, if they are not 3 of RGB: from `.npy` files (height, width, channels), TIFF
             files of several bands or gray images, with values of 8 or 16 bits or float32 as they are. It must be
-            said to the network too, as `arch.args.in_channels`, and "normalization" needs a number for each.
+            said to the network too, as `arch.args.in_channels`; "normalization" needs a number for each, or "image".
     """
 
     classes: InitVar[ClassSource]  # an argument; the attribute of this name is the ClassTable that it gives
