@@ -61,7 +61,11 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
     "fp32": ("trainer.precision=fp32",),
     "no colors": ("train_loader.args.color_jitter=false",),
     "strong colors": ('train_loader.args.color_jitter={"brightness":0.5,"contrast":0.5,"saturation":0.5}',),
-    "weak light": ('train_loader.args.color_jitter={"brightness":0.2,"contrast":0.2,"saturation":0.2}',),
+    "normalized by the data set": ("normalization=dataset",),
+    "strong light": (
+        "normalization=dataset",
+        'train_loader.args.color_jitter={"brightness":0.5,"contrast":0.2,"saturation":0.2,"gamma":1.0}',
+    ),
     "crops of half the area": ("train_loader.args.crop_size=[136,180]",),
 }
 
