@@ -24,6 +24,7 @@ from utils.checkpoint import NetworkState, Position, TrainingState
 from utils.errors import ConfigError, Interrupted, Stopped, failure_of_machine
 from utils.metrics import MetricName
 from utils.registry import WRITERS
+from utils.run_folder import BEST
 from utils.schema import Above, AtLeast, Between, Component
 
 logger = logging.getLogger("segwright")
@@ -301,13 +302,13 @@ class BaseTrainer(ABC):
             self.start_epoch()
         names = []
         if self.note_best(results, epoch):
-            names.append("best_model.pth")
+            names.append(BEST)
         if ends and (epoch % self.config.save_period == 0 or progress.step >= self.total_steps):
             names.append(f"checkpoint-epoch{epoch}.pth")
         self.save(*names, "last.pth", commit=True)
         # The loss of training is shown step by step, and its mean would be another curve.
         scalars = {key: value for key, value in results.items() if key != "train/loss"}
-        if "best_model.pth" in names:
+        if BEST in names:
             scalars |= {key.replace("val/", "best/"): results[key] for key in FINAL if key in results}
         for writer in self.writers:
             writer.scalars(scalars, progress.step)
@@ -320,7 +321,7 @@ class BaseTrainer(ABC):
             -(-self.total_steps // self.steps_per_epoch),
             "" if ends else f", step {progress.step}",
             shown,
-            " (best)" if "best_model.pth" in names else "",
+            " (best)" if BEST in names else "",
         )
 
     def note_best(self, results: Mapping[str, float], epoch: int) -> bool:

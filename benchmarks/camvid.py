@@ -183,7 +183,7 @@ def kept(name: str, raw: Mapping[str, Any], variants: Mapping[str, Sequence[str]
         variants: Changes by name.
     """
     try:
-        runs = results.read(name, results.FOLDER).get("runs", [])
+        runs = results.read(name, results.folder_to_write()).get("runs", [])
     except FileNotFoundError:
         return {}
     found = {}

@@ -178,7 +178,7 @@ def write(
     content |= {"failed": dict(failed)} if failed else {}
     content |= {"runs": list(runs)} if runs else {}
     content |= {"peers": dict(peers or {}), "environment": stamp}
-    path = (folder or Path(os.environ.get(TO) or FOLDER)) / f"{name}.json"
+    path = (folder or folder_to_write()) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     return path
@@ -206,6 +206,11 @@ def processor() -> str:
         text = ""
     named = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
     return named[1] if named else platform.processor() or platform.machine()
+
+
+def folder_to_write() -> Path:
+    """Return benchmarks/results/, or the folder that ``BENCHMARK_RESULTS`` names."""
+    return Path(os.environ.get(TO) or FOLDER)
 
 
 def read(name: str, folder: Path = FOLDER) -> dict[str, Any]:

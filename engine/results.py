@@ -96,7 +96,7 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
 
 def kept_checkpoint(run_dir: Path) -> Path:
     """Find the checkpoint that a finished run is for: the best model or, where nothing was monitored, the last."""
-    best = run_dir / "best_model.pth"
+    best = run_dir / run_folder.BEST
     return best if best.exists() else run_dir / "last.pth"
 
 

@@ -15,11 +15,10 @@ from utils import checkpoint, distributed, run_folder
 from utils.checkpoint import Checkpoint
 from utils.config import differences
 from utils.errors import CheckpointError, UserError
+from utils.run_folder import BEST
 from utils.schema import show
 
 logger = logging.getLogger("segwright")
-
-BEST = "best_model.pth"
 
 
 @dataclass(frozen=True)
