@@ -68,8 +68,9 @@ def test_a_drive_is_held_out_whole_and_the_others_train_for_as_many_steps(drive:
     assert config.seed == 3
 
 
-def test_every_ablation_is_a_right_config_of_the_recipe(data: Path) -> None:
-    raw = load_config(camvid.RECIPE)
+@pytest.mark.parametrize("path", [camvid.RECIPE, camvid.ROOT / "benchmarks" / "camvid_half.json"])
+def test_every_ablation_is_a_right_config_of_the_recipe(path: Path, data: Path) -> None:
+    raw = load_config(path)
     for name, changes in camvid.ABLATIONS.items():
         camvid.member(camvid.Case(name, "0006R0", 0), raw, changes, data, data.parent)
 
