@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         examples=[
             ("init --images mydata/images --masks mydata/masks", "write a config for your own data"),
             ("check -c mydata.json", "see what is wrong with it"),
-            ("download CamVid", "fetch a public dataset into data/"),
+            ("download CamVid --data-dir data/camvid", "fetch a public dataset"),
         ],
         pages=["howto/own-data.md", "howto/public-datasets.md"],
     )
@@ -64,7 +64,8 @@ def add_reader(commands: argparse._SubParsersAction[CommandParser], name: str, t
     if name == "check":
         examples.append(("--model saved/mydata-folds/*/latest", "labels that models contradict, with pictures"))
         pages.append("howto/label-errors.md")
-    usage = "(-c FILE | --dataset NAME)" + (" -o DIR" if name == "pack" else "")
+    usage = "(-c FILE | --dataset NAME" + (" | --model CKPT)" if name == "check" else ")")
+    usage += " -o DIR" if name == "pack" else ""
     command = commands.add_parser(name, help=text, description=text, usage=usage, examples=examples, pages=pages)
     group = command.add_argument_group("data, of a config")
     add_shared(group, "--config", " whose loaders to look at")

@@ -19,7 +19,7 @@ import segwright
 import train
 from tests.conftest import ROOT
 from utils import threads as threads_module
-from utils.devices import choose_device, choose_precision, restrict_gpus
+from utils.devices import choose_device, choose_precision, gpus_to_use, restrict_gpus
 from utils.errors import UserError
 from utils.threads import allowed_cores, others_running, set_waiting
 
@@ -74,6 +74,18 @@ def test_a_process_that_computes_on_a_gpu_keeps_to_those_that_it_was_shown(monke
 def test_a_gpu_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(UserError, match=f"^--device {device}: "):
         choose_device(device)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("device", "n_gpu", "used", "told"),
+    [("0,1", 1, 1, True), ("0,1", 2, 2, False), ("1", 1, 1, False), (None, 1, 1, False), (None, 4, 2, True)],
+)
+def test_gpus_that_are_named_and_not_used_are_spoken_of(
+    device: str | None, n_gpu: int, used: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gpus_to_use(device, n_gpu) == used
+    assert ("n_gpu" in caplog.text) == told
 
 
 def test_automatic_precision_on_a_cpu_is_fp32() -> None:

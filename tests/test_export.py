@@ -24,6 +24,8 @@ import evaluate
 import export
 import inference
 from base.base_model import BaseModel
+from dataloader.transforms.chain import ResizeOptions
+from dataloader.transforms.preparation import Preparation
 from engine import assemble
 from engine.exporting import command, graph
 from engine.exporting.int8 import calibration_images
@@ -304,6 +306,15 @@ def test_images_normalized_each_by_itself_are_so_in_a_graph(suffix: str, finishe
     bright, dark = (resize(graph.logits(each), (97, 131)) for each in (images, images // 2))
     torch.testing.assert_close(dark, bright, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(resize(load(path).logits(images), (97, 131)), bright, rtol=1e-3, atol=1e-3)
+
+
+def test_who_exports_is_told_that_validation_resized_its_images(finished_run: Path, tmp_path: Path) -> None:
+    resized = {"preprocessing": Preparation(resize=ResizeOptions(size=(48, 64))).to_json()}
+    for name, changes, told in (("plain", {}, False), ("resized", resized, True)):
+        path = make_checkpoint(finished_run, tmp_path / f"{name}.pth", PSPNET, **changes)
+        answer = export_command("-m", path, "-o", tmp_path / f"{name}.pt2")
+        assert answer.status == 0, answer.err
+        assert ("validation resized its images" in answer.err + answer.out) == told
 
 
 @needs_onnx

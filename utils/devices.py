@@ -67,6 +67,10 @@ def gpus_to_use(device: str | None, n_gpu: int) -> int:
     if device not in (None, "cuda") and not GPUS.fullmatch(str(device)):
         return 0
     available = torch.cuda.device_count()
+    named = str(device).count(",") + 1
+    if max(n_gpu, 1) < named <= available:
+        said = "--device: %d GPUs named, n_gpu asks for %d: using %d. Set n_gpu=%d."
+        logger.warning(said, named, n_gpu, max(n_gpu, 1), named)
     if n_gpu > available > 0:
         logger.warning("n_gpu: %d asked for, %d available: using %d.", n_gpu, available, available)
     return min(n_gpu, available)

@@ -120,6 +120,8 @@ def export(job: Export) -> Exported:
     state = load_run(job.model)
     require_modules(state, job.modules, job.model)
     predictor = assemble.load_predictor(job.model, CPU, modules=job.modules)
+    if predictor.prepare is not None and job.format != "safetensors":
+        logger.warning("validation resized its images, the graph does not: give it images that are resized likewise.")
     calibration = []
     if job.int8:
         assert job.calibrate is not None
