@@ -420,9 +420,18 @@ class DatasetView(Examples):
         image, label, key = self._augmented(index, rng)
         if self.mix is not None:
             # Drawn after its own augmentation, which is therefore the same with and without a mix.
-            image, label = self.mix(image, label, lambda: self._augmented(int(rng.integers(len(self))), rng)[:2], rng)
+            try:
+                image, label = self.mix(image, label, lambda: self._another(rng), rng)
+            except DataError:  # of the other example, which is spoken of when its turn comes
+                if self.on_bad_sample != "skip":
+                    raise
         # A cache gives arrays that may be read only, and torch shares memory with what it is given.
         return Item(np.require(image, requirements="W"), np.require(label, requirements="W"), key)
+
+    def _another(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A random example, augmented, to be mixed in."""
+        image, label, _ = self._augmented(int(rng.integers(len(self))), rng)
+        return image, label
 
     def _augmented(self, index: int, rng: np.random.Generator) -> Item:
         """The example at `index` as `transform` makes it."""

@@ -141,8 +141,9 @@ class NormalizeEach(nn.Module):
             images = images.to(dtype)
             mean = images.mean((2, 3), keepdim=True)
             variance = (images - mean).square().mean((2, 3), keepdim=True)
-            least = (variance + mean.square()).sqrt() / 100 + 1e-12  # not 0 where all is black
-            return (images - mean) / (variance.sqrt() + least)
+            least = (variance + mean.square()).sqrt() / 100
+            # Not 0 where all is black. An addition instead would be optimized away in ONNX.
+            return (images - mean) / (variance.sqrt() + least).clamp(min=1e-12)
 
 
 class BaseModel(nn.Module, ABC):

@@ -125,6 +125,7 @@ def build_view(
     indices: Sequence[int] | None = None,
     where: str = "train_loader",
     first: int = 0,
+    own_mean: bool = False,
 ) -> DatasetView:
     """Build a view of `dataset`, augmented as a loader section says, and decoded beforehand if it says so.
 
@@ -135,13 +136,16 @@ def build_view(
         indices: Examples of `dataset` to use; None for all.
         where: Path of the section in the config, for errors.
         first: Number of the dataset's first example among those of all that are joined.
+        own_mean: Pad an image with its own mean color, not the dataset's: for models that normalize each by itself.
 
     Raises:
         UserError: There is no room for decoded images.
     """
     batches = loader.batches
     fill: tuple[float, ...] = tuple(255 * mean for mean in dataset.mean)
-    if len(fill) != dataset.channels:  # its mean is not known here
+    if own_mean:
+        fill = ()
+    elif len(fill) != dataset.channels:  # its mean is not known here
         fill = (0,)
     read = None
     if batches.cache:
@@ -178,6 +182,7 @@ def build_val_loader(
     indices: Sequence[int] | None = None,
     pin_memory: bool = False,
     transform: Transform | None = None,
+    own_mean: bool = False,
 ) -> Loader:
     """Build a loader to evaluate with: native images one by one, crops in batches; what is unsure in labels is void.
 
@@ -188,12 +193,13 @@ def build_val_loader(
         indices: Examples of `dataset` to use; None for all.
         pin_memory: Put batches where a GPU can fetch them.
         transform: What to do with images and labels instead of what the section's chain says.
+        own_mean: As for `build_view`.
     """
     size = loader.chain.crop
     if dataset.classes.any_of:
         dataset = copy.copy(dataset)  # the same one may be trained on
         dataset.classes = dataset.classes.settled()
-    view = build_view(loader, dataset, seed=seed, indices=indices, where="val_loader")
+    view = build_view(loader, dataset, seed=seed, indices=indices, where="val_loader", own_mean=own_mean)
     if transform is not None:
         view.transform, view.mix = transform, None
     return Loader(

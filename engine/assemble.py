@@ -80,10 +80,12 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
     if options.held_out is not None:
         kept, held_out = hold_out(dataset, options.held_out, seed)
         val_section = section.for_validation()
+    own_mean = config.normalization == "image"
     views: list[DatasetView] = []
     for where, each in datasets.items():
         first = sum(len(view.dataset) for view in views)
-        views.append(build_view(sections[where], each, seed=seed, indices=kept, where=where, first=first))
+        view = build_view(sections[where], each, seed=seed, indices=kept, where=where, first=first, own_mean=own_mean)
+        views.append(view)
     train = Loader(
         views[0] if len(views) == 1 else JoinedDatasetView(views),
         options.batch_size,
@@ -101,7 +103,10 @@ def build_loaders(config: RunConfig, *, pin_memory: bool = False, cached: bool =
         return train, None
     if held_out is None:
         val_set = build_dataset(val_section, where="val_loader", seed=seed, classes=config.classes)
-    return train, build_val_loader(val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory)
+    validation = build_val_loader(
+        val_section, val_set, seed=seed, indices=held_out, pin_memory=pin_memory, own_mean=own_mean
+    )
+    return train, validation
 
 
 def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparation: Prepare | None = None) -> Loader:
@@ -116,7 +121,10 @@ def build_evaluation_loader(config: RunConfig, section: LoaderConfig, preparatio
     options = section.batches.held_out
     held_out = hold_out(dataset, options, config.seed)[1] if options is not None else None
     transform = ImageAlone(preparation) if preparation else None
-    return build_val_loader(section, dataset, seed=config.seed, indices=held_out, transform=transform)
+    own_mean = config.normalization == "image"
+    return build_val_loader(
+        section, dataset, seed=config.seed, indices=held_out, transform=transform, own_mean=own_mean
+    )
 
 
 def build_network(config: RunConfig, *, load_weights: bool = True) -> BaseModel:

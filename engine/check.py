@@ -192,8 +192,9 @@ def channel_problems(config: RunConfig) -> list[str]:
         )
     if config.val_loader is not None and (other := config.val_loader.channels) != offered:
         problems.append(f"val_loader: its images have {other} channels, the train_loader's {offered}. Use alike ones.")
-    for key, values in normalization_of(config).items():
-        if len(values) not in (0, 1, offered):  # none: each image's own
+    numbers = {} if config.normalization == "image" else normalization_of(config)
+    for key, values in numbers.items():
+        if len(values) not in (1, offered):
             problems.append(
                 f"normalization: {len(values)} numbers of {key} for {offered} channels. "
                 f'Give "mean" and "std" of each; `python prepare.py stats` measures them.'

@@ -74,7 +74,8 @@ def plan_seeds(raw: Mapping[str, Any], text: str) -> Repeats:
     shared = []
     held_out = config.train.batches.held_out
     if held_out is not None and held_out.seed is None:
-        shared.append(_setting(VAL_SPLIT, to_json(replace(held_out, seed=config.seed))))
+        split = "train_loader.0.args.val_split" if isinstance(raw["train_loader"], list) else VAL_SPLIT
+        shared.append(_setting(split, to_json(replace(held_out, seed=config.seed))))
     changes = {f"seed {seed}": [f"seed={seed}", *shared] for seed in read_seeds(text, config.seed)}
     return _plan(raw, config, "seeds", changes)
 
@@ -111,7 +112,8 @@ def plan_folds(raw: Mapping[str, Any], count: int) -> Repeats:
             "--folds: there is a val_loader, and folds are validated on parts of the training set. "
             "Add --set val_loader=null."
         )
-    given = section.get("args", {}).get("val_split") if isinstance(section, Mapping) else None
+    args = section.get("args") if isinstance(section, Mapping) else None
+    given = args.get("val_split") if isinstance(args, Mapping) else None
     kept = {key: given[key] for key in ("by", "seed") if key in given} if isinstance(given, Mapping) else {}
     changes = {
         f"fold {fold}": [_setting(VAL_SPLIT, {"share": 1 / count, "fold": fold, **kept})] for fold in range(count)

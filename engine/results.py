@@ -201,7 +201,7 @@ def write_predictions(run_dir: Path, classes: ClassTable, worst: WorstImages) ->
     folder.mkdir(exist_ok=True)
     rows = []
     for score, key, image, truth, predicted in worst.found:
-        write_label(folder / f"{Path(key).name}.png", predicted, png_palette(classes))
+        write_label(folder / f"{key.replace('/', '_')}.png", predicted, png_palette(classes))
         rows.append((key, f"mean IoU {score:.3f}", image, [truth, predicted]))
     headings = (f"image: the worst of {worst.images}", "label", "prediction")
     write_picture(run_dir / "predictions.png", comparisons_sheet(rows[:ROWS], classes, headings))

@@ -102,6 +102,11 @@ def prepare_sweep(
             check_value(raw, key, value, space)
     if checked.trainer.monitor.strip() == "off":
         raise ConfigError("trainer.monitor: a sweep needs a figure to optimize. Give one, such as 'max Mean_IoU'.")
+    if checked.trainer.max_time is not None:
+        raise ConfigError(
+            "trainer.max_time: would cut trials off, whose figures could not be compared. Set it to null, and "
+            "trainer.max_steps to what fits; a sweep that is stopped by a signal goes on by the same command."
+        )
     words = [word for text in sets for word in ("--set", text)]
     return Sweep(
         config=config,

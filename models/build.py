@@ -159,7 +159,7 @@ def build_model(
         model = _build_registered(own, num_classes, options.in_channels, where=where)
     compute_in_float32(model)
     initialize(model, options.init)
-    if mean is not None and std is not None and not mean:
+    if mean is not None and std is not None and not mean and not std:
         model.normalize = NormalizeEach()
     elif mean is not None and std is not None:
         for numbers in (mean, std):

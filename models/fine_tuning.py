@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.base_model import BaseModel
+from base.base_model import BaseModel, NormalizeEach
 from models.build import build_model
 from models.weights import download, from_torchvision
 from utils import checkpoint
@@ -49,11 +49,13 @@ class InitialWeights:
         source: File or address they came from.
         weights: By parameter name.
         classes: Names of the classes they tell apart, in the order of the logits; None if nobody knows.
+        normalization: Mean and std of the images that they know, as a checkpoint has them; None if nobody knows.
     """
 
     source: str
     weights: Mapping[str, Tensor]
     classes: tuple[str, ...] | None = None
+    normalization: Any = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def initialize_from(init_from: InitFrom, model: BaseModel, *, arch: Any, classes
         UserError: There are none, or none fit.
     """
     initial = read_initial_weights(init_from.path, where="init_from")
+    _compare_normalization(initial, model)
     if init_from.by_class_name:
         with torch.device("meta"):
             larger = build_model(arch, num_classes=len(classes) + 1, load_weights=False)
@@ -114,6 +117,17 @@ def initialize_from(init_from: InitFrom, model: BaseModel, *, arch: Any, classes
         hint = '{"path": ..., "by_class_name": true} copies what it knows of those with the same name'
         logger.warning("init_from: %s has other classes, or another order of them; %s.", initial.source, hint)
     return transfer(model, initial)
+
+
+def _compare_normalization(initial: InitialWeights, model: BaseModel) -> None:
+    """Warn where only one of both networks normalizes each image by itself."""
+    if not isinstance(initial.normalization, dict):
+        return
+    by_image = not initial.normalization.get("mean")
+    if by_image != isinstance(model.normalize, NormalizeEach):
+        how = "by itself" if by_image else "by fixed numbers"
+        instead = '"normalization": "image"' if by_image else f'"normalization": {json.dumps(initial.normalization)}'
+        logger.warning("init_from: %s knows images normalized each %s; set %s.", initial.source, how, instead)
 
 
 def read_initial_weights(path: Path, *, where: str) -> InitialWeights:
@@ -138,9 +152,11 @@ def read_initial_weights(path: Path, *, where: str) -> InitialWeights:
         return InitialWeights(str(path), weights, tuple(published.meta["categories"]))
     if path.suffix == ".safetensors":
         weights, about = checkpoint.read_safetensors(path)
-        return InitialWeights(str(path), weights, class_names(json_or_none(about.get("classes", ""))))
+        classes, normalization = (json_or_none(about.get(key, "")) for key in ("classes", "normalization"))
+        return InitialWeights(str(path), weights, class_names(classes), normalization)
     content = checkpoint.load(path)
-    return InitialWeights(str(path), checkpoint.judged_weights_of(content, path), class_names(content.get("classes")))
+    weights = checkpoint.judged_weights_of(content, path)
+    return InitialWeights(str(path), weights, class_names(content.get("classes")), content.get("normalization"))
 
 
 def class_names(value: Any) -> tuple[str, ...] | None:

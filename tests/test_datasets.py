@@ -108,6 +108,8 @@ def test_a_scene_is_a_function_of_seed_split_and_index():
         assert again.read(index).key == before[index].key
     for other in (Synthetic(split="val", size=(65, 97), seed=3), Synthetic(split="train", size=(65, 97), seed=4)):
         assert not np.array_equal(other.read(0).image, before[0].image)
+    measured_on = [Synthetic(split="val", size=(65, 97), seed=seed).read(7).image for seed in (0, 3)]
+    np.testing.assert_array_equal(*measured_on)
 
 
 @pytest.mark.parametrize("size", [(192, 256), (65, 97), (97, 65), (33, 300), (600, 800)])

@@ -28,6 +28,7 @@ from dataloader.transforms.chain import ResizeOptions
 from dataloader.transforms.preparation import Preparation
 from engine import assemble
 from engine.exporting import command, graph
+from engine.exporting.card import card
 from engine.exporting.int8 import calibration_images
 from engine.exporting.parity import batches_of, compare, generated_examples, parity_sizes
 from engine.exporting.read import check_use, load_network, load_run, runner_of, session_of
@@ -305,7 +306,12 @@ def test_images_normalized_each_by_itself_are_so_in_a_graph(suffix: str, finishe
     assert graph.about["normalization"] == own["normalization"]
     bright, dark = (resize(graph.logits(each), (97, 131)) for each in (images, images // 2))
     torch.testing.assert_close(dark, bright, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(resize(load(path).logits(images), (97, 131)), bright, rtol=1e-3, atol=1e-3)
+    model = load(path)
+    one_band = images.clone()
+    one_band[:, 1:] = 0
+    for each in (images, one_band, torch.zeros_like(images)):
+        found, expected = (resize(predictor.logits(each), (97, 131)) for predictor in (graph, model))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_who_exports_is_told_that_validation_resized_its_images(finished_run: Path, tmp_path: Path) -> None:
@@ -580,6 +586,15 @@ def test_wrong_arguments_are_answered_in_one_line(arguments: list[str], expected
     assert line.startswith(expected)
 
 
+def test_the_model_card_names_the_first_of_joined_sets(finished_run: Path, tmp_path: Path) -> None:
+    state = checkpoint.load_run(finished_run / "best_model.pth")
+    state["config"]["train_loader"] = [state["config"]["train_loader"]]
+    state["protocol"] = {}
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"")
+    assert f'datasets: ["{state["config"]["train_loader"][0]["type"]}"]' in card(weights, state, None)
+
+
 @needs_safetensors
 def test_the_model_card_has_the_figures_of_the_run_and_spares_the_readme_of_others(
     finished_run: Path, tmp_path: Path
@@ -631,6 +646,27 @@ def test_safetensors_can_be_exported_further(safetensors_file: Path, tmp_path: P
     assert load_run(safetensors_file)["classes"] == ["ground", "square", "dot"]
     answer = export_command("-m", safetensors_file, "-o", tmp_path / "again.safetensors")
     assert answer.status == 0, answer.err
+
+
+@needs_onnx
+def test_8_bit_graphs_normalize_each_image_in_32_bits(finished_run: Path, tmp_path: Path) -> None:
+    import onnx
+
+    path = make_checkpoint(finished_run, tmp_path / "own.pth", PSPNET, normalization={"mean": [], "std": []})
+    Image.fromarray(scenes(1)[0].image).save(tmp_path / "scene.png")
+    export_command("-m", path, "-o", tmp_path / "own.onnx", "--int8", "--calibrate", tmp_path)
+    file, _ = sorted(tmp_path.glob("own*.onnx*"), key=lambda each: each.suffix == ".json")  # it may be unproven
+    makers = {name: node for node in onnx.load(str(file)).graph.node for name in node.output}
+
+    def before(node: Any) -> set[str]:
+        """The operations that a node depends on."""
+        inputs = [makers[name] for name in node.input if name in makers]
+        return {each.op_type for each in inputs}.union(*(before(each) for each in inputs))
+
+    convolutions = [before(node) for node in makers.values() if node.op_type == "Conv"]
+    (first,) = [operations for operations in convolutions if "Conv" not in operations]
+    assert "ReduceMean" in first
+    assert "QuantizeLinear" not in first
 
 
 @needs_onnx

@@ -171,6 +171,20 @@ def test_other_classes_that_are_taken_as_they_come_are_pointed_out(
         assert warning.called == hinted
 
 
+@pytest.mark.parametrize("ours", ["dataset", "image"])
+@pytest.mark.parametrize("theirs", [{"mean": [0.5], "std": [0.2]}, {"mean": [], "std": []}])
+def test_weights_that_know_images_normalized_otherwise_are_pointed_out(
+    ours: str, theirs: dict[str, list[float]], finished_run: Path, tmp_path: Path, config_file: Callable[..., Path]
+) -> None:
+    state = torch.load(finished_run / "best_model.pth", weights_only=True)
+    torch.save({**state, "normalization": theirs}, tmp_path / "old.pth")
+    changes = {"init_from": str(tmp_path / "old.pth"), "normalization": ours}
+    config = check_config(load_config(config_file(changes)))
+    with mock.patch.object(fine_tuning.logger, "warning") as warning:
+        initialize_from(config.start, assemble.build_network(config), arch=config.arch, classes=config.classes.names)
+    assert warning.called == ((ours == "image") != (not theirs["mean"]))
+
+
 # torchvision's segmentation networks
 
 

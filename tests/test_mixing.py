@@ -190,6 +190,23 @@ def test_partners_come_from_the_part_that_is_trained_on() -> None:
     assert {view[epoch, 0].image.tobytes() for epoch in range(20)} == kept
 
 
+def test_an_image_whose_partner_cannot_be_read_stays_as_it_is() -> None:
+    def other_alone(image: np.ndarray, label: np.ndarray, other: Callable[[], Pair], rng: np.random.Generator) -> Pair:
+        return other()
+
+    def read(index: int) -> Any:
+        if index == 5:
+            raise DataError("broken")
+        return data.read(index)
+
+    data = Squares()
+    view = DatasetView(data, None, indices=[2, 5], mix=other_alone, read=read, on_bad_sample="skip")
+    assert {view[epoch, 0].image.tobytes() for epoch in range(20)} == {data.read(2).image.tobytes()}
+    view = DatasetView(data, None, indices=[2, 5], mix=other_alone, read=read)
+    with pytest.raises(DataError, match="broken"):
+        [view[epoch, 0] for epoch in range(20)]
+
+
 @pytest.mark.parametrize("name", sorted(MIXES))
 def test_files_that_are_kept_decoded_stay_as_they_were(name: str, tmp_path: Path) -> None:
     data = folder(make(tmp_path / "data"))

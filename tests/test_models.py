@@ -740,6 +740,8 @@ def test_the_data_decide_the_normalization() -> None:
         build_model(
             Component("DeepLab", {**SMALL["DeepLab"], "in_channels": 4}), num_classes=2, mean=(0, 0, 0), std=(1, 1, 1)
         )
+    with pytest.raises(ConfigError, match="the data have 0"):
+        build_model(component, num_classes=CLASSES, mean=(), std=(0.5, 0.5, 0.5))
 
 
 def test_each_image_can_be_normalized_by_itself() -> None:

@@ -111,6 +111,7 @@ def test_every_key_of_the_results_can_be_monitored() -> None:
             },
             "arch.args.in_channels: 1, but the images have 3 channels. Set it to 3.",
         ),
+        ({"normalization": {"mean": [], "std": []}}, "normalization: 0 numbers of mean for 3 channels."),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(changes: dict[str, Any], expected: str) -> None:

@@ -24,9 +24,11 @@ from dataloader.datasets.folder import Folder
 from dataloader.hold_out import hold_out
 from dataloader.tools.packed import pack
 from engine import children, spread
+from engine.repeats import plan_seeds
 from tests.conftest import ROOT, Answer, call, program
 from tests.test_examples import NAMES, write_folder
 from utils.classes import ClassTable
+from utils.config import parse_json
 from utils.errors import ConfigError, UserError
 from utils.reproducibility import stream
 from utils.run_folder import folders_of_runs, is_locked
@@ -197,6 +199,7 @@ def test_two_runs_lie_within_the_noise_floor_as_often_as_it_says() -> None:
         (["--folds", "1"], {}, "--folds 1: there have to be two or more."),
         (["--folds", "3"], {}, "--folds: there is a val_loader, "),
         (["--folds", "3", "--lr", "-1"], {"val_loader": None}, "optimizer.args.lr"),
+        (["--folds", "3"], {"val_loader": None, "train_loader.args": [1]}, "train_loader.args"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
@@ -333,6 +336,9 @@ def test_seeds_are_validated_on_the_same_images(config_file: Any) -> None:
     assert [member.config.seed for member in repeats.members] == [5, 6, 7]
     held_out = {member.config.train.batches.held_out for member in repeats.members}
     assert held_out == {HoldOut(share=0.3, seed=5)}
+    raw = parse_json(config.read_text())
+    listed = plan_seeds({**raw, "train_loader": [raw["train_loader"]]}, "3")
+    assert {member.config.train.batches.held_out for member in listed.members} == held_out
 
 
 def test_a_run_that_fails_ends_the_others_with_its_status(

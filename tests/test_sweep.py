@@ -162,6 +162,12 @@ def test_an_undefined_figure_is_no_value_and_ends_no_sweep(files: tuple[Path, Pa
     assert study.trials[0].state == optuna.trial.TrialState.COMPLETE
 
 
+def test_trials_that_would_be_cut_off_are_refused(files: tuple[Path, Path]) -> None:
+    answer = call(sweep, "-c", files[0], "--space", files[1], "-s", "trainer.max_time=5")
+    assert answer.status == 2
+    assert answer.errors[0].startswith("trainer.max_time: would cut trials off")
+
+
 @pytest.mark.parametrize(
     ("space", "error"),
     [

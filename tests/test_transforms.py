@@ -475,6 +475,18 @@ def test_a_value_out_of_range_is_refused(flags):
         convert(flags, ChainOptions, "args")
 
 
+@pytest.mark.parametrize("degrees", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_empty_fill_is_the_mean_of_what_is_shown(degrees, dtype):
+    image = rng().integers(0, 256, (40, 60, 3)).astype(dtype) // np.array([1, 2, 4], dtype)
+    step = chain_module.Chain(crop=(80, 96), degrees=degrees, fill=())
+    found, label = step(image, np.zeros((40, 60), np.uint8), rng())
+    padded = found[label == IGNORE].astype(float)
+    assert len(padded) > 1000
+    np.testing.assert_allclose(padded.mean(0), image.mean((0, 1)), atol=4)
+    assert padded.std(0).max() < 8
+
+
 def test_a_fill_of_too_few_numbers_is_refused():
     step = chain(transforms=[{"type": "CenterCrop", "args": {"size": 200, "fill": [1, 2]}}])
     with pytest.raises(DataError, match="fill: 2 numbers for 3 channels"):

@@ -92,7 +92,7 @@ class Chain:
         rare: Share of crops that are placed to show a class drawn from those of the image, before rotation.
         color_jitter: Change of colors; None for none.
         blur: Blur; None for none.
-        fill: Raw value of image pixels outside the source, by channel.
+        fill: Raw value of image pixels outside the source, by channel; if empty, the mean of those that are shown.
         reduces: Decode less of JPEG images that shrink.
     """
 
@@ -324,8 +324,8 @@ def build_chain(options: ChainOptions, fill: tuple[float, ...], *, where: str) -
 
     Args:
         options: Checked by `chain_problems`.
-        fill: Raw value (0 to 255 for 8-bit images) of image pixels outside the source, by channel; the dataset's
-            mean color.
+        fill: Raw value (0 to 255 for 8-bit images) of image pixels outside the source, by channel; if empty, the mean
+            of those that are shown.
         where: Path of the options in the config, for errors.
 
     Raises:

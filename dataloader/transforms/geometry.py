@@ -56,7 +56,8 @@ def warp(  # noqa: PLR0913  all but the first are named
         offset: Row and column of the resized image at which the crop begins.
         angle: Degrees, counter-clockwise.
         flip: Exchange left and right.
-        fill: Value of image pixels outside the source, one per channel or one for all. Label pixels there are void.
+        fill: Value of image pixels outside the source, one per channel or one for all; if empty, the mean of those
+            that are shown. Label pixels there are void.
         change: What else to do to image and label before they are padded; the size must stay.
 
     Raises:
@@ -232,7 +233,7 @@ def _warp_image(
     """Interpolate a crop (H, W, C) of an image through a matrix from its pixels to the source's."""
     mode = cv2.BORDER_REPLICATE if inside else cv2.BORDER_CONSTANT
     flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
-    values = _fill(fill, image)
+    values = [0.0] * image.shape[2] if inside else _fill(fill, image)
 
     def apply(x: np.ndarray, border: list[float]) -> np.ndarray:
         return cv2.warpAffine(x, matrix, crop[::-1], flags=flags, borderMode=mode, borderValue=border)
@@ -259,7 +260,8 @@ def _cut(
 
 def _fill(fill: Sequence[float], image: np.ndarray) -> list[float]:
     """Return one value per channel of `image`, rounded as its type needs."""
-    values = list(fill) * image.shape[2] if len(fill) == 1 else list(fill)
+    values = list(fill) or image.mean((0, 1), dtype=np.float64).tolist()
+    values = values * image.shape[2] if len(values) == 1 else values
     if len(values) != image.shape[2]:
         raise DataError(
             f"fill: {len(values)} numbers for {image.shape[2]} channels. Give one for each, or one for all."

@@ -139,7 +139,7 @@ class RandomCrop:
     fill: tuple[float, ...] | None = None
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
-        return Chain(crop=as_size(self.size), fill=self.fill or (0,))(image, label, rng)
+        return Chain(crop=as_size(self.size), fill=_or_black(self.fill))(image, label, rng)
 
     def size_after(self, size: Size | None) -> Size | None:
         """Return the window's size."""
@@ -162,7 +162,7 @@ class CenterCrop:
     repeats: ClassVar[bool] = True
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
-        return Chain(crop=as_size(self.size), center=True, fill=self.fill or (0,))(image, label, rng)
+        return Chain(crop=as_size(self.size), center=True, fill=_or_black(self.fill))(image, label, rng)
 
     def size_after(self, size: Size | None) -> Size | None:
         """Return the window's size."""
@@ -223,7 +223,7 @@ class SlidingCrop:
             # The last window is moved back to end with the image.
             offset.append(min(int(rng.integers(steps + 1)) * stride, max(0, length - side)))
         top, left = offset
-        return warp(image, label, scaled=label.shape, crop=crop, offset=(top, left), fill=self.fill or (0,))
+        return warp(image, label, scaled=label.shape, crop=crop, offset=(top, left), fill=_or_black(self.fill))
 
     def size_after(self, size: Size | None) -> Size | None:
         """Return the window's size."""
@@ -280,4 +280,9 @@ class RandomRotate(KeepsSize):
     fill: tuple[float, ...] | None = None
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
-        return Chain(crop=None, degrees=self.degrees, fill=self.fill or (0,))(image, label, rng)
+        return Chain(crop=None, degrees=self.degrees, fill=_or_black(self.fill))(image, label, rng)
+
+
+def _or_black(fill: tuple[float, ...] | None) -> tuple[float, ...]:
+    """Return `fill`, or black where nobody has set it."""
+    return (0,) if fill is None else fill

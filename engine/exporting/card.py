@@ -55,7 +55,8 @@ def card(weights: Path, state: Mapping[str, Any], results: Mapping[str, Any] | N
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     protocol = (results or state)["protocol"]
     arch = state["arch"]["type"]
-    dataset = protocol.get("dataset") or state["config"]["train_loader"]["type"]
+    loaders = state["config"]["train_loader"]
+    dataset = protocol.get("dataset") or (loaders[0] if isinstance(loaders, list) else loaders)["type"]
     lines = [
         "---",
         "library_name: segwright",

@@ -45,14 +45,17 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
         plain, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "int8"))
         onnx.save(model, str(plain))  # of one in memory, it cannot find large weights
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-        convolutions = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type == "Conv"]
+        nodes = onnx.load(str(prepared)).graph.node
+        convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+        names = [node.name for node in nodes]
+        normalization = names[: names.index(convolutions[0])]
         quantize_static(
             str(prepared),
             str(result),
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool", "Concat", "GlobalAveragePool"],
-            nodes_to_exclude=[convolutions[0], convolutions[-1]],
+            nodes_to_exclude=[*normalization, convolutions[0], convolutions[-1]],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
