@@ -53,6 +53,7 @@ NOT_RUN = {
     "python train.py -c pspnet/voc": "needs Pascal VOC; tests/test_examples.py checks every preset",
     "python train.py -c configs/camvid.json": "takes 18 minutes, and needs CamVid",
     "python -m benchmarks.camvid": "trains nine times, and needs CamVid",
+    "python inference.py -m trained/": "needs safetensors; tests/test_trained.py loads it",
     "python sweep.py": "trains twenty times; tests/test_sweep.py runs sweeps",
     "python export.py": "takes a minute; the tests of export.py export",
     "python train.py -c migrated.json --check": "needs Pascal VOC; tests/test_migrate.py checks the config",
