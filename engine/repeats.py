@@ -25,6 +25,7 @@ logger = logging.getLogger("segwright")
 
 Kind = Literal["seeds", "folds"]
 VAL_SPLIT = "train_loader.args.val_split"
+MOST_RUNS = 1000  # a larger number is meant as a seed
 SUMMARY = "summary.json"
 
 
@@ -90,6 +91,8 @@ def read_seeds(text: str, first: int) -> list[int]:
     if not words or not all(word.isdecimal() for word in words):
         raise ConfigError(f"--seeds {text}: expected a number or a list. Write --seeds 5, or --seeds 0,7,11.")
     numbers = [int(word) for word in words]
+    if "," not in text and numbers[0] > MOST_RUNS:
+        raise ConfigError(f"--seeds {text}: are {text} runs. Write --seeds 5, or a list of seeds, separated by commas.")
     seeds = list(range(first, first + numbers[0])) if "," not in text else numbers
     if len(set(seeds)) < max(2, len(seeds)):
         raise ConfigError(f"--seeds {text}: a spread takes two different seeds or more. Write --seeds 5.")

@@ -189,6 +189,7 @@ def test_two_runs_lie_within_the_noise_floor_as_often_as_it_says() -> None:
         (["--seeds", "1"], {}, "--seeds 1: a spread takes two different seeds or more."),
         (["--seeds", "3,3"], {}, "--seeds 3,3: a spread takes two different seeds or more."),
         (["--seeds", "many"], {}, "--seeds many: expected a number or a list."),
+        (["--seeds", "20261122"], {}, "--seeds 20261122: are 20261122 runs."),
         (["--seeds", "3", "--folds", "3"], {}, "command line: --seeds: there is --folds too."),
         (["--seeds", "3", "-r", "x.pth"], {}, "command line: --resume x.pth: is one run, "),
         (
