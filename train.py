@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.config import SCHEMA, describe_preset, load_config, override, presets
+from utils.config import SCHEMA, describe_preset, first_training_path, load_config, override, presets
 from utils.devices import choose_device, gpus_to_use, restrict_gpus
 from utils.errors import ConfigError, UserError, run
 from utils.flags import CommandParser, add_shared, program
@@ -215,8 +215,7 @@ def with_batch_size(args: argparse.Namespace, raw: dict[str, Any]) -> dict[str, 
     """The config with what ``--batch-size`` changes."""
     if args.batch_size is None:
         return raw
-    first = "train_loader.0" if isinstance(raw.get("train_loader"), list) else "train_loader"
-    return override(raw, [f"{first}.args.batch_size={args.batch_size}"])
+    return override(raw, [f"{first_training_path(raw)}.args.batch_size={args.batch_size}"])
 
 
 def plan_repeats(args: argparse.Namespace) -> Repeats:

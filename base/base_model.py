@@ -132,6 +132,8 @@ class NormalizeEach(nn.Module):
 
     So images that are darker, flatter or of another tint as a whole look the same to the network. A hundredth of the
     root mean square is added to the std, which keeps the noise of even areas small. Windows go by their own pixels.
+
+    Source: the z-score of nnU-Net, Isensee et al. 2021, https://arxiv.org/abs/1904.08128, there without the addition.
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataloader.transforms.chain import ScaleOptions
 from engine.config import RunConfig, normalization_of, result_keys, training_sections
 from engine.keys import key_places
 from utils.classes import IGNORE
+from utils.config import first_training_set
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES
 from utils.run_folder import check_name
@@ -46,8 +47,7 @@ def is_needed(field: Field[Any], raw: Mapping[str, Any]) -> bool:
 
 def is_resolved(raw: Mapping[str, Any]) -> bool:
     """Whether a config is not of a person but of a run, whose defaults are all filled in."""
-    schedule, loader = raw.get("lr_scheduler"), raw["train_loader"]
-    loader = loader[0] if isinstance(loader, list) else loader
+    schedule, loader = raw.get("lr_scheduler"), first_training_set(raw)
     if not isinstance(schedule, Mapping) or not isinstance(loader, Mapping):
         return False
     return "per" in schedule and "return_id" in loader.get("args", {})

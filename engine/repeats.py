@@ -17,7 +17,7 @@ from engine import children, spread
 from engine.check import check_config
 from engine.config import RunConfig, same_run
 from utils import checkpoint, run_folder
-from utils.config import override
+from utils.config import first_training_path, override
 from utils.errors import CheckpointError, ConfigError, Interrupted, PeerFailed, UserError
 from utils.schema import to_json
 
@@ -75,8 +75,8 @@ def plan_seeds(raw: Mapping[str, Any], text: str) -> Repeats:
     shared = []
     held_out = config.train.batches.held_out
     if held_out is not None and held_out.seed is None:
-        split = "train_loader.0.args.val_split" if isinstance(raw["train_loader"], list) else VAL_SPLIT
-        shared.append(_setting(split, to_json(replace(held_out, seed=config.seed))))
+        split = to_json(replace(held_out, seed=config.seed))
+        shared.append(_setting(f"{first_training_path(raw)}.args.val_split", split))
     changes = {f"seed {seed}": [f"seed={seed}", *shared] for seed in read_seeds(text, config.seed)}
     return _plan(raw, config, "seeds", changes)
 

@@ -129,6 +129,20 @@ def config(root: Path, folder: Path, channels: int, **more: Any) -> dict[str, An
     }
 
 
+def train_and_predict(raw: dict[str, Any], folder: Path, train_command: Callable[..., Answer]) -> None:
+    """Train with the config `raw`, which saves below `folder`, and predict the images it was trained on."""
+    (folder / "config.json").write_text(json.dumps(raw))
+    trained = train_command("-c", folder / "config.json")
+    assert trained.status == 0, trained.err
+    (run_dir,) = (folder / "saved" / "bands").glob("2*")
+    images = Path(raw["train_loader"]["args"]["data_dir"]) / "images"
+    flags = ("-i", images, "-e", "npy", "--save", "index,overlay", "--mode", "single", "-d", "cpu")
+    predicted = call(inference, "-m", run_dir / "last.pth", *flags, "-o", folder / "out")
+    assert predicted.status == 0, predicted.err
+    assert np.asarray(Image.open(folder / "out" / "3_index.png")).shape == SIZE
+    assert np.asarray(Image.open(folder / "out" / "3_overlay.png")).shape == (*SIZE, 3)
+
+
 @pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (6, np.uint16), (4, np.float32), (3, np.uint16)])
 def test_they_train_with_the_numbers_that_stats_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_command: Callable[..., Answer], channels: int, dtype: Any
@@ -143,28 +157,12 @@ def test_they_train_with_the_numbers_that_stats_prints(
     values = np.concatenate([bands(channels, dtype, number).reshape(-1, channels) for number in range(8)])
     np.testing.assert_allclose(numbers["mean"], values.mean(axis=0, dtype=np.float64) / 255, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(numbers["std"], values.std(axis=0, dtype=np.float64) / 255, rtol=1e-4)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(config(root, tmp_path / "saved", channels, normalization=numbers)))
-    trained = train_command("-c", file)
-    assert trained.status == 0, trained.err
-    (run_dir,) = (tmp_path / "saved" / "bands").glob("2*")
-    flags = ("-i", root / "images", "-e", "npy", "--save", "index,overlay", "--mode", "single", "-d", "cpu")
-    predicted = call(inference, "-m", run_dir / "last.pth", *flags, "-o", tmp_path / "out")
-    assert predicted.status == 0, predicted.err
-    assert np.asarray(Image.open(tmp_path / "out" / "3_index.png")).shape == SIZE
-    assert np.asarray(Image.open(tmp_path / "out" / "3_overlay.png")).shape == (*SIZE, 3)
+    train_and_predict(config(root, tmp_path / "saved", channels, normalization=numbers), tmp_path, train_command)
 
 
 def test_they_train_with_each_image_s_own_numbers(tmp_path: Path, train_command: Callable[..., Answer]) -> None:
-    file, root = tmp_path / "config.json", make(tmp_path / "data", 6, np.uint16)
-    file.write_text(json.dumps(config(root, tmp_path / "saved", 6, normalization="image")))
-    trained = train_command("-c", file)
-    assert trained.status == 0, trained.err
-    (run_dir,) = (tmp_path / "saved" / "bands").glob("2*")
-    flags = ("-i", root / "images", "-e", "npy", "--save", "index", "--mode", "single", "-d", "cpu")
-    predicted = call(inference, "-m", run_dir / "last.pth", *flags, "-o", tmp_path / "out")
-    assert predicted.status == 0, predicted.err
-    assert np.asarray(Image.open(tmp_path / "out" / "3.png")).shape == SIZE
+    root = make(tmp_path / "data", 6, np.uint16)
+    train_and_predict(config(root, tmp_path / "saved", 6, normalization="image"), tmp_path, train_command)
 
 
 def test_channels_are_told_to_everybody_or_refused(tmp_path: Path, train_command: Callable[..., Answer]) -> None:

@@ -313,6 +313,17 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
     return found
 
 
+def first_training_set(config: Mapping[str, Any]) -> Any:
+    """Return the training set of a config in plain values; of several the first, which says how batches are made."""
+    section = config.get("train_loader")
+    return section[0] if isinstance(section, list) and section else section
+
+
+def first_training_path(config: Mapping[str, Any]) -> str:
+    """Return the dotted path of that training set, as ``KEY=VALUE`` has it: "train_loader" or "train_loader.0"."""
+    return "train_loader.0" if isinstance(config.get("train_loader"), list) else "train_loader"
+
+
 def is_list_of_objects(value: Any) -> bool:
     """Whether a config's value is a list whose items have keys, such as several training sets."""
     return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from utils.config import first_training_set
 from utils.errors import UserError
 from utils.flags import CommandParser, add_shared
 
@@ -77,8 +78,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
     mode = args.mode or "single"
     if problems := [*flags_without_effect(args), *values_out_of_range(args)]:
         raise UserError(*problems)
-    loaders = about["config"]["train_loader"]
-    loader = loaders[0] if isinstance(loaders, list) else loaders
+    loader = first_training_set(about["config"])
     crop = args.window or loader["args"].get("crop_size") or WINDOW
     height, width = (crop, crop) if isinstance(crop, int) else crop
     step = 1 if about.get("size") else STRIDE  # an exported graph of one size takes just that

@@ -19,6 +19,7 @@ from dataloader.transforms.chain import (
     build_chain,
 )
 from dataloader.transforms.geometry import as_size
+from utils.config import first_training_set
 from utils.errors import ConfigError
 from utils.predict import Prepare
 from utils.registry import TRANSFORMS
@@ -185,9 +186,7 @@ def validated_chain(resolved: Mapping[str, Any]) -> ChainOptions:
     Raises:
         ConfigError: It cannot be understood.
     """
-    train = resolved["train_loader"]
-    train = train[0] if isinstance(train, list) else train
-    section = resolved.get("val_loader") or train
+    section = resolved.get("val_loader") or first_training_set(resolved)
     problems: list[str] = []
     given = {key: value for key, value in section["args"].items() if key in parameters_of(ChainOptions)}
     chain = ChainOptions(**check_arguments(ChainOptions, given, where="preprocessing", problems=problems))

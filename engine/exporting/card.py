@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import write_text
+from utils.config import first_training_set
 
 MARK = "<!-- written by Segwright's export.py -->"
 
@@ -55,8 +56,7 @@ def card(weights: Path, state: Mapping[str, Any], results: Mapping[str, Any] | N
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     protocol = (results or state)["protocol"]
     arch = state["arch"]["type"]
-    loaders = state["config"]["train_loader"]
-    dataset = protocol.get("dataset") or (loaders[0] if isinstance(loaders, list) else loaders)["type"]
+    dataset = protocol.get("dataset") or first_training_set(state["config"])["type"]
     lines = [
         "---",
         "library_name: segwright",

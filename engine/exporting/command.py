@@ -36,6 +36,7 @@ from engine.exporting.read import Run, load_network, load_run, runner_of, runner
 from engine.exporting.write import metadata_of, write_onnx, write_safetensors, write_torch
 from models.build import build_model
 from utils import checkpoint
+from utils.config import first_training_set
 from utils.errors import ConfigError, UserError
 from utils.find_images import find_images
 from utils.outputs import resize
@@ -265,7 +266,5 @@ def parity_examples(state: Mapping[str, Any], data_dir: Path | None) -> tuple[li
 
 def crop_of(config: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width of training crops, in a resolved config; of a window where training had none."""
-    loaders = config["train_loader"]
-    loader = loaders[0] if isinstance(loaders, list) else loaders
-    crop = loader["args"].get("crop_size") or WINDOW
+    crop = first_training_set(config)["args"].get("crop_size") or WINDOW
     return (crop, crop) if isinstance(crop, int) else (crop[0], crop[1])

@@ -48,6 +48,7 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
         nodes = onnx.load(str(prepared)).graph.node
         convolutions = [node.name for node in nodes if node.op_type == "Conv"]
         names = [node.name for node in nodes]
+        # Of images that are normalized each by itself, statistics lie beyond those of the calibration images.
         normalization = names[: names.index(convolutions[0])]
         quantize_static(
             str(prepared),

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from engine.reporting import figures
+from utils.config import first_training_set
 
 # What else log steps may have: id and title of the chart, and a word in its keys.
 OTHERS = (("gradient", "Gradient norm", "grad"), ("wait", "Waiting for data, share of time", "wait"))
@@ -70,8 +71,7 @@ def merged(each: Mapping[str, Any]) -> dict[str, Any]:
 
 def speed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Images per second between log steps with neither a validation nor a start between them."""
-    loader = content["config"].get("train_loader") or {}
-    loader = loader[0] if isinstance(loader, list) else loader
+    loader = first_training_set(content["config"]) or {}
     batch = loader.get("args", {}).get("batch_size", 0)
     x, y = [], []
     before: Mapping[str, Any] | None = None
