@@ -48,7 +48,7 @@ PER_CLASS = "val/Class_IoU/"
 ABLATIONS: Mapping[str, Sequence[str]] = {  # the recipe's loss is CE + Dice with class weights
     "CE": ('loss={"type":"CrossEntropyLoss2d"}',),
     "CE, class weights": ('loss={"type":"CrossEntropyLoss2d","args":{"class_weights":"sqrt_inv"}}',),
-    "CE + Dice": ('loss={"type":"CE_DiceLoss"}',),
+    "CE + Dice": ('loss={"type":"CE_DiceLoss","args":{"class_weights":null}}',),
     "CE + Lovasz": ('loss=["CrossEntropyLoss2d","LovaszSoftmax"]',),
     "focal": ('loss={"type":"FocalLoss"}',),
     "OHEM": ('loss={"type":"OHEMCrossEntropyLoss"}',),
@@ -244,6 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **{name: ABLATIONS[name] for name in ablations},
         **{name: sets for name, *sets in args.set},
     }
+    log_to()
+    for name in [name for name, sets in variants.items() if sets and override(raw, sets) == raw]:
+        logger.warning("'%s' is the recipe itself, and passed over.", name)
+        del variants[name]
     cases = [Case(*each) for each in itertools.product(variants, args.on, args.seeds)]
     cases.sort(key=lambda case: args.seeds.index(case.seed))  # early runs already say something about all
     # A mistake in the last one is found before the first one has been trained.
@@ -251,7 +255,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {AS_IT_IS: (), **ABLATIONS, **variants}
     found = kept(args.json, raw, known) if args.json else {}
     members = {case: training for case, training in members.items() if case not in found}
-    log_to()
     words = [*train_command(None, str(ROOT / "train.py")), "--config", str(args.recipe)]
     words += ["--set", f"trainer.max_steps={steps}", *(["--device", args.device] if args.device else [])]
     folders = train_all(members, words)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import camvid, camvid_networks, results
 from engine.assemble import build_loaders
 from tests.conftest import ROOT
-from utils.config import load_config
+from utils.config import load_config, override
 from utils.errors import ConfigError
 
 DRIVES = {"0016E5": 5, "0006R0": 3, "0001TP": 2}
@@ -69,9 +69,10 @@ def test_a_drive_is_held_out_whole_and_the_others_train_for_as_many_steps(drive:
 
 
 @pytest.mark.parametrize("path", [camvid.RECIPE, camvid.ROOT / "benchmarks" / "camvid_half.json"])
-def test_every_ablation_is_a_right_config_of_the_recipe(path: Path, data: Path) -> None:
+def test_every_ablation_is_a_right_config_and_none_is_the_recipe(path: Path, data: Path) -> None:
     raw = load_config(path)
     for name, changes in camvid.ABLATIONS.items():
+        assert override(raw, changes) != raw, name
         camvid.member(camvid.Case(name, "0006R0", 0), raw, changes, data, data.parent)
 
 
@@ -81,6 +82,7 @@ def test_every_ablation_is_a_right_config_of_the_recipe(path: Path, data: Path) 
         ([], ["recipe"]),
         (["--ablations"], ["recipe", *camvid.ABLATIONS]),
         (["--ablations", "focal", "--set", "mine", "trainer.ema=null"], ["recipe", "focal", "mine"]),
+        (["--set", "as it is", "trainer.ema=0.995"], ["recipe"]),
     ],
 )
 def test_variants_are_those_that_were_named(
