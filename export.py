@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.exporting.formats import FORMATS, OUTPUTS
 from utils.errors import UserError, one_line, run
+from utils.files import digest
 from utils.flags import CommandParser, add_shared, check_writable, program
 
 if TYPE_CHECKING:  # torch takes two seconds to import; --help need not wait for it
@@ -154,6 +155,7 @@ def report(job: Export, made: Exported) -> int:
     height, width = worst.size
     size = made.path.stat().st_size / 2**20
     print(f"{made.path} ({size:.1f} MiB), compared on images: {made.source}; figures in {job.report}")
+    print(f"sha256: {digest(made.path)}")
     if made.card is not None:
         print(f"model card: {made.card}")
     difference = parity.largest_logit_difference

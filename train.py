@@ -346,10 +346,14 @@ def describe_name(name: str) -> str:
     """
     from engine.config import SHARED_OPTIONS
     from engine.keys import describe_key, find_keys
+    from models.catalogue import describe_weights
     from utils.describe import describe as describe_component
     from utils.describe import find_names, tables
 
-    found = describe_component(name, SHARED_OPTIONS) or (describe_key(name) if name else None)
+    found = describe_component(name, SHARED_OPTIONS)
+    if found is not None:
+        return "\n\n".join([found, *describe_weights(name)])
+    found = describe_key(name) if name else None
     if found is not None:
         return found
     hits = find_names(name) if name else {}

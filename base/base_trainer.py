@@ -63,7 +63,8 @@ class TrainerConfig:
         precision: Arithmetic of training and validation; `auto` is bf16 where the device has it. Weights stay float32.
         compile: Compile the training step with `torch.compile`; a text is its mode.
         channels_last: Keep weights channels last in memory, as images always are; `auto` on CUDA and on a CPU.
-        accumulate: Micro-batches in which a batch is worked through, to save memory; results do not change.
+        accumulate: Micro-batches in which a batch is worked through, to save memory. Learning rate, steps and order of
+            images stay; batch norm, and losses that are not sums over pixels such as Dice, see one at a time.
         activation_checkpointing: Keep only the inputs of a network's blocks, and compute their insides again for the
             gradient: less memory, a third more time, the same results.
         memory_drill: Before the first epoch, take one step and one validation of the largest images, and forget them,

@@ -248,6 +248,8 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> LoaderConfig
         left = reserved if owner == "dataset" else ()
         checked[owner] = check_arguments(owners[owner], given, where=path, reserved=left, problems=problems)
     if len(problems) > found:
+        if len(checked["chain"]) == len(component.args.keys() & known["chain"]):  # each is right, but together?
+            problems += chain_problems(ChainOptions(**checked["chain"]), path)
         return None
     own = fill_defaults(owners["dataset"], checked["dataset"], reserved=reserved)
     loader = LoaderConfig(
@@ -262,9 +264,10 @@ def check_loader(value: Any, *, where: str, problems: list[str]) -> LoaderConfig
 def loader_problems(loader: LoaderConfig, where: str) -> list[str]:
     """What is wrong between the arguments of a loader, which are each right and stand at `where`."""
     splits = dataset_class(loader.type).splits
-    if loader.split is not None and loader.split not in splits:
-        return [f"{where}.split: {loader.type} has no '{loader.split}'. {did_you_mean(loader.split, splits)}"]
     problems = chain_problems(loader.chain, where)
+    if loader.split is not None and loader.split not in splits:
+        wrong = f"{where}.split: {loader.type} has no '{loader.split}'. {did_you_mean(loader.split, splits)}"
+        return [wrong, *problems]
     if loader.chain.reduced_jpeg and loader.batches.cache:
         problems.append(
             f"{where}.reduced_jpeg: has no effect with a cache, which keeps whole images. Remove one of them."

@@ -30,7 +30,7 @@ from dataloader.transforms.preparation import (
 from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections, with_images
 from engine.exporting import read as exported
 from engine.exporting.formats import format_of
-from engine.preflight import check_last_batch, check_parts
+from engine.preflight import check_parts
 from models.build import build_model
 from models.encoder_decoder import EncoderDecoder
 from models.feature_cache import FeatureCache, maps_taken
@@ -176,7 +176,6 @@ def build_trainer(
     if model.lacks_pretrained:
         environment = {**environment, LACKS_PRETRAINED: True}
     check_parts(config, model)
-    check_last_batch(config, model, len(train_loader.view))
     if config.use_synch_bn and device.type == "cuda":
         synchronize_norms(model, gpus)
     if begun is None and config.start is not None:
@@ -192,16 +191,17 @@ def build_trainer(
     precision = choose_precision(trainer.precision, device)
     if begun is not None:  # early runs validated in float32 whatever they trained in; figures of a run are to be alike
         precision = begun["protocol"].get("precision", precision)
-    facts = class_facts_of(config)
+    steps = len(train_loader)
+    facts = facts_of(config, total_steps=trainer.total_steps(steps), steps_per_epoch=steps)
+    counted = {}
     if needs_class_pixels(config.loss, facts["any_of"]):
-        facts["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
-    criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts).to(device)
+        counted["class_pixels"] = class_pixels(train_loader.view, config.train.batches.num_workers)
+    criterion = build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts, **counted)
     # A fused SGD that skips an overflowing step leaves its momentum to whatever was in memory.
     fused = device.type == "cuda" and trainer.precision != "fp16"
     optimizer = build_optimizer(config.optimizer, model, where="optimizer", fused=fused)
-    steps = len(train_loader)
-    total = trainer.total_steps(steps)
-    schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+    schedule = build_scheduler(config.lr_scheduler, optimizer, where="lr_scheduler", **facts)
+    schedule.check_length(facts["total_steps"], where="lr_scheduler")
     if config.arch.options.freeze_backbone == "cached":
         keep_features(config, model)
     return Trainer(
@@ -209,7 +209,7 @@ def build_trainer(
         run_dir,
         model=model,
         network=network,
-        criterion=criterion,
+        criterion=criterion.to(device),
         optimizer=optimizer,
         schedule=schedule,
         train_loader=train_loader,
@@ -281,11 +281,23 @@ def uses_channels_last(config: TrainerConfig, device: torch.device, *, begun: bo
     return device.type in ("cuda", "cpu")
 
 
-def class_facts_of(config: RunConfig) -> dict[str, Any]:
-    """Give what a config says of the classes, for what asks about them."""
+def facts_of(config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """Give what a loss or a schedule may ask for, see `utils.registry.FACTS`.
+
+    Args:
+        config: A checked config.
+        total_steps: Optimizer steps in the whole run.
+        steps_per_epoch: Optimizer steps in an epoch.
+    """
     classes = config.classes
-    any_of = [unsure.classes for unsure in classes.any_of]
-    return {"num_classes": len(classes), "class_names": classes.names, "any_of": any_of}
+    return {
+        "num_classes": len(classes),
+        "class_names": classes.names,
+        "any_of": [unsure.classes for unsure in classes.any_of],
+        "total_steps": total_steps,
+        "steps_per_epoch": steps_per_epoch,
+        "seed": config.seed,
+    }
 
 
 def loss_of(config: RunConfig) -> Any:

@@ -33,6 +33,8 @@ def check_run(config: RunConfig, *, everything: bool = False) -> Iterator[str]:
         if loader is not None:
             kind = "training" if loader.training else "validation"
             if loader.training:
+                dry_run.check_schedule(config, len(loader))
+                preflight.check_last_batch(config, len(loader.view), needs_batch=dry.needs_batch)
                 preflight.check_sizes(config, loader)
             found = check_samples(loader.view, everything=True) if everything else look_at(loader.view)
             if loader.training:

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from base.base_model import BaseModel
-from engine.assemble import build_loaders, build_network, class_facts_of, loss_of
+from engine.assemble import build_loaders, build_network, facts_of, loss_of
 from engine.config import RunConfig
 from engine.preflight import check_parts
+from models.weights import check_pretrained
 from utils import distributed
 from utils.activation_checkpointing import blocks_of, checkpoint_activations
 from utils.errors import ConfigError
 from utils.losses.criterion import build_criterion
-from utils.lr_scheduler import build_scheduler
+from utils.lr_scheduler import Schedule, build_scheduler
 from utils.optimizers import build_optimizer
 
 
@@ -33,6 +35,7 @@ class DryRun:
         activation_bytes: What the forward pass of one part keeps for the backward pass.
         image_size: Height and width of the images assumed.
         unused: Whether some trained parameters take no part in the output.
+        needs_batch: Whether training needs two images in each part of a step, see `BaseModel`.
     """
 
     parameters: int
@@ -41,6 +44,7 @@ class DryRun:
     activation_bytes: int
     image_size: tuple[int, int]
     unused: bool
+    needs_batch: bool
 
 
 def check_training(config: RunConfig, model: BaseModel) -> None:
@@ -49,10 +53,11 @@ def check_training(config: RunConfig, model: BaseModel) -> None:
     Raises:
         ConfigError: A class or a part of the model does not exist, or torch refuses an argument.
     """
-    facts = {**class_facts_of(config), "class_pixels": [1] * len(config.classes)}
-    build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", **facts)
+    facts = facts_of(config, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)
+    pixels = [1] * len(config.classes)
+    build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", class_pixels=pixels, **facts)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
-    build_scheduler(config.lr_scheduler, optimizer, total_steps=config.trainer.max_steps or 1000, steps_per_epoch=10)
+    build_scheduler(config.lr_scheduler, optimizer, where="lr_scheduler", **facts)
 
 
 def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
@@ -68,18 +73,35 @@ def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
         raise ConfigError("lr_scheduler: ReduceLROnPlateau depends on results. --draw-schedule needs another type.")
     steps = len(build_loaders(config)[0])
     total = config.trainer.total_steps(steps)
-    with torch.device("meta"):
-        model = build_network(config, load_weights=False)
-    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
-    rates: dict[str, list[tuple[int, float]]] = {group["name"]: [] for group in optimizer.param_groups}
     with warnings.catch_warnings():  # torch's own schedulers miss the steps of the optimizer
         warnings.simplefilter("ignore", UserWarning)
-        schedule = build_scheduler(config.lr_scheduler, optimizer, total_steps=total, steps_per_epoch=steps)
+        optimizer, schedule = _scheduled(config, steps)
+        rates: dict[str, list[tuple[int, float]]] = {group["name"]: [] for group in optimizer.param_groups}
         for step in sorted({*range(0, total, -(-total // 2000)), total - 1}):
             schedule.apply(optimizer, step)
             for group in optimizer.param_groups:
                 rates[group["name"]].append((step, float(group["lr"])))
     return rates
+
+
+def check_schedule(config: RunConfig, steps_per_epoch: int) -> None:
+    """Refuse a schedule that ends before the run does.
+
+    Raises:
+        ConfigError: It does.
+    """
+    _scheduled(config, steps_per_epoch)
+
+
+def _scheduled(config: RunConfig, steps_per_epoch: int) -> tuple[Optimizer, Schedule]:
+    """Make the optimizer of a network without memory, and the schedule of the whole run."""
+    with torch.device("meta"):
+        model = build_network(config, load_weights=False)
+    optimizer = build_optimizer(config.optimizer, model, where="optimizer")
+    facts = facts_of(config, total_steps=config.trainer.total_steps(steps_per_epoch), steps_per_epoch=steps_per_epoch)
+    schedule = build_scheduler(config.lr_scheduler, optimizer, where="lr_scheduler", **facts)
+    schedule.check_length(facts["total_steps"], where="lr_scheduler")
+    return optimizer, schedule
 
 
 class ActivationMeter:
@@ -121,6 +143,7 @@ def dry_run(config: RunConfig) -> DryRun:
     with torch.device("meta"):
         model = build_network(config, load_weights=False)
     check_parts(config, model)
+    check_pretrained(model, config.arch.options.pretrained, where="arch.args.pretrained")
     check_training(config, model)
     size = config.train.chain.crop or (512, 512)
     count = config.train.batches.batch_size // (config.trainer.accumulate * distributed.world_size())
@@ -154,6 +177,7 @@ def dry_run(config: RunConfig) -> DryRun:
         activation_bytes=meter.bytes,
         image_size=size,
         unused=has_unused(parameters, [output.logits, *output.aux, *output.edges, *output.masks, *output.mask_classes]),
+        needs_batch=model.needs_batch,
     )
 
 

@@ -61,15 +61,20 @@ def check_parts(config: RunConfig, model: BaseModel) -> None:
         )
 
 
-def check_last_batch(config: RunConfig, model: BaseModel, images: int) -> None:
+def check_last_batch(config: RunConfig, images: int, *, needs_batch: bool) -> None:
     """Refuse an epoch's last batch if it is too small for batch norm behind global pooling.
+
+    Args:
+        config: A checked config.
+        images: Of an epoch.
+        needs_batch: Whether the model has such norms, see `BaseModel`.
 
     Raises:
         ConfigError: A part of it has one image.
     """
     last, parts = images % config.train.batches.batch_size, config.trainer.accumulate
     kept = config.train.batches.drop_last is False and config.arch.options.freeze_bn is not True
-    if kept and model.needs_batch and 0 < last < 2 * parts:
+    if kept and needs_batch and 0 < last < 2 * parts:
         raise ConfigError(
             f"train_loader.args.drop_last: the last batch of an epoch has {last} of {images} images, and "
             f"{config.arch.type} needs 2 in each part of a step. Set it to true, or use another batch_size."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,8 +18,9 @@ from engine.config import RunConfig
 from engine.reporting.collect import WorstImages
 from engine.reporting.figures import curves_picture
 from engine.reporting.write import measure_run, results_of_images, write_run_report
+from models.weights import backbones_of
 from trainer import Trainer
-from utils import checkpoint, run_folder
+from utils import checkpoint, distributed, run_folder
 from utils.checkpoint import Checkpoint
 from utils.classes import ClassTable
 from utils.errors import Stopped
@@ -32,6 +35,8 @@ EXAMPLES = 8  # predictions that it leaves on disk: the worst
 ROWS = 4  # of them in predictions.png
 CLEAR_GAIN = 0.02  # in mean IoU; less is no proof that a model looks at the images
 NOT_FETCHED = 'backbone starts from random numbers: the weights that "pretrained" asks for could not be downloaded'
+FEW = 4  # images
+SYNCHRONIZED = (nn.SyncBatchNorm, SynchronizedBatchNorm)
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
 
 
@@ -39,11 +44,40 @@ def notes(config: RunConfig, trainer: Trainer) -> list[str]:
     """List what a reader of the figures should know."""
     found = []
     random = not config.arch.options.pretrained or trainer.model.lacks_pretrained
-    if trainer.model.backbone_modules() and random and config.init_from is None:
+    published = any(backbone.weights for backbone in backbones_of(trainer.model))
+    if published and random and config.init_from is None:
         found.append(NOT_FETCHED if config.arch.options.pretrained else RANDOM_START)
-    synchronized = (nn.SyncBatchNorm, SynchronizedBatchNorm)
-    if config.use_synch_bn and not any(isinstance(module, synchronized) for module in trainer.model.modules()):
+    synchronized = any(isinstance(module, SYNCHRONIZED) for module in trainer.model.modules())
+    if config.use_synch_bn and not synchronized:
         found.append("use_synch_bn: no effect, since it takes more than one GPU and there is one, or none")
+    return [*found, *notes_on_parts(config, trainer, synchronized=synchronized)]
+
+
+def notes_on_parts(config: RunConfig, trainer: Trainer, *, synchronized: bool) -> list[str]:
+    """Say what sees only a part of each batch, and so makes figures differ from those of a batch in one part.
+
+    Args:
+        config: A checked config.
+        trainer: Of the run.
+        synchronized: Whether batch norms see the parts of all processes.
+    """
+    whole, processes = trainer.batch_size, distributed.world_size()
+    part = whole // (config.trainer.accumulate * processes)  # what a loss sees
+    threads = len(getattr(trainer.network, "device_ids", None) or [0])
+    seen = part * processes if synchronized else part // threads  # what a batch norm sees
+    has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.model.modules())
+    trains_norm = has_norm and config.arch.options.freeze_bn is not True
+    found = []
+    if trains_norm and seen < FEW:
+        found.append(
+            f"batch norm sees {seen} {'image' if seen == 1 else 'images'} at a time, and its statistics are noisy "
+            f"below {FEW}: raise batch_size, lower accumulate, or set arch.args.freeze_bn"
+        )
+    partial = [type(loss).__name__ for loss in trainer.criterion.losses if not loss.additive and part < whole]
+    partial += ["batch norm"] if trains_norm and seen < whole else []
+    if partial:
+        what = " and ".join(partial)
+        found.append(f"computed of parts of a batch, not of all its {whole} images: {what}; figures differ a little")
     return found
 
 
@@ -74,11 +108,14 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
     run_dir, val_loader = trainer.run_dir, loaders[1]
     used = kept_checkpoint(run_dir)
     state = checkpoint.load_run(used)
-    results = figures(config, trainer, used, state.get("confusion_matrix"))
+    matrix = state.get("confusion_matrix")
+    results = figures(config, trainer, used, matrix)
     if val_loader is not None:
         results["location_prior"] = {"Mean_IoU": location_prior(loaders[0].view, val_loader.view)}
     try:
         (run_dir / "curves.png").write_bytes(curves_picture(trainer.history))
+        if matrix is not None:
+            write_confusion(run_dir / "confusion.csv", config.classes.names, matrix)
         measured = None
         if val_loader is not None:
             predictor = best_predictor(trainer, used, state)
@@ -92,6 +129,15 @@ def write(config: RunConfig, trainer: Trainer, loaders: tuple[Loader, Loader | N
         raise Stopped(f"{run_dir}: {what}. Free some space and --resume; {used} is complete") from None
     run_folder.write_json(run_dir / "results.json", results)
     report(results, config, run_dir)
+
+
+def write_confusion(path: Path, names: Sequence[str], matrix: Tensor) -> None:
+    """Write pixels by true class, a row each, and predicted class, a column each: `matrix` (C, C), as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["true, then predicted", *names])
+    table.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def kept_checkpoint(run_dir: Path) -> Path:

@@ -17,7 +17,7 @@ from base.base_dataloader import Loader
 from base.base_trainer import TimeLimit, Writer
 from engine import assemble, dry_run, results
 from engine.config import RunConfig, validating_as_begun
-from engine.preflight import check_data, check_workers, memory_check, raise_file_limit
+from engine.preflight import check_data, check_last_batch, check_workers, memory_check, raise_file_limit
 from engine.reporting.recorder import note_stop
 from engine.reporting.write import record_run
 from engine.resume import Resume, set_aside_later
@@ -111,6 +111,7 @@ def preflight(
     raise_file_limit()
     dry = dry_run.dry_run(config)
     loaders = assemble.build_loaders(config, pin_memory=device.type == "cuda")
+    check_last_batch(config, len(loaders[0].view), needs_batch=dry.needs_batch)
     check_workers(config, loaders[0])
     return Session(config=config, device=device, loaders=loaders, dry=dry, modules=modules, resume=resume, gpus=gpus)
 

@@ -11,16 +11,18 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import torch
 from torch import nn
 
-from base.base_model import Backbone, FeatureShape
+from base.base_model import Backbone, BaseModel, FeatureShape
 from models.backbones.timm_encoders import TimmEncoder
 from models.build import ModelOptions, build_model
-from models.costs import read_costs
+from models.costs import networks, read_costs
+from models.weights import backbones_of, license_of
 from utils.describe import summary
+from utils.errors import ConfigError
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
 from utils.schema import EMPTY, Component, describe_arguments, parameters_of, show, spell
 
@@ -65,11 +67,6 @@ Necks: {neck_names}. Heads: {head_names}.
 STRIDES = (32, 16, 8, 4, 2)
 NUM_CLASSES = 21
 COSTS = ("multiply-adds, 512x512", "1024x2048")
-LICENSES = {  # as timm states them
-    "timm/xception41.tf_in1k": "Apache-2.0",
-    "timm/xception65.tf_in1k": "Apache-2.0",
-    "timm/xception71.tf_in1k": "Apache-2.0",
-}
 ROOT = Path(__file__).parent.parent
 VERIFIED = ROOT / "docs" / "verified.json"  # written by tests/test_zoo.py
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"
@@ -160,9 +157,21 @@ def _public_weights(backbone: Backbone) -> tuple[str, str]:
     """The public weights that fit, and their license."""
     if backbone.weights is None:
         return "–", "–"
-    if "/" not in backbone.weights:
-        return f"torchvision/{backbone.weights}", "not stated"
-    return backbone.weights, LICENSES[backbone.weights]
+    name = backbone.weights if "/" in backbone.weights else f"torchvision/{backbone.weights}"
+    return name, license_of(backbone.weights)
+
+
+def describe_weights(name: str) -> list[str]:
+    """Say which public weights the model or backbone `name` can start from, by default, and under which license."""
+    if name not in BACKBONES and name not in MODELS:
+        return []
+    try:
+        _, network = next(networks([name]))
+    except ConfigError:  # an argument has no default, or timm is not installed
+        return []
+    found = [network] if isinstance(network, Backbone) else backbones_of(cast("BaseModel", network))
+    named = dict(_public_weights(backbone) for backbone in found if backbone.weights)
+    return [f"public weights: {weights}, license: {license}" for weights, license in named.items()]
 
 
 def _speeds() -> dict[str, float]:

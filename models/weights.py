@@ -24,6 +24,12 @@ logger = logging.getLogger("segwright")
 
 PATIENCE = 3.0  # seconds to wait for a server's first answer
 CLASSIFIER = ("fc.", "classifier.")  # what follows the features in classification networks
+LICENSES = {  # as timm states them
+    "timm/xception41.tf_in1k": "Apache-2.0",
+    "timm/xception65.tf_in1k": "Apache-2.0",
+    "timm/xception71.tf_in1k": "Apache-2.0",
+}
+NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,52 @@ def load_pretrained(model: BaseModel, pretrained: bool | Literal["required"] | P
         return []
 
 
-def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: str) -> list[LoadReport]:
-    backbones = [module for module in model.backbone_modules() if isinstance(module, Backbone)]
+def check_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: str) -> None:
+    """Refuse `pretrained` where there is nothing to load into, or where nobody publishes what would fit; reads no file.
+
+    Raises:
+        ConfigError: So it is.
+    """
+    if not pretrained:
+        return
+    backbones = backbones_of(model)
     if not backbones:
         raise ConfigError(f"{where}: this model has no backbone that could be pretrained. Set it to false.")
-    found = []
+    if not isinstance(pretrained, Path) and any(backbone.weights is None for backbone in backbones):
+        raise ConfigError(
+            f"{where}: no public weights are known for this backbone as it is configured. "
+            f"Give the path of a state dict, or false."
+        )
+
+
+def backbones_of(model: BaseModel) -> list[Backbone]:
+    """List the backbones of `model`; a network in one piece has none."""
+    return [module for module in model.backbone_modules() if isinstance(module, Backbone)]
+
+
+def license_of(weights: str) -> str:
+    """Return the license of public weights as who publishes them states it.
+
+    Args:
+        weights: As a backbone names them: torchvision's by their name alone, timm's as ``timm/NAME``.
+
+    Raises:
+        ConfigError: timm is needed to tell, and is not installed.
+    """
+    if weights in LICENSES or not weights.startswith("timm/"):
+        return LICENSES.get(weights, NOT_STATED)
+    published = import_timm(weights, where="pretrained").get_pretrained_cfg(weights.removeprefix("timm/"))
+    return published.license or NOT_STATED if published else NOT_STATED
+
+
+def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: str) -> list[LoadReport]:
+    check_pretrained(model, pretrained, where=where)
+    backbones, found = backbones_of(model), []
     for backbone in backbones:  # all are read before one is changed
         if isinstance(pretrained, Path):
             found.append((str(pretrained), read_state(pretrained, where=where)))
         else:
-            found.append(_public_state(backbone.weights, where=where))
+            found.append(_public_state(str(backbone.weights), where=where))
     reports = []
     for backbone, (source, state) in zip(backbones, found, strict=True):
         reports.append(load_backbone(backbone, state, source=source, where=where))
@@ -99,7 +141,7 @@ def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: 
 def _compare_with_published(model: BaseModel, name: str) -> None:
     """Say under which license timm's weights `name` are; warn where they are used to another normalization."""
     published = import_timm(f"timm/{name}", where="pretrained").get_pretrained_cfg(name)
-    logger.info("license of timm/%s: %s", name, published.license or "not stated")
+    logger.info("license of timm/%s: %s", name, license_of(f"timm/{name}"))
     if not isinstance(model.normalize, Normalize):
         return
     for ours, theirs in ((model.normalize.mean, published.mean), (model.normalize.std, published.std)):
@@ -224,12 +266,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {rename(key): value for key, value in state.items()}
 
 
-def _public_state(name: str | None, *, where: str) -> tuple[str, dict[str, Tensor]]:
-    if name is None:
-        raise ConfigError(
-            f"{where}: no public weights are known for this backbone as it is configured. "
-            f"Give the path of a state dict, or false."
-        )
+def _public_state(name: str, *, where: str) -> tuple[str, dict[str, Tensor]]:
     if name.startswith("timm/"):
         return _timm_state(name.removeprefix("timm/"), where=where)
     url = public_url(name)

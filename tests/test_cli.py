@@ -109,6 +109,7 @@ WRONG = {  # changes of a config, and how each line of the answer begins
     "name of TensorBoard's folder": ({"name": "runs"}, ['name: "runs" cannot name a folder of runs.']),
     "empty name": ({"name": ""}, ['name: "" cannot name a folder of runs.']),
     "blank name": ({"name": " "}, ['name: " " cannot name a folder of runs.']),
+    "dots in the name": ({"name": "a..b"}, ['name: "a..b" cannot name a folder of runs.']),
     "dots as name": ({"name": ".."}, ['name: ".." cannot name a folder of runs.']),
     "NUL in the name": ({"name": "a\0b"}, ['name: "a\\u0000b" cannot name a folder of runs.']),
     "newline in the name": ({"name": "a\nerror: x"}, ['name: "a\\nerror: x" cannot name a folder of runs.']),
@@ -136,6 +137,10 @@ WRONG = {  # changes of a config, and how each line of the answer begins
         ["ignore_index: 7 is no class of 0..2. Use a class, or 255 for void only."],
     ),
     "ignore_index below -1": ({"ignore_index": -2}, ["ignore_index: expected int of at least -1"]),
+    "contradictions beside an unknown key": (
+        {f"{LOADER}.val": True, f"{LOADER}.batchsize": 2},
+        [f"{LOADER}.batchsize: unknown key.", f'{LOADER}.val: contradicts "augment": true.'],
+    ),
     "augment and val": ({f"{LOADER}.val": True}, [f'{LOADER}.val: contradicts "augment": true.']),
     "augmentation without augment": (
         {f"{LOADER}.augment": False, f"{LOADER}.rotate": False, f"{LOADER}.base_size": None},
@@ -403,6 +408,14 @@ def test_everything_registered_is_listed_and_described(train_command):
             assert described.out.startswith(f"{name} (")
 
 
+def test_a_description_names_public_weights_and_their_license(train_command):
+    for name, weights in {"resnet18": "torchvision/resnet18", "xception65": "timm/xception65.tf_in1k"}.items():
+        out = train_command("--describe", name).out
+        assert f"public weights: {weights}, license: " in out
+    assert "public weights: torchvision/resnet" in train_command("--describe", "PSPNet").out
+    assert "public weights: " not in train_command("--describe", "UNet").out
+
+
 def test_a_description_says_types_defaults_and_meanings(train_command):
     out = train_command("--describe", "Squares", *TINY).out
     assert "length: int = 11" in out
@@ -584,7 +597,7 @@ def test_the_start_of_a_run_says_what_is_trained(finished_run):
     log = (finished_run / "train.log").read_text()
     assert "M parameters" in log
     assert '"batch_size": 2' in log
-    assert "published figures need" in log
+    assert "batch norm sees 2 images at a time" in log
     assert tiny_config(finished_run)["name"] in log
 
 

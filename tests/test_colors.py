@@ -9,7 +9,7 @@ from dataloader.datasets.folder import Folder
 from dataloader.datasets.synthetic import Synthetic
 from tests.conftest import HOME
 from utils.classes import ClassTable, default_colors, distinct_colors
-from utils.visualize import overlay
+from utils.visualize import colorize, overlay, void_color
 
 # What red-blind and green-blind people see of linear RGB (Machado, Oliveira and Fernandes 2009, table 1, severity 1).
 BLIND = {
@@ -73,6 +73,15 @@ def test_an_overlay_shows_the_image_where_there_is_only_background() -> None:
     shown = overlay(image, labels, folder("background", "road"))
     np.testing.assert_array_equal((shown == image).all(axis=-1), labels != 1)
     assert (overlay(image, labels, folder("sky", "road"))[1:2] != image[1:2]).any()
+
+
+def test_void_has_a_color_that_no_class_has() -> None:
+    assert void_color(folder("background", "road")) == (255, 255, 255)
+    own = ((255, 255, 255), (250, 10, 250), (0, 0, 0))
+    table = Folder.class_table(classes=[{"name": str(i), "color": list(color)} for i, color in enumerate(own)])
+    assert void_color(table) == (160, 160, 160)
+    labels = np.array([[0, 1, 2, 255]], np.uint8)
+    assert len({tuple(color) for color in colorize(labels, table)[0].tolist()}) == 4
 
 
 def test_colors_that_are_standards_stay() -> None:

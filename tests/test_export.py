@@ -607,7 +607,9 @@ def test_the_model_card_has_the_figures_of_the_run_and_spares_the_readme_of_othe
     card = (tmp_path / "README.md").read_text()
     assert f"| Mean_IoU | {results['metrics']['val/Mean_IoU']:.4f} |" in card
     assert "| 1 | square | `#fac800` |" in card
-    assert hashlib.sha256((tmp_path / "best_model.safetensors").read_bytes()).hexdigest() in card
+    checksum = hashlib.sha256((tmp_path / "best_model.safetensors").read_bytes()).hexdigest()
+    assert f"sha256: {checksum}\n" in answer.out
+    assert checksum in card
     (tmp_path / "README.md").write_text("mine")
     assert export_command("-m", tmp_path / "best_model.pth", "-f", "safetensors").status == 0
     assert (tmp_path / "README.md").read_text() == "mine"

@@ -160,6 +160,20 @@ def test_torchs_schedulers_resume_where_they_were(name, tmp_path):
         optimizer.step()
 
 
+def test_a_schedule_of_torch_that_ends_before_the_run_is_refused_before_it_begins():
+    config = {"type": "OneCycleLR", "args": {"max_lr": 0.1, "total_steps": 3}, "per": "step"}
+    assert len(rates(config, 4)) == 4
+    with pytest.raises(ValueError, match="Tried to step 4 times"):
+        rates(config, 5)
+    for total, per in ((4, "step"), (11, "epoch"), (5, "step"), (17, "epoch")):
+        schedule = build_scheduler({**config, "per": per}, make_optimizer(), total_steps=total, steps_per_epoch=4)
+        if total in (4, 11):
+            schedule.check_length(total, where="lr_scheduler")
+            continue
+        with pytest.raises(ConfigError, match=rf"^lr_scheduler\.args: OneCycleLR ends after 3 {per}s, and .* takes 4"):
+            schedule.check_length(total, where="lr_scheduler")
+
+
 def test_a_plateau_is_seen_at_validations_only():
     optimizer = make_optimizer()
     config = {"type": "ReduceLROnPlateau", "args": {"patience": 0, "mode": "max"}}

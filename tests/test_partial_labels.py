@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataloader.build import build_dataset
 from dataloader.label_statistics import class_pixels, look_at
-from engine.assemble import build_loaders, class_facts_of
+from engine.assemble import build_loaders, facts_of
 from engine.check import check_config
 from engine.config import training_sections
 from tests.test_losses import value_and_gradient
@@ -381,7 +381,7 @@ def test_sets_with_other_classes_are_joined_by_name(tmp_path):
     scenes(tmp_path / "data")
     config = check_config(halves(tmp_path))
     assert config.classes.names == ("square", "dot", "ground", "line")
-    assert class_facts_of(config)["any_of"] == [(2, 3), (0, 1, 2)]
+    assert facts_of(config, total_steps=1, steps_per_epoch=1)["any_of"] == [(2, 3), (0, 1, 2)]
     resolved = json.loads(json.dumps(config.to_json()))
     assert check_config(resolved) == config
     train, val = build_loaders(config)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dataloader.transforms.chain import ChainOptions, ResizeOptions, build_chain
-from dataloader.transforms.preparation import Preparation, preparation_of, read_preparation
+from dataloader.transforms.preparation import Preparation, preparation_of, read_preparation, training_crop
 from inference import load
 from tests.conftest import call
 from tests.test_inference import draw
@@ -126,6 +126,20 @@ def test_what_the_network_sees_is_to_the_bit_what_it_saw_in_validation(size, opt
 def test_a_crop_of_validation_is_a_scale_for_whole_images():
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     assert preparation_of(ChainOptions(val=True, crop_size=(80, 60)))(image).shape == (80, 120, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        ({"crop_size": 48}, (48, 48)),
+        ({"transforms": [{"type": "RandomCrop", "args": {"size": [40, 56]}}]}, (40, 56)),
+        ({"transforms": [{"type": "ShortSide", "args": {"size": 40}}]}, None),
+        ({"transforms": [{"type": "OfAModuleThatWasNotImported"}]}, None),
+        ({}, None),
+    ],
+)
+def test_windows_are_as_large_as_what_training_saw(args, size):
+    assert training_crop({"train_loader": [{"type": "Folder", "args": {"data_dir": "x", **args}}]}) == size
 
 
 def test_what_is_random_in_validation_is_not_repeated():

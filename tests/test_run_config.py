@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 
 import dataloader.build as dataloader_build
 import models.build as models_build
-from engine import check
+from dataloader.label_statistics import class_pixels
+from engine import check, results
 from engine.assemble import build_loaders, build_network, build_trainer, validation_protocol
 from engine.check import check_config
 from engine.config import RunConfig, evaluation_data, evaluation_section, meaning_of, result_keys
@@ -21,11 +23,13 @@ from engine.dry_run import dry_run
 from engine.preflight import check_weights
 from tests.conftest import HOME
 from tests.tiny import tiny_config
+from trainer import Trainer
 from utils import registry, schema
 from utils.errors import ConfigError
 from utils.losses.cross_entropy import CrossEntropyLoss2d
+from utils.lr_scheduler import Constant
 from utils.protocol import EvaluationProtocol
-from utils.registry import LOSSES
+from utils.registry import LOSSES, SCHEDULERS, TRANSFORMS
 from utils.schema import check_arguments
 
 
@@ -192,6 +196,114 @@ def test_a_loss_that_names_the_ignored_label_is_given_it(monkeypatch: pytest.Mon
     for ignore_index in (255, -1, 0):  # whatever a config calls void, labels arrive with 255
         dry_run(checked(loss="NamesIgnored", ignore_index=ignore_index))
     assert set(given) == {255}
+
+
+class AsksForAll(CrossEntropyLoss2d):
+    """Cross entropy that asks for every fact that a loss may ask for."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: tuple[str, ...],
+        class_pixels: list[int],
+        total_steps: int,
+        steps_per_epoch: int,
+        seed: int,
+        where: str,
+    ) -> None:
+        super().__init__()
+        self.told = (num_classes, class_names, list(class_pixels), total_steps, steps_per_epoch, seed, where)
+
+
+class OfThisRun(Constant):
+    """A schedule that asks for what a loss may ask for, but for pixels."""
+
+    def __init__(self, total_steps: int, steps_per_epoch: int, seed: int, num_classes: int) -> None:
+        super().__init__(steps_per_epoch)
+        self.told = (total_steps, steps_per_epoch, seed, num_classes)
+
+
+def built(config: RunConfig, folder: Path) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return build_trainer(config, folder, torch.device("cpu"), loaders=build_loaders(config), environment={})
+
+
+def test_a_loss_and_a_schedule_are_told_what_the_page_says_they_may_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES._entries, "AsksForAll", AsksForAll)
+    monkeypatch.setitem(SCHEDULERS._entries, "OfThisRun", OfThisRun)
+    config = checked(loss="AsksForAll", lr_scheduler="OfThisRun", seed=7)
+    dry_run(config)
+    trainer = built(config, tmp_path / "run")
+    (loss,) = trainer.criterion.losses
+    names = config.classes.names
+    pixels = class_pixels(trainer.train_loader.view, 0)
+    assert loss.told == (3, names, list(pixels), 15, 5, 7, "loss.args")
+    assert sum(pixels) > 100
+    assert trainer.schedule.told == (15, 5, 7, 3)
+
+
+def test_a_fact_that_a_kind_is_not_told_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class KnowsClasses:
+        """A transform that asks for what no transform is told."""
+
+        num_classes: int
+
+        def __call__(self, image: Any, label: Any, rng: Any) -> Any:
+            return image, label
+
+    monkeypatch.setitem(TRANSFORMS._entries, "KnowsClasses", KnowsClasses)
+    section = {"type": "Squares", "args": {"length": 4, "batch_size": 1, "transforms": [{"type": "KnowsClasses"}]}}
+    wanted = r"train_loader\.args\.transforms\[0\]: KnowsClasses asks for 'num_classes', which no transform is told"
+    with pytest.raises(ConfigError, match=wanted):
+        checked(train_loader=section)
+
+
+@pytest.mark.parametrize(
+    ("arch", "problem"),
+    [
+        ({"type": "EncoderDecoder", "args": {"backbone": "mscan_t", "head": "FCNHead"}}, "no public weights are known"),
+        ("UNet", "UNet has no backbone"),
+    ],
+)
+def test_weights_that_nobody_publishes_are_refused_before_training(arch: Any, problem: str) -> None:
+    raw = tiny_config(Path("saved"))
+    raw["arch"] = {"type": arch, "args": {}} if isinstance(arch, str) else arch
+    raw["arch"]["args"]["pretrained"] = True
+    with pytest.raises(ConfigError, match=rf"arch\.args\.pretrained: {problem}"):
+        dry_run(check_config(raw))
+
+
+def test_notes_name_what_sees_a_part_of_a_batch_only(tmp_path: Path) -> None:
+    trainer = tiny_config(tmp_path)["trainer"]
+    loader = tiny_config(tmp_path)["train_loader"]
+    loader["args"]["batch_size"] = 8
+
+    def notes(number: int, **changes: Any) -> str:
+        config = check_config(tiny_config(tmp_path, train_loader=loader, **changes))
+        return "\n".join(results.notes(config, built(config, tmp_path / str(number))))
+
+    assert notes(0, loss="DiceLoss") == ""
+    in_parts = {**trainer, "accumulate": 4}
+    found = notes(1, loss="DiceLoss", trainer=in_parts)
+    assert "batch norm sees 2 images at a time, and its statistics are noisy below 4" in found
+    assert "not of all its 8 images: DiceLoss and batch norm" in found
+    arch = tiny_config(tmp_path)["arch"]
+    frozen = {**arch, "args": {**arch["args"], "freeze_bn": True}}
+    assert notes(2, loss="CrossEntropyLoss2d", trainer=in_parts, arch=frozen) == ""
+    assert "batch norm sees" not in notes(3, trainer={**trainer, "accumulate": 2})
+
+
+def test_only_a_backbone_of_public_weights_is_said_to_need_them(tmp_path: Path) -> None:
+    raw = tiny_config(tmp_path)
+    said = []
+    for width in (0.125, 1):
+        raw["arch"]["args"]["backbone"]["args"]["width_mult"] = width
+        config = check_config(raw)
+        said.append(results.RANDOM_START in results.notes(config, built(config, tmp_path / str(width))))
+    assert said == [False, True]
 
 
 @pytest.mark.parametrize("wrapped", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])

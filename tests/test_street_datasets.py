@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import types
@@ -17,6 +18,7 @@ from dataloader.datasets.ade20k import ADE20K
 from dataloader.datasets.cityscapes import CityScapes
 from dataloader.datasets.cocostuff import COCO, UNUSED_IDS
 from dataloader.datasets.deepscene import DeepScene
+from dataloader.datasets.voc import VOC
 from engine.check import check_config
 from tests.conftest import HOME
 from utils.classes import IGNORE
@@ -66,6 +68,36 @@ def facts(name: str) -> dict:
     if not path.is_file():
         pytest.skip("needs the tables of facts beside the checkout")
     return json.loads(path.read_text())
+
+
+# Names, colors, values in files, means and deviations, once they had been compared with what was published.
+DIGESTS = {
+    "CityScapes": "73fa4423c8c2cc26",
+    "Cityscapes": "73fa4423c8c2cc26",
+    "ADE20K": "765098c54b4061f2",
+    "ADE20K 151": "fb9f3b11459ce19f",
+    "COCO": "12cb8807fb768ab8",
+    "COCO 182": "613ed14859747251",
+    "DeepScene": "767126387fc6e73c",
+    "VOC": "0385465cce23c2b4",
+    "CamVid": "8134a2b1880ae0da",
+    "Synthetic": "1b27b1775a79f56f",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_was_published_is_not_changed_by_accident(name: str) -> None:
+    data = DATASETS[name.split()[0]].func
+    table = data.class_table(**TABLES[name])
+    facts = [table.names, table.colors, table.raw_ids, table.void_ids, list(data.mean), list(data.std)]
+    assert hashlib.sha256(json.dumps(facts).encode()).hexdigest().startswith(DIGESTS[name])
+
+
+def test_the_colors_of_voc_are_the_bits_of_the_number_dealt_out_to_the_channels() -> None:
+    table = VOC.class_table()
+    for number, color in enumerate(table.colors):
+        channels = [sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+        assert list(color) == channels, table.names[number]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -320,14 +352,18 @@ def test_deepscene_refuses_an_image_without_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("cityscapes", CityScapes), ("ade20k", ADE20K), ("cocostuff", COCO), ("deepscene", DeepScene)]
+    ("name", "data"),
+    [("cityscapes", CityScapes), ("ade20k", ADE20K), ("cocostuff", COCO), ("deepscene", DeepScene), ("voc", VOC)],
 )
 def test_means_are_those_that_were_published(name: str, data: type) -> None:
     published = facts(name)
     assert (list(data.mean), list(data.std)) == (published["mean"], published["std"])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("path", sorted((HOME / "configs").glob("*.json")), ids=lambda path: path.name)
+RECIPES = sorted((HOME / "configs").glob("*.json")) + sorted((HOME / "configs" / "presets").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_but_the_documented_example_says_whether_it_starts_from_imagenet(path: Path) -> None:
     if path.name != "voc_pspnet.json":  # which stands as its authors wrote it
         assert "pretrained" in load_config(path)["arch"]["args"]

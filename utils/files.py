@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ try:
     import fcntl
 except ImportError:  # Windows: no lock, no harm
     fcntl = None  # type: ignore[assignment]
+
+CHUNK = 1 << 20  # bytes read at a time
 
 
 @contextmanager
@@ -68,6 +71,23 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def digest(path: Path, kind: str = "sha256") -> str:
+    """Return the checksum of a file, as ``sha256sum`` prints it.
+
+    Args:
+        path: The file.
+        kind: What `hashlib.file_digest` knows by name.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        found = hashlib.new(kind)
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def lock(file: IO[Any], *, wait: bool = False, at: int = 0) -> None:

@@ -115,6 +115,9 @@ class Schedule(ABC):
         """Momentum (beta 1 of Adam and its kind) for optimizer step number `step`; None leaves it alone."""
         return None
 
+    def check_length(self, total_steps: int, *, where: str) -> None:  # noqa: B027  ours are as long as the run
+        """Refuse a run of `total_steps` that this schedule, which stands at `where` in the config, does not last."""
+
     def after_validation(self, value: float) -> None:  # noqa: B027  most have nothing to do
         """Take note of the monitored `value`. Schedules that are functions of the step do not care."""
 
@@ -284,6 +287,20 @@ class TorchSchedule(Schedule):
             self.scheduler.step()
             self.taken += 1
 
+    def check_length(self, total_steps: int, *, where: str) -> None:
+        """Refuse `OneCycleLR` that ends before the run does: it would raise an error in the middle of training.
+
+        Raises:
+            ConfigError: So it is.
+        """
+        length, needed = getattr(self.scheduler, "total_steps", None), (total_steps - 1) // self.unit
+        if length is not None and length < needed:
+            per = "steps" if self.unit == 1 else "epochs"
+            raise ConfigError(
+                f"{join(where, 'args')}: {type(self.scheduler).__name__} ends after {length} {per}, and the run takes "
+                f"{needed}. Lengthen it, or use OneCycle, which knows how long the run is."
+            )
+
     def factor(self, step: int) -> float:
         raise NotImplementedError("torch's schedulers are not functions of the step")
 
@@ -348,6 +365,7 @@ def build_scheduler(
     total_steps: int,
     steps_per_epoch: int,
     where: str = "lr_scheduler",
+    **facts: Any,
 ) -> Schedule:
     """Build the schedule that an "lr_scheduler" section describes.
 
@@ -357,6 +375,7 @@ def build_scheduler(
         config: A name, ``{"type", "args", "per"}`` or a `SchedulerConfig`.
         total_steps: Optimizer steps in the whole run.
         steps_per_epoch: Optimizer steps in an epoch.
+        facts: What else a schedule of our own may ask for, see `utils.registry.FACTS`.
 
     Raises:
         ConfigError: The section is wrong, or torch refuses the arguments.
@@ -374,7 +393,7 @@ def build_scheduler(
                 f"Take them out of optimizer.parts, or use a schedule such as Poly."
             )
     if _is_ours(checked.type):
-        facts = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+        facts |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
         schedule: Schedule = SCHEDULERS.make(checked.type, checked.args, where=where, **facts)
         return schedule
     try:

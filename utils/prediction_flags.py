@@ -63,12 +63,15 @@ def add_flags(parser: argparse.ArgumentParser, modes: Sequence[str], default: st
     add_shared(group, "--batch-size", ", of one size, or windows (default: 1)", default=1)
 
 
-def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTimeAugmentation:
+def tta_from_args(
+    args: argparse.Namespace, about: Mapping[str, Any], crop: tuple[int, int] | None
+) -> TestTimeAugmentation:
     """Make the test-time augmentation that flags ask for.
 
     Args:
         args: With the flags of `add_flags`.
         about: What the checkpoint says about itself; its training decides the defaults.
+        crop: Height and width of training's crops, for windows; None where they had no size.
 
     Raises:
         UserError: A flag has no effect in this mode, or its value makes no sense.
@@ -79,8 +82,7 @@ def tta_from_args(args: argparse.Namespace, about: Mapping[str, Any]) -> TestTim
     if problems := [*flags_without_effect(args), *values_out_of_range(args)]:
         raise UserError(*problems)
     loader = first_training_set(about["config"])
-    crop = args.window or loader["args"].get("crop_size") or WINDOW
-    height, width = (crop, crop) if isinstance(crop, int) else crop
+    height, width = args.window or crop or (WINDOW, WINDOW)
     step = 1 if about.get("size") else STRIDE  # an exported graph of one size takes just that
     scales: Sequence[float] = (1.0,)
     if mode == "multiscale":

@@ -207,7 +207,14 @@ class Registry(Mapping[str, Factory]):
         given = dict(args)
         if self._is_own(name):
             known = {**CONSTANT_FACTS, **facts, "where": join(where, "args")}
-            given |= {fact: known[fact] for fact in parameters_of(target) if fact in known}
+            for parameter in parameters_of(target).values():
+                if parameter.name in known:
+                    given[parameter.name] = known[parameter.name]
+                elif parameter.name in FACTS and parameter.default is parameter.empty:
+                    raise ConfigError(
+                        f"{where}: {name} asks for '{parameter.name}', which no {self.kind} is told. It may ask for "
+                        f"{', '.join(sorted(known.keys() & FACTS))}."
+                    )
         return target(*parts, **given)
 
     def json_schema(self) -> dict[str, Any]:

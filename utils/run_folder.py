@@ -31,8 +31,8 @@ LONGEST = 200  # bytes; file systems take 255, and TensorBoard's files need some
 
 def check_name(name: str) -> str:
     """Say what is wrong with `name` as the name of a run; an empty text if nothing is."""
-    plain = name.isprintable() and not FORBIDDEN & set(name) and name.strip(". ") not in ("", "runs")
-    if not plain or len(name.encode()) > LONGEST:
+    plain = name.isprintable() and not FORBIDDEN & set(name) and ".." not in name
+    if not plain or name.strip(". ") in ("", "runs") or len(name.encode()) > LONGEST:
         return f"name: {show(name)} cannot name a folder of runs. Use up to {LONGEST} letters, digits, '-' and '_'."
     return ""
 

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.classes import IGNORE, ClassTable, is_background
 
-VOID_COLOR = (255, 255, 255)  # no dataset paints a class white
+VOID_COLORS = ((255, 255, 255), (255, 0, 255), (160, 160, 160), (0, 0, 0))  # the first that no class is close to
+CLOSE = 24  # difference of the channel that differs most; no class of a public dataset is so close to white
 GAP = 8  # pixels between pictures
 INK = (30, 30, 30)
 FULL = (8, 48, 107)  # color of a share of 1 in a confusion matrix; 0 is white
@@ -25,8 +26,17 @@ def colorize(labels: np.ndarray, classes: ClassTable) -> np.ndarray:
 def png_palette(classes: ClassTable) -> np.ndarray:
     """Return colors (256, 3) uint8 for palette PNGs: the classes', and one of its own for void."""
     palette = classes.palette.copy()
-    palette[IGNORE] = VOID_COLOR
+    palette[IGNORE] = void_color(classes)
     return palette
+
+
+def void_color(classes: ClassTable) -> tuple[int, int, int]:
+    """Return the color that void is shown in: white, unless a class of your own is."""
+
+    def distance(color: tuple[int, int, int]) -> int:
+        return int(np.abs(np.array(classes.colors) - color).max(axis=1).min())
+
+    return next((color for color in VOID_COLORS if distance(color) > CLOSE), max(VOID_COLORS, key=distance))
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.5) -> np.ndarray:
@@ -141,7 +151,7 @@ def comparisons_sheet(
 def legend(classes: ClassTable, width: int = 1200, height: int = 28) -> np.ndarray:
     """Draw color and name of each class and of void, in as many rows as it takes; (h, width, 3) uint8."""
     font = ImageFont.load_default(size=height * 0.5)
-    entries = [*zip(classes.names, classes.colors, strict=True), ("void", VOID_COLOR)]
+    entries = [*zip(classes.names, classes.colors, strict=True), ("void", void_color(classes))]
     rows, x = [Image.new("RGB", (width, height), (255, 255, 255))], 0
     for name, color in entries:
         needed = height + round(font.getlength(name)) + height // 2

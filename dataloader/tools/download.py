@@ -7,7 +7,6 @@ is moved to its place only once all of it was unpacked. Killed at any moment, th
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import os
 import shutil
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from dataloader.tools.voc_augmented import build_augmented
 from utils.errors import DataError, Stopped
-from utils.files import atomic_write
+from utils.files import atomic_write, digest
 
 try:
     import fcntl
@@ -307,7 +306,7 @@ def verify(path: Path, checksum: str) -> str:
     if not checksum and record.is_file():
         checksum = f"sha256:{record.read_text(encoding='utf-8').strip()}"
     kind, _, expected = checksum.partition(":")
-    found = _digest(path, kind or "sha256")
+    found = digest(path, kind or "sha256")
     if not checksum:
         with atomic_write(record) as file:
             file.write(f"{found}\n".encode())
@@ -321,14 +320,6 @@ def verify(path: Path, checksum: str) -> str:
 def _record(path: Path) -> Path:
     """Return the file that says what the sha256 of an archive was the first time."""
     return path.with_name(f"{path.name}.sha256")
-
-
-def _digest(path: Path, kind: str) -> str:
-    digest = hashlib.new(kind)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def unpack(path: Path, folder: Path, *, only: str = "") -> None:

@@ -187,14 +187,32 @@ def validated_chain(resolved: Mapping[str, Any]) -> ChainOptions:
         ConfigError: It cannot be understood.
     """
     section = resolved.get("val_loader") or first_training_set(resolved)
-    problems: list[str] = []
-    given = {key: value for key, value in section["args"].items() if key in parameters_of(ChainOptions)}
-    chain = ChainOptions(**check_arguments(ChainOptions, given, where="preprocessing", problems=problems))
-    if problems:
-        raise ConfigError(*problems)
+    chain = _chain_of(section["args"])
     if resolved.get("val_loader"):
         return chain
     if not resolved["trainer"].get("val", True):
         return replace(chain, crop_size=None, val=False)  # nothing was validated: as training begins, before it crops
     crop = section["args"].get("val_crop_size", chain.crop_size)  # early runs cropped as in training
     return replace(chain.for_validation(), crop_size=as_size(tuple(crop)) if isinstance(crop, list) else crop)
+
+
+def training_crop(resolved: Mapping[str, Any]) -> Size | None:
+    """Return the height and width that training's images had, all of them, in a resolved config; None if not known."""
+    try:
+        return _chain_of(first_training_set(resolved)["args"]).crop
+    except ConfigError:  # a transform of a module that was not imported
+        return None
+
+
+def _chain_of(args: Mapping[str, Any]) -> ChainOptions:
+    """Read the options of a chain in the arguments of a loader.
+
+    Raises:
+        ConfigError: They cannot be understood.
+    """
+    problems: list[str] = []
+    given = {key: value for key, value in args.items() if key in parameters_of(ChainOptions)}
+    chain = ChainOptions(**check_arguments(ChainOptions, given, where="preprocessing", problems=problems))
+    if problems:
+        raise ConfigError(*problems)
+    return chain

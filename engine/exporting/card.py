@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from utils.checkpoint import write_text
 from utils.config import first_training_set
+from utils.files import digest
 
 MARK = "<!-- written by Segwright's export.py -->"
 
@@ -53,7 +53,7 @@ def card(weights: Path, state: Mapping[str, Any], results: Mapping[str, Any] | N
         results: The run's results.json, if there is one.
     """
     name = weights.name
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    checksum = digest(weights)
     protocol = (results or state)["protocol"]
     arch = state["arch"]["type"]
     dataset = protocol.get("dataset") or first_training_set(state["config"])["type"]
@@ -68,7 +68,7 @@ def card(weights: Path, state: Mapping[str, Any], results: Mapping[str, Any] | N
         "",
         f"`{name}` holds the weights, and in its metadata the network, the classes and the normalization.",
         "",
-        f"SHA-256, as `sha256sum {name}` prints it: `{digest}`",
+        f"SHA-256, as `sha256sum {name}` prints it: `{checksum}`",
         "",
         *_figures(results),
         "## Use",

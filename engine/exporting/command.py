@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from base.base_model import BaseModel
+from dataloader.transforms.preparation import training_crop
 from engine import assemble
 from engine.check import check_config
 from engine.config import evaluation_section
@@ -36,7 +37,6 @@ from engine.exporting.read import Run, load_network, load_run, runner_of, runner
 from engine.exporting.write import metadata_of, write_onnx, write_safetensors, write_torch
 from models.build import build_model
 from utils import checkpoint
-from utils.config import first_training_set
 from utils.errors import ConfigError, UserError
 from utils.find_images import find_images
 from utils.outputs import resize
@@ -128,7 +128,7 @@ def export(job: Export) -> Exported:
         assert job.calibrate is not None
         calibration = calibration_images(find_images([str(job.calibrate)]).paths, job.size, predictor)
     examples, source = parity_examples(state, job.data_dir)
-    batches = batches_of(examples, parity_sizes(crop_of(state["config"]), job.size))
+    batches = batches_of(examples, parity_sizes(training_crop(state["config"]) or (WINDOW, WINDOW), job.size))
     if job.format == "safetensors":
         parity = write_weights(job, state, predictor, batches)
     elif job.format == "torch":
@@ -262,9 +262,3 @@ def parity_examples(state: Mapping[str, Any], data_dir: Path | None) -> tuple[li
         return generated_examples(count, channels), "generated"
     examples = [Example(item.image, item.label) for item in items]
     return examples, f"{section.type} {section.split or ''}".strip()
-
-
-def crop_of(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of training crops, in a resolved config; of a window where training had none."""
-    crop = first_training_set(config)["args"].get("crop_size") or WINDOW
-    return (crop, crop) if isinstance(crop, int) else (crop[0], crop[1])

@@ -11,6 +11,7 @@ from typing import Any
 
 from base.base_dataloader import DevicePrefetcher
 from base.evaluation import evaluate
+from dataloader.transforms.preparation import training_crop
 from engine import assemble
 from engine.check import check_config
 from engine.config import evaluation_data, evaluation_section, part_to_evaluate, validating_as_begun, with_images
@@ -75,7 +76,7 @@ def measure(
         predictor = assemble.load_predictor(
             path, device, precision=args.precision, modules=modules, config=described, native=args.native
         )
-        predictor.tta = tta_from_args(args, predictor.about)
+        predictor.tta = tta_from_args(args, predictor.about, training_crop(predictor.about["config"]))
         predictors.append(predictor)
     first = predictors[0]
     predict = Ensemble(predictors).logits if len(predictors) > 1 else first.logits

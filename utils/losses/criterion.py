@@ -17,7 +17,7 @@ from utils.losses.masks import MaskLoss
 from utils.losses.strips import accumulation_dtype
 from utils.outputs import SegOutput
 from utils.registry import LOSSES
-from utils.schema import Above, Between, Mismatch, convert, did_you_mean, join, show
+from utils.schema import Above, Between, Mismatch, convert, did_you_mean, join, parameters_of, show
 
 BOUNDARY_FACTOR = 20.0  # of the loss of boundaries, in PIDNet
 Factor = Annotated[float, Between(0, 100)]
@@ -211,8 +211,9 @@ def build_criterion(loss: Any, *, aux_factor: AuxFactor = 0.4, where: str = "los
         loss: A name, ``{"type", "args", "factor"}``, a `LossTerm`, or a list of these.
         aux_factor: As for `Criterion`.
         where: Place of the section in the config.
-        facts: What is known of the classes, see `ClassFacts`: num_classes, class_names, any_of and so on. A loss
-            receives those that it names, or all of them as `class_facts`.
+        facts: What is known of the classes, see `ClassFacts`: num_classes, class_names, any_of and so on, and of the
+            run: total_steps, steps_per_epoch, seed. A loss receives those that it names; those of the classes also
+            as one, `class_facts`.
 
     Raises:
         ConfigError: `loss` is wrong or does not fit the facts.
@@ -245,11 +246,13 @@ def term_name(terms: Sequence[LossTerm], index: int) -> str:
 
 
 def needs_class_pixels(terms: Sequence[LossTerm], any_of: Sequence[Sequence[int]] = ()) -> bool:
-    """Tell whether a term computes class weights from `class_pixels`, which costs a scan of the training set.
+    """Tell whether a term asks for `class_pixels`, or computes class weights from them: they cost a scan of all labels.
 
     Args:
         terms: Of the loss.
         any_of: See `ClassFacts`; the weight of such a label is the mean of those of its pixels.
     """
+    if any("class_pixels" in parameters_of(LOSSES[term.type]) for term in terms):
+        return True
     given = [term.args.get("class_weights") for term in terms]
     return any(isinstance(weights, str) or (weights is not None and len(any_of) > 0) for weights in given)
