@@ -5,7 +5,10 @@ CONFIG ?= config.json
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: train test test-slow check lint types bench schema catalogue reference docs clean help
+# Tests of what needs packages of requirements-extra.txt; `make test` passes over them.
+EXTRA := bands eomt export huge_images large_training layouts sweep timm tracking trained
+
+.PHONY: train test test-slow test-extra check lint types bench schema catalogue reference docs clean help
 
 train: .venv/.installed  ## train on generated street scenes (or CONFIG=...), then show where the results are
 	$(BIN)/python train.py --config $(CONFIG)
@@ -15,6 +18,9 @@ test: .venv/.installed-dev  ## run the test suite
 
 test-slow: .venv/.installed-dev  ## run the checks that take minutes
 	$(BIN)/python -m pytest -m slow $(TESTS)
+
+test-extra: .venv/.installed-extra  ## install the optional packages, and run the tests of what needs them
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(EXTRA:%=tests/test_%.py)
 
 check: lint types test  ## lint, types and tests
 
@@ -54,6 +60,10 @@ help:
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/.installed-extra: requirements-extra.txt .venv/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt
 	touch $@
 
 .venv-docs/.installed: requirements-docs.txt

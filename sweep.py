@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.flags import CommandParser, add_shared, program
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def sweep(args: argparse.Namespace) -> Study:
     from utils.log import log_to
     from utils.plugins import import_modules
 
+    if args.trials < 1:
+        raise UserError(f"--trials {args.trials}: no run. Give at least 1.")
     log_to()
     import_modules(args.modules)
     options = ["--device", args.device] if args.device else []

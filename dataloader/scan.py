@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -342,7 +343,10 @@ def recall_columns(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, zipfile.BadZipFile)
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def labelme(labels: np.ndarray, names: Sequence[str], image: str) -> bytes:
 
 def to_json(value: Any) -> bytes:
     """Write JSON in one line: a brush is thousands of numbers."""
-    return json.dumps(value, ensure_ascii=False).encode()
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:

@@ -27,7 +27,15 @@ from dataloader.transforms.preparation import (
     read_preparation,
     validated_chain,
 )
-from engine.config import RunConfig, evaluation_data, normalization_of, result_keys, training_sections, with_images
+from engine.config import (
+    RunConfig,
+    evaluation_data,
+    hash_of_view,
+    normalization_of,
+    result_keys,
+    training_sections,
+    with_images,
+)
 from engine.exporting import read as exported
 from engine.exporting.formats import format_of
 from engine.preflight import check_parts
@@ -185,7 +193,8 @@ def build_trainer(
         make_deterministic(model, device)
     was = None if begun is None else checkpoint.was_channels_last(begun)
     channels_last = uses_channels_last(trainer, device, begun=was)
-    environment = {**environment, checkpoint.CHANNELS_LAST: channels_last}
+    trained_on = hash_of_view(train_loader.view)
+    environment = {**environment, checkpoint.CHANNELS_LAST: channels_last, checkpoint.TRAINING_IMAGES: trained_on}
     settled = replace(trainer, channels_last=channels_last)
     network = wrap_network(model.to(device), settled, gpus=gpus, unused=unused)
     precision = choose_precision(trainer.precision, device)

@@ -401,7 +401,12 @@ def evaluation_data(section: LoaderConfig, preparation: Prepare | None = None) -
 
 def with_images(data: EvaluationData, view: Examples) -> EvaluationData:
     """Add to what is said of images of an evaluation which ones those in `view` are."""
-    return replace(data, images=hash_of_names(view.key(index) for index in range(len(view))))
+    return replace(data, images=hash_of_view(view))
+
+
+def hash_of_view(view: Examples) -> str:
+    """Hash the names of the images in `view`, in order."""
+    return hash_of_names(view.key(index) for index in range(len(view)))
 
 
 def normalization_of(config: RunConfig) -> dict[str, list[float]]:

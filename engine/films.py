@@ -79,6 +79,8 @@ def predict_film(predictor: Predictor, job: Job, batch_size: int) -> None:
         raise DataError(f"{job.path}: is a film, which --save {others[0]} has no form for. Use color or overlay.")
     if predictor.channels != 3:
         raise DataError(f"{job.path}: is a film, and the model takes images of {predictor.channels} channels.")
+    if not job.path.is_file():  # opening a pipe would wait for ever
+        raise DataError(Problem(Fault.OTHER, job.path, "is no regular file", "Give a film"))
     film = cv2.VideoCapture(str(job.path))
     try:
         if not film.isOpened():

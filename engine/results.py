@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import logging
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from utils.visualize import comparisons_sheet, png_palette
 logger = logging.getLogger("segwright")
 
 EXAMPLES = 8  # predictions that it leaves on disk: the worst
+LONGEST = 200  # bytes of a file's name; file systems take 255
 ROWS = 4  # of them in predictions.png
 CLEAR_GAIN = 0.02  # in mean IoU; less is no proof that a model looks at the images
 NOT_FETCHED = 'backbone starts from random numbers: the weights that "pretrained" asks for could not be downloaded'
@@ -181,6 +184,13 @@ def run_facts(trainer: Trainer) -> dict[str, Any]:
     return {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
 
 
+def file_name(key: str) -> str:
+    """Return what the prediction of an image called `key` is called; long names end in a hash instead."""
+    name = key.replace("/", "_")
+    size = len(os.fsencode(name))
+    return name if size <= LONGEST else f"{name[: LONGEST // 4]}-{zlib.crc32(os.fsencode(key)):08x}"
+
+
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:
     """Find the line of metrics.jsonl of `epoch`; where it has several, that of the best model."""
     records = [record for record in trainer.history if record["epoch"] == epoch]
@@ -247,7 +257,7 @@ def write_predictions(run_dir: Path, classes: ClassTable, worst: WorstImages) ->
     folder.mkdir(exist_ok=True)
     rows = []
     for score, key, image, truth, predicted in worst.found:
-        write_label(folder / f"{key.replace('/', '_')}.png", predicted, png_palette(classes))
+        write_label(folder / f"{file_name(key)}.png", predicted, png_palette(classes))
         rows.append((key, f"mean IoU {score:.3f}", image, [truth, predicted]))
     headings = (f"image: the worst of {worst.images}", "label", "prediction")
     write_picture(run_dir / "predictions.png", comparisons_sheet(rows[:ROWS], classes, headings))

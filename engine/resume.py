@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
+from base.base_dataloader import Loader
 from base.run_files import epoch_of
-from engine.config import RunConfig, may_change, same_run, same_value
+from engine.config import RunConfig, hash_of_view, may_change, same_run, same_value
 from trainer import Trainer
 from utils import checkpoint, distributed, run_folder
 from utils.checkpoint import Checkpoint
 from utils.config import differences
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, DataError, UserError
 from utils.run_folder import BEST
 from utils.schema import show
 
@@ -55,6 +56,26 @@ class Resume:
             )
         for key, (old, new) in changed.items():
             logger.info("%s: %s instead of %s", key, show(new), show(old))
+
+    def compare_images(self, loaders: tuple[Loader, Loader | None]) -> None:
+        """Refuse other images than those of the checkpoint, as far as it knows: some may have been trained on.
+
+        Args:
+            loaders: The training loader and the validation loader, if there is one.
+
+        Raises:
+            DataError: Images have come or gone.
+        """
+        for key, loader, then in (
+            ("val_loader", loaders[1], self.checkpoint["protocol"].get("images")),
+            ("train_loader", loaders[0], self.checkpoint["environment"].get(checkpoint.TRAINING_IMAGES)),
+        ):
+            if loader is not None and then not in (None, hash_of_view(loader.view)):
+                what = "to train on" if loader.training else "to validate on, and some may have been trained on"
+                raise DataError(
+                    f"{key}: there are other images {what}, than when {self.path} was saved. Restore them, or start a "
+                    f'new run with "init_from".'
+                )
 
     def set_threads(self, device: torch.device) -> None:
         """Compute with as many threads as the checkpoint's run did, and warn where something else changes the results.

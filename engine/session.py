@@ -87,6 +87,8 @@ def train(
         config = validating_as_begun(config, resume.checkpoint["config"])
         resume.set_threads(device)
     session = preflight(config, device, modules=modules, resume=resume, gpus=gpus)
+    if resume is not None:
+        resume.compare_images(session.loaders)
     run_dir = distributed.broadcast_object(lambda: open_folder(session))
     with alone_in(run_dir):
         trainer = start(session, run_dir)

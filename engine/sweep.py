@@ -26,7 +26,7 @@ from engine.check import check_config
 from engine.config import result_keys
 from utils import run_folder, signals
 from utils.config import load_config, override, read_json
-from utils.errors import ConfigError, Interrupted, UserError
+from utils.errors import ConfigError, Interrupted, UserError, first_line
 from utils.schema import show
 
 if TYPE_CHECKING:
@@ -216,11 +216,20 @@ def run_sweep(sweep: Sweep) -> Study:
         Interrupted: A signal ended it; the same command goes on.
     """
     optuna = import_optuna()
-    sweep.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"{sweep.folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"trainer.save_dir: {what}. Name a folder that can be.") from None
     lock = run_folder.Lock(sweep.folder)
     try:
         storage = f"sqlite:///{sweep.folder / DATABASE}"
-        known = optuna.get_all_study_names(storage)  # in early folders there may be one for each file of one "name"
+        try:
+            known = optuna.get_all_study_names(storage)
+        except Exception as error:  # of the database, which optuna leaves as they are
+            fix = "Delete it to begin anew; the runs of its trials stay"
+            raise ConfigError(f"{sweep.folder / DATABASE}: cannot be read ({first_line(error)}). {fix}.") from None
+        # in early folders there may be one for each file of one "name"
         name = sweep.config.stem
         study: Study = optuna.create_study(
             storage=storage,

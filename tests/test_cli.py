@@ -9,6 +9,7 @@ import sys
 import cv2
 import pytest
 import torch
+from PIL import Image
 
 import evaluate
 import train
@@ -391,6 +392,21 @@ def test_what_would_change_a_runs_meaning_is_refused_by_name(config_file, train_
 
 
 # ------------------------------------------------------------------------------------- questions and answers
+
+
+def test_a_path_that_may_not_be_looked_at_is_one_line(train_command, inference_command, tmp_path):
+    long = tmp_path / ("a" * 300)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    for answer in (train_command(long), inference_command("-m", long, "-i", tmp_path)):
+        assert answer.status == 2
+        assert answer.errors == [f"{long}: File name too long. Check the path and its permissions."]
+
+
+def test_where_an_answer_may_not_be_written_it_is_not_computed(evaluate_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for flag in ("--output", "--report", "--canvas"):
+        answer = evaluate_command("-m", "a.pth", flag, tmp_path / "x")
+        assert answer.errors == [f"{flag} {tmp_path / 'x'}: cannot be written (permission denied). Name another file."]
 
 
 def test_everything_registered_is_listed_and_described(train_command):

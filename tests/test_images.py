@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from utils import images
 from utils.errors import DataError, Fault
 from utils.images import (
+    read_bands,
     read_image,
     read_image_for,
     read_label,
@@ -236,7 +237,7 @@ def test_labels_are_indices_whatever_colors_they_show(tmp_path, suffix, mode):
     label[0] = 255
     image = Image.fromarray(label)
     if mode == "P":
-        image.putpalette(np.arange(768) % 256)
+        image.putpalette(np.arange(768).astype(np.uint8).tobytes())
     path = tmp_path / f"label.{suffix}"
     image.save(path)
     np.testing.assert_array_equal(read_label(path), label)
@@ -254,6 +255,45 @@ def test_labels_of_few_bits_keep_their_values(tmp_path, bits, color_type):
         data = data[:33] + chunk + data[33:]
     (tmp_path / "label.png").write_bytes(data)
     np.testing.assert_array_equal(read_label(tmp_path / "label.png"), values)
+
+
+def tiff(values, bits, photometric):
+    """A TIFF of one strip, (H, W) values of `bits` bits; photometric 0 says that 0 is white."""
+    height, width = values.shape
+    rows = [np.packbits((row[:, None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).ravel()) for row in values]
+    strip = b"".join(row.tobytes() for row in rows)
+    tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
+    tags += [(273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, len(strip))]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_labels_in_tiff_keep_their_values_whichever_is_white(tmp_path, bits, photometric):
+    values = np.arange(24).reshape(3, 8) % 2**bits
+    (tmp_path / "label.tif").write_bytes(tiff(values, bits, photometric))
+    np.testing.assert_array_equal(read_label(tmp_path / "label.tif"), values)
+
+
+@pytest.mark.parametrize("most", [1, 2, 21, 254, 255, 1000, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_labels_in_pgm_keep_their_values_whatever_the_largest_is(tmp_path, most, plain):
+    values = np.minimum(np.arange(24).reshape(3, 8), most)
+    header = f"{'P2' if plain else 'P5'}\n# made by hand\n8 3\n{most}\n".encode()
+    body = " ".join(map(str, values.ravel())).encode()
+    stored = values.astype(np.uint8 if most < 256 else ">u2").tobytes()
+    (tmp_path / "label.pgm").write_bytes(header + (body if plain else stored))
+    np.testing.assert_array_equal(read_label(tmp_path / "label.pgm"), values)
+
+
+@pytest.mark.parametrize("content", ["archive", "nothing"])
+def test_an_array_that_is_none_is_refused(tmp_path, content):
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3)) if content == "archive" else np.save(file, np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read_bands(tmp_path / "x.npy", 3)
 
 
 def test_16_bit_labels_are_exact(tmp_path):

@@ -773,6 +773,16 @@ def film(tmp_path):
     return tmp_path / "film.mp4"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_that_is_called_like_a_film_is_not_waited_for(finished_run, inference_command, tmp_path):
+    os.mkfifo(tmp_path / "p.mp4")
+    answer = inference_command(
+        "-m", finished_run / "last.pth", "-i", tmp_path / "p.mp4", "-o", tmp_path / "out", "--save", "color", *TINY
+    )
+    assert answer.status == 3
+    assert f"{tmp_path / 'p.mp4'}: is no regular file. Give a film." in answer.err
+
+
 @pytest.mark.parametrize("flags", [[], ["--batch-size", "4"]], ids=" ".join)
 def test_a_film_becomes_a_film_of_its_classes(finished_run, film, inference_command, tmp_path, flags):
     files = ["-i", film, "-o", tmp_path / "out", "--save", "color,overlay"]

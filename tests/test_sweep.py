@@ -21,7 +21,7 @@ optuna = pytest.importorskip("optuna", reason="optuna is an extra; requirements-
 import sweep  # noqa: E402
 import train  # noqa: E402
 from engine.sweep import distribution_of, prepare_sweep, run_sweep, summary  # noqa: E402
-from utils.errors import Interrupted, UserError  # noqa: E402
+from utils.errors import ConfigError, Interrupted, UserError  # noqa: E402
 
 SPACE = {"optimizer.args.lr": {"low": 1e-4, "high": 1.0, "log": True}, "trainer.accumulate": [1, 2]}
 
@@ -66,6 +66,16 @@ def fake(tmp_path: Path, pause: float = 0.0, status: int = 0) -> list[str]:
 def searched(files: tuple[Path, Path], command: list[str], trials: int = 12) -> Any:
     """The study of a whole sweep."""
     return run_sweep(prepare_sweep(*files, trials=trials, seed=3, command=command))
+
+
+def test_what_cannot_be_searched_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:
+    answer = call(sweep, "--config", files[0], "--space", files[1], "--trials", "0")
+    assert answer.errors == ["--trials 0: no run. Give at least 1."]
+    job = prepare_sweep(*files, trials=1, seed=3, command=fake(tmp_path))
+    job.folder.mkdir(parents=True)
+    (job.folder / "sweep.db").write_text("no database " * 100)
+    with pytest.raises(ConfigError, match=r"sweep\.db: cannot be read \(.*not a database.*Delete it to begin anew"):
+        run_sweep(job)
 
 
 @pytest.fixture(autouse=True)

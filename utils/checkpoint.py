@@ -124,6 +124,7 @@ class Checkpoint(Description, TrainingState):
     format: int
 
 
+TRAINING_IMAGES = "training_images"  # in an environment: hash of their names, see `hash_of_names`; not in early files
 CHANNELS_LAST = "channels_last"  # in an environment: how weights lie in memory; not in early files
 # What everybody who reads one of our checkpoints counts on.
 CONTENT: dict[str, Any] = {
@@ -223,7 +224,7 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         with atomic_write(path) as file:
-            file.write(text.encode())
+            file.write(text.encode("utf-8", "backslashreplace"))  # names of files may be no text
     except OSError as error:
         raise Stopped(f"{path}: cannot be written ({error.strerror}). Free some space; {path} is as it was") from error
 

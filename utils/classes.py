@@ -69,6 +69,9 @@ class ClassTable:
     def __post_init__(self) -> None:
         if len(self.names) > IGNORE:
             raise ConfigError(f"classes: {len(self.names)} of them. Labels are 8-bit and hold at most {IGNORE}.")
+        for name in self.names:
+            if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+                raise ConfigError(f"classes: {name!r} holds half a character. Write its name anew.")
         if self.any_of and len(self.names) + len(self.any_of) > STRANGE:
             what = f"{len(self.names)} of them and {len(self.any_of)} lists of classes in label_map"
             raise ConfigError(f"classes: {what}. Labels are 8-bit and hold at most {STRANGE} of both together.")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -127,6 +128,8 @@ class PeerFailed(Exception):
         self.status = status
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
 # What torch says of a GPU's memory and of the machine's, of cuBLAS's, and of cuDNN's.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
 
@@ -159,6 +162,8 @@ def status_of(error: BaseException) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, UserError):
         return 2
+    if isinstance(error, OSError) and error.filename is not None:
+        return 4 if error.errno in NO_ROOM else 2
     return 4 if isinstance(error, Stopped) or failure_of_machine(error) else 1
 
 
@@ -205,19 +210,27 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         return 128 + error.signum
     except PeerFailed as error:
         return error.status
-    except (MemoryError, RuntimeError) as error:
-        failure = failure_of_machine(error)
-        if not failure:
-            raise
-        show()
-        say(f"error: {failure}. Give smaller images or batches, or fewer workers")
-        return 4
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our output (`| head`) is gone. Python would complain once more while closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not (reason := _reason(error)):
+            raise
+        show()
+        say(f"error: {reason}")
+        return status_of(error)
+
+
+def _reason(error: Exception) -> str:
+    """Say of memory that ran out, a dead worker or a path that cannot be used what to do; nothing of other errors."""
+    if isinstance(error, OSError) and error.filename is not None:
+        fix = "Free some space" if status_of(error) == 4 else "Check the path and its permissions"
+        return f"{error.filename}: {error.strerror}. {fix}."
+    failure = failure_of_machine(error)
+    return f"{failure}. Give smaller images or batches, or fewer workers" if failure else ""
 
 
 def one_line(text: str) -> str:

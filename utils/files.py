@@ -40,7 +40,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())  # before the rename, which may reach the disk first
         os.replace(unfinished, path)
     except BaseException:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             unfinished.unlink()
         raise
 

@@ -52,7 +52,9 @@ def find_images(
     relative: dict[Path, Path] = {}  # by file, the place of its prediction
     for each in images:
         path = Path(each)
-        if path.is_dir():
+        if not each:
+            problems.append("--images '': an empty name. Name an image, a folder or a pattern.")
+        elif path.is_dir():
             files = _files_of(path, allowed, recursive, leave_out, found.passed_over)
             if not files:
                 endings = ", ".join(allowed or IMAGE_SUFFIXES)

@@ -7,6 +7,7 @@ lossy labels, a turned camera) raises a `DataError` that names it. Nothing is gu
 from __future__ import annotations
 
 import io
+import re
 import shlex
 import stat
 import struct
@@ -19,7 +20,7 @@ from typing import IO, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from utils.errors import DataError, Fault, Problem
 from utils.shards import is_packed, read_bytes
@@ -29,6 +30,7 @@ try:
 except ImportError:  # not built for this platform: OpenCV and Pillow read the same
     decode_image_png_u8 = None
 
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262  # numbers of tags
 MAX_PIXELS = 2**27  # of one file: 11,585 squared; a header that declares more is an attack or a mistake
 
 MOST_CHANNELS = 64  # of an image that networks take
@@ -192,6 +194,8 @@ def read_bands(path: Path, channels: int, *, fill: bool = False) -> np.ndarray:
         raise
     except Exception:  # whatever a damaged file makes its reader stumble over
         raise DataError(_damaged(path)) from None
+    if not isinstance(values, np.ndarray) or not values.size:  # an archive of several, or nothing
+        raise DataError(_damaged(path))
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] != channels:
         what = f"an array of shape {'x'.join(map(str, values.shape))}, expected height x width x {channels}"
@@ -266,12 +270,11 @@ def read_label_values(path: Path) -> np.ndarray:
     image = _open_label(path, data)
     if image.mode in ("L", "P", "1"):
         values = np.asarray(image, np.uint8)
-        # Pillow stretches gray values of 2 and 4 bits to 0..255; the label was the number itself.
-        if image.mode == "L" and image.format == "PNG" and data[24] < 8:
-            values = values // np.uint8(255 // (2 ** data[24] - 1))
-        return values
+        return values if image.mode == "P" else _as_stored(values, image, data)
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
+        if image.format == "PPM":
+            wide = np.rint(wide * (_largest_of_ppm(data) / 65535)).astype(np.int64)
         return wide.astype(np.uint8) if wide.min() >= 0 and wide.max() <= 255 else wide
     if image.mode == "F":
         what = "holds fractions, expected class indices"
@@ -279,6 +282,33 @@ def read_label_values(path: Path) -> np.ndarray:
     what = f"holds colors ({image.mode}), expected class indices"
     fix = 'Use the dataset "Folder", whose class file can say what each color stands for, or convert the file'
     raise DataError(Problem(Fault.COLORS, path, what, fix))
+
+
+def _as_stored(values: np.ndarray, image: Image.Image, data: bytes) -> np.ndarray:
+    """Undo what Pillow does to gray values of less than 8 bits, or whose 0 is white: the label is the number itself.
+
+    Args:
+        values: (H, W) uint8, as Pillow shows them: 0 is black, and 255, or 1 of a single bit, is white.
+        image: Where they come from.
+        data: Content of its file.
+    """
+    white, bits = (1 if image.mode == "1" else 255), 8
+    if image.format == "PNG":
+        bits = data[24]
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TIFF_BITS, (1,))[0]
+        if image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
+            values = np.uint8(white) - values
+    elif image.format == "PPM" and image.mode == "1":
+        return np.uint8(1) - values  # a PBM's 1 is black
+    elif image.format == "PPM":
+        return np.rint(values * (_largest_of_ppm(data) / 255)).astype(np.uint8)
+    return values // np.uint8(255 // (2**bits - 1)) if white == 255 and bits < 8 else values
+
+
+def _largest_of_ppm(data: bytes) -> int:
+    """Read the largest value that a PGM file declares, to which Pillow stretches the others."""
+    return int(re.sub(rb"#[^\n]*\n", b"\n", data[:4096]).split(None, 4)[3])
 
 
 def read_label_colors(path: Path) -> np.ndarray:

@@ -400,7 +400,7 @@ def build_scheduler(
         scheduler = SCHEDULERS.make(checked.type, checked.args, optimizer, where=where)
     except ConfigError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         message = f"{join(where, 'args')}: {checked.type} refuses its arguments: {first_line(error)}. Change them."
         raise ConfigError(message) from error
     return TorchSchedule(scheduler, steps_per_epoch if checked.per == "epoch" else 1)

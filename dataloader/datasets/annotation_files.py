@@ -77,7 +77,7 @@ def size_of(where: str, height: Any, width: Any) -> Size:
     Raises:
         DataError: It is none.
     """
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= WIDEST and height > 0):
+    if not (type(height) is type(width) is int and 0 < height * width <= WIDEST and height > 0):
         raise DataError(f"{where}: has no size of an image ({height} x {width}). Annotate it again.")
     return height, width
 
@@ -226,7 +226,7 @@ def from_labelstudio(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Contents
                 continue
             data = task["data"]
             name = data.get("image") or next(value for value in data.values() if isinstance(value, str))
-            results = valid[0]["result"]
+            results = list(valid[0]["result"])
         size, shapes = None, []
         for place_in_file, each in enumerate(results, start=1):
             with naming(f"{where}, result {place_in_file}"):
@@ -234,7 +234,7 @@ def from_labelstudio(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Contents
                     continue
                 if not each["value"].get(each["type"]):  # a region that nobody gave a class, or "rectangle"
                     raise ValueError("its region has no label")
-                label = each["value"][each["type"]][0]
+                label = str(each["value"][each["type"]][0])
                 size = size_of(where, each["original_height"], each["original_width"])
                 form, described = labelstudio_object(each["type"], each["value"], size)
                 shapes.append(Shape(label, f"result {place_in_file} ({label})", form, described))

@@ -338,7 +338,7 @@ def read_classes(source: Any) -> list[ClassRow]:
         try:
             is_table = path.suffix.lower() == ".csv"
             source = _read_csv(path) if is_table else json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeError, ValueError, TypeError) as error:
+        except (OSError, UnicodeError, ValueError, TypeError, RecursionError, csv.Error) as error:
             what = f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
             raise ConfigError(f"classes: {what}. Give a JSON or CSV file of classes.") from None
         if isinstance(source, dict):

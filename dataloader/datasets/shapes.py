@@ -117,7 +117,7 @@ def naming(where: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise DataError(f"{where}: has no {error}. {FIX}.") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
         reason = str(error) if str(error).startswith(("its ", "expected ")) else "makes no sense"

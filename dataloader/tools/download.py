@@ -256,7 +256,7 @@ def fetch(url: str, path: Path) -> None:
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     """Make an error of a server's answer: one that says whether to try again."""
-    said = f"the server answers {error.code} {str(error.reason).splitlines()[0].rstrip('.')}"
+    said = f"the server answers {error.code} {' '.join(str(error.reason).split()).rstrip('.')}"
     if error.code in FOR_NOW:
         return ConnectionError(f"{url}: {said}")
     return DataError(f"{url}: {said}. Fetch it elsewhere.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,9 @@ def write_torch(path: Path, program: ExportedProgram, metadata: Mapping[str, str
     Raises:
         Stopped: It cannot be written.
     """
-    try:
-        with path.open("wb") as file:
-            torch.export.save(program, file, extra_files={EXTRA_FILE: json.dumps(metadata)})
-    except (OSError, RuntimeError) as error:
-        raise Stopped(f"{path}: cannot be written ({error}). Free some space, or name another --output.") from None
+    buffer = io.BytesIO()  # torch's writer aborts the process where a disk is full
+    torch.export.save(program, buffer, extra_files={EXTRA_FILE: json.dumps(metadata)})
+    write_bytes(path, buffer.getvalue())
 
 
 def write_safetensors(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -109,6 +109,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
+        with suppress(OSError):
+            path.unlink()
         raise Stopped(
             f"{path}: cannot be written ({error.strerror}). Free some space, or name another --output."
         ) from None

@@ -11,7 +11,8 @@ import numpy as np
 from engine.reporting.gallery import hash_of
 from utils.classes import ClassTable
 from utils.epoch_figures import PredictedBatch
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Stopped
+from utils.files import atomic_write
 from utils.images import write_picture
 from utils.visualize import comparisons_sheet
 
@@ -61,6 +62,7 @@ def write_canvas(path: Path, models: Sequence[tuple[str, ImagesToDraw]], classes
 
     Raises:
         ConfigError: The models saw different images.
+        Stopped: It cannot be written.
     """
     name, first = models[0]
     rows = []
@@ -74,4 +76,9 @@ def write_canvas(path: Path, models: Sequence[tuple[str, ImagesToDraw]], classes
             maps.append(found.predicted)
         rows.append((key, "", drawn.image, maps))
     headings = ["image", "truth", *(name for name, _ in models)]
-    write_picture(path, comparisons_sheet(rows, classes, headings, width=COLUMN * len(headings)))
+    picture = comparisons_sheet(rows, classes, headings, width=COLUMN * len(headings))
+    try:
+        with atomic_write(path) as file:
+            write_picture(file, picture)
+    except OSError as error:
+        raise Stopped(f"--canvas {path}: cannot be written ({error.strerror}). Name another file.") from None

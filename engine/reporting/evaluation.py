@@ -11,10 +11,18 @@ from typing import Any
 
 from base.base_dataloader import DevicePrefetcher
 from base.evaluation import evaluate
+from dataloader.build import LoaderConfig
 from dataloader.transforms.preparation import training_crop
 from engine import assemble
 from engine.check import check_config
-from engine.config import evaluation_data, evaluation_section, part_to_evaluate, validating_as_begun, with_images
+from engine.config import (
+    evaluation_data,
+    evaluation_section,
+    hash_of_view,
+    part_to_evaluate,
+    validating_as_begun,
+    with_images,
+)
 from engine.exporting.read import check_use
 from engine.reporting import write
 from engine.reporting.canvas import ImagesToDraw, write_canvas
@@ -27,6 +35,7 @@ from utils.devices import choose_device
 from utils.errors import ConfigError
 from utils.metrics import Metrics
 from utils.plugins import require_modules
+from utils.predict import Predictor
 from utils.prediction_flags import TIES, tta_from_args
 from utils.run_folder import find_model
 
@@ -108,6 +117,9 @@ def measure(
     rows = metrics.table()
     for index, row in enumerate(rows):
         row["ignored"] = index in classes.ignored_classes
+    notes = notes_on_images(first, section, hash_of_view(loader.view))
+    for note in notes:
+        logger.warning(note)
     protocol = first.protocol(with_images(evaluation_data(section, preparation), loader.view)).to_json()
     if len(predictors) > 1:
         protocol["models"] = len(predictors)
@@ -116,12 +128,27 @@ def measure(
         "epoch": first.about["epoch"],
         "images": len(loader.view) - len(loader.skipped),
         "protocol": protocol,
+        **({"notes": notes} if notes else {}),
         "metrics": metrics.results(),
         "classes": rows,
         "confusion_matrix": metrics.counts.tolist(),
         "image_figures": images.to_json(),
     }
     return Evaluation(" + ".join(map(str, paths)), results, collector, sorted(loader.skipped), classes, drawn)
+
+
+def notes_on_images(predictor: Predictor, section: LoaderConfig, images: str) -> list[str]:
+    """Say so where what `val_split` holds out today is not what it held out of training.
+
+    Args:
+        predictor: Whose checkpoint says what that was.
+        section: What is evaluated.
+        images: Hash of the names of what is evaluated.
+    """
+    then = predictor.about["protocol"]
+    if section.batches.held_out is None or then.get("held_out") is None or then.get("images") in (None, images):
+        return []
+    return ["images have come or gone since training: others are held out today, and some of them were trained on"]
 
 
 def measurement_of(evaluation: Evaluation) -> Measurement:

@@ -151,7 +151,7 @@ class Gallery:
 
 def hash_of(key: str) -> int:
     """A number that orders images at random, always the same."""
-    return zlib.crc32(key.encode())
+    return zlib.crc32(key.encode("utf-8", "surrogateescape"))
 
 
 def first_ones_first(groups: Iterable[Sequence[str]]) -> list[str]:

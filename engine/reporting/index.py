@@ -53,6 +53,8 @@ def write_index(folder: Path) -> tuple[Path, int, list[str]]:
             runs.append({**run, "sweep": sweep_of(folder, place)})
         except DataError as error:
             problems += error.problems
+        except (KeyError, TypeError, AttributeError, ValueError):
+            problems.append(f"{path}: is no report of ours. Write it anew with `python report.py {path.parent}`.")
     if not runs:
         raise DataError(*(problems or [f"{folder}: holds no {REPORT}. Train something first; a run's end writes one."]))
     target = folder / "index.html"
