@@ -73,7 +73,6 @@ def predict(args: argparse.Namespace) -> list[str]:
     if unknown := [kind for kind in wanted if kind not in KINDS]:
         raise UserError(f"--save {unknown[0]}: unknown. Choose from {', '.join(KINDS)}.")
 
-    from dataloader.transforms.preparation import training_crop
     from engine.exporting.read import check_use
     from utils.find_images import find_images, is_film
 
@@ -86,7 +85,7 @@ def predict(args: argparse.Namespace) -> list[str]:
         modules=args.modules,
         native=args.native,
     )
-    predictor.tta = tta_from_args(args, predictor.about, training_crop(predictor.about["config"]))
+    predictor.tta = tta_from_args(args, predictor.about, predictor.crop)
     probabilities = bool({"probability", "probabilities"} & set(wanted))
     check_use(
         args.model,

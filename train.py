@@ -345,8 +345,7 @@ def describe_name(name: str) -> str:
         UserError: There is no such name.
     """
     from engine.config import SHARED_OPTIONS
-    from engine.keys import describe_key, find_keys
-    from models.catalogue import describe_weights
+    from engine.keys import describe_key, describe_weights, find_keys
     from utils.describe import describe as describe_component
     from utils.describe import find_names, tables
 

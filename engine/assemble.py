@@ -25,6 +25,7 @@ from dataloader.transforms.preparation import (
     ImageAlone,
     preparation_of,
     read_preparation,
+    training_crop,
     validated_chain,
 )
 from engine.config import (
@@ -366,6 +367,7 @@ def load_predictor(
     predictor = load_model(path, device, precision=precision, modules=modules, config=config)
     preparation = read_preparation(predictor.about)
     predictor.prepare = preparation if preparation and not native else None
+    predictor.crop = training_crop(predictor.about["config"])
     return predictor
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from base.base_dataloader import LoaderOptions
+from base.base_model import Backbone, BaseModel
 from base.base_trainer import TrainerConfig
 from dataloader.transforms.chain import ChainOptions
 from engine.config import Normalization, RunConfig
 from models.build import ModelOptions
+from models.costs import networks
 from models.fine_tuning import InitFrom
+from models.weights import backbones_of, public_weights
 from utils.describe import argument_lines
+from utils.errors import ConfigError
 from utils.losses.criterion import LossTerm
 from utils.lr_scheduler import SchedulerConfig
 from utils.optimizers import OptimizerConfig, PartOptions
-from utils.registry import DATASETS, LOSSES, MODELS, OPTIMIZERS, SCHEDULERS, Registry
+from utils.registry import BACKBONES, DATASETS, LOSSES, MODELS, OPTIMIZERS, SCHEDULERS, Registry
 from utils.schema import describe_arguments, parameters_of
 
 # Who says which keys a section has; the first that has a key is where a hint leads to.
@@ -66,6 +70,19 @@ def key_places(keys: Sequence[str]) -> dict[str, str]:
     top = parameters_of(RunConfig)
     places = {key: place_of(key) for key in keys if key not in top}
     return {key: place for key, place in places.items() if place is not None}
+
+
+def describe_weights(name: str) -> list[str]:
+    """Say which public weights the model or backbone `name` can start from, by default, and under which license."""
+    if name not in BACKBONES and name not in MODELS:
+        return []
+    try:
+        _, network = next(networks([name]))
+    except ConfigError:  # an argument has no default, or timm is not installed
+        return []
+    found = [network] if isinstance(network, Backbone) else backbones_of(cast("BaseModel", network))
+    named = dict(filter(None, map(public_weights, found)))
+    return [f"public weights: {weights}, license: {license}" for weights, license in named.items()]
 
 
 def find_keys(part: str) -> dict[str, str]:

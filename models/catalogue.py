@@ -11,18 +11,17 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
 
-from base.base_model import Backbone, BaseModel, FeatureShape
+from base.base_model import Backbone, FeatureShape
 from models.backbones.timm_encoders import TimmEncoder
 from models.build import ModelOptions, build_model
-from models.costs import networks, read_costs
-from models.weights import backbones_of, license_of
+from models.costs import read_costs
+from models.weights import public_weights
 from utils.describe import summary
-from utils.errors import ConfigError
 from utils.registry import BACKBONES, HEADS, MODELS, NECKS, Registry
 from utils.schema import EMPTY, Component, describe_arguments, parameters_of, show, spell
 
@@ -134,7 +133,7 @@ def _backbones() -> list[str]:
         backbone: Backbone = _build(BACKBONES, name, in_channels=3)
         channels = ", ".join(str(shape.channels) for shape in backbone.shapes)
         counted = [_short(value) for value in costs[name]]
-        weights = _public_weights(backbone)
+        weights = public_weights(backbone) or ("–", "–")
         rows.append((f"`{name}`", _millions(backbone), *counted, channels, _strides(BACKBONES[name]), *weights))
     return [
         "## Backbones",
@@ -151,27 +150,6 @@ def _backbones() -> list[str]:
         "",
         *_arguments(functools.partial(TimmEncoder, name=""), BACKBONES.reserved("timm/NAME")),
     ]
-
-
-def _public_weights(backbone: Backbone) -> tuple[str, str]:
-    """The public weights that fit, and their license."""
-    if backbone.weights is None:
-        return "–", "–"
-    name = backbone.weights if "/" in backbone.weights else f"torchvision/{backbone.weights}"
-    return name, license_of(backbone.weights)
-
-
-def describe_weights(name: str) -> list[str]:
-    """Say which public weights the model or backbone `name` can start from, by default, and under which license."""
-    if name not in BACKBONES and name not in MODELS:
-        return []
-    try:
-        _, network = next(networks([name]))
-    except ConfigError:  # an argument has no default, or timm is not installed
-        return []
-    found = [network] if isinstance(network, Backbone) else backbones_of(cast("BaseModel", network))
-    named = dict(_public_weights(backbone) for backbone in found if backbone.weights)
-    return [f"public weights: {weights}, license: {license}" for weights, license in named.items()]
 
 
 def _speeds() -> dict[str, float]:

@@ -121,6 +121,14 @@ def license_of(weights: str) -> str:
     return published.license or NOT_STATED if published else NOT_STATED
 
 
+def public_weights(backbone: Backbone) -> tuple[str, str] | None:
+    """Name and license of the public weights that fit `backbone` as it is configured; None where there are none."""
+    if backbone.weights is None:
+        return None
+    name = backbone.weights if "/" in backbone.weights else f"torchvision/{backbone.weights}"
+    return name, license_of(backbone.weights)
+
+
 def _load_pretrained(model: BaseModel, pretrained: bool | str | Path, *, where: str) -> list[LoadReport]:
     check_pretrained(model, pretrained, where=where)
     backbones, found = backbones_of(model), []

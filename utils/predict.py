@@ -69,6 +69,7 @@ class Predictor:
         self.precision = precision
         self.tta = tta or TestTimeAugmentation()
         self.prepare = prepare
+        self.crop: tuple[int, int] | None = None  # height and width of what it was trained on, for windows
         self.on_forward: Callable[[int], None] | None = None  # hears the images of each forward pass
         self.device = next(model.parameters()).device
         self.autocast = autocast(self.device, precision)

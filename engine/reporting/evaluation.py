@@ -12,7 +12,6 @@ from typing import Any
 from base.base_dataloader import DevicePrefetcher
 from base.evaluation import evaluate
 from dataloader.build import LoaderConfig
-from dataloader.transforms.preparation import training_crop
 from engine import assemble
 from engine.check import check_config
 from engine.config import (
@@ -85,7 +84,7 @@ def measure(
         predictor = assemble.load_predictor(
             path, device, precision=args.precision, modules=modules, config=described, native=args.native
         )
-        predictor.tta = tta_from_args(args, predictor.about, training_crop(predictor.about["config"]))
+        predictor.tta = tta_from_args(args, predictor.about, predictor.crop)
         predictors.append(predictor)
     first = predictors[0]
     predict = Ensemble(predictors).logits if len(predictors) > 1 else first.logits
