@@ -45,6 +45,7 @@ FOLDS = {"0016E5": 0, "0006R0": 1, "0001TP": 2}  # drives of the training set: t
 VALIDATION = "validation"
 AS_IT_IS = "recipe"  # the variant that is none
 PER_CLASS = "val/Class_IoU/"
+BESIDE = "above the recipe of the same seed"
 ABLATIONS: Mapping[str, Sequence[str]] = {  # the recipe's loss is CE + Dice with class weights
     "CE": ('loss={"type":"CrossEntropyLoss2d"}',),
     "CE, class weights": ('loss={"type":"CrossEntropyLoss2d","args":{"class_weights":"sqrt_inv"}}',),
@@ -200,20 +201,29 @@ def as_kept(case: Case, outcome: Outcome, raw: Mapping[str, Any], changes: Seque
 def figures(found: Mapping[Case, Outcome], classes: Sequence[str] = ()) -> list[Figure]:
     """Make the rows of the table: mean IoU by variant and by where it was measured, over seeds.
 
+    Beside it stands by how much a variant differs from the recipe of the same seed.
+
     Raises:
         ConfigError: There is no such class.
     """
     rows: dict[tuple[str, str], list[float]] = {}
+    several = len({case.variant for case in found}) > 1
+    whole = "all classes" if classes else "mean IoU" if several else ""
     for case, outcome in found.items():
         where = case.on if case.on == VALIDATION else f"unseen drive {case.on}"
         what = f"{case.variant}: {where}"
-        rows.setdefault((what, "all classes" if classes else ""), []).append(outcome.mean)
+        rows.setdefault((what, whole), []).append(outcome.mean)
+        recipe = found.get(case._replace(variant=AS_IT_IS))
+        if case.variant != AS_IT_IS and recipe is not None:
+            rows.setdefault((what, BESIDE), []).append(outcome.mean - recipe.mean)
         for name in classes:
             if name not in outcome.classes:
                 raise ConfigError(f"--classes: no class is called '{name}'. {did_you_mean(name, outcome.classes)}")
         if classes:
             rows.setdefault((what, ", ".join(classes)), []).append(mean(outcome.classes[name] for name in classes))
-    return [Figure(what, "%", values, column) for (what, column), values in rows.items()]
+    return [
+        Figure(what, "points" if column == BESIDE else "%", values, column) for (what, column), values in rows.items()
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -145,7 +145,8 @@ def test_runs_that_the_results_have_are_not_made_again(
         assert camvid.main([*words, *mine, "--seeds", *seeds]) == 0
     variants = ("recipe", "mine")
     assert asked == [f"{each}, 0006R0, seed {seed}" for seed in (1, 0) for each in variants]
-    of_recipe, of_mine = results.read("small", tmp_path / "results")["figures"]
+    of_recipe, of_mine, difference = results.read("small", tmp_path / "results")["figures"]
+    assert (difference["column"], difference["median"], difference["unit"]) == (camvid.BESIDE, 0, "points")
     assert (of_recipe["low"], of_recipe["high"], of_recipe["runs"]) == (40, 41, 2)
     assert of_mine["what"] == "mine: unseen drive 0006R0"
 
