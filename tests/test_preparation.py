@@ -140,6 +140,7 @@ def test_a_crop_of_validation_is_a_scale_for_whole_images():
 )
 def test_windows_are_as_large_as_what_training_saw(args, size):
     assert training_crop({"train_loader": [{"type": "Folder", "args": {"data_dir": "x", **args}}]}) == size
+    assert training_crop({}) is None
 
 
 def test_what_is_random_in_validation_is_not_repeated():

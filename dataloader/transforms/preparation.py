@@ -198,8 +198,11 @@ def validated_chain(resolved: Mapping[str, Any]) -> ChainOptions:
 
 def training_crop(resolved: Mapping[str, Any]) -> Size | None:
     """Return the height and width that training's images had, all of them, in a resolved config; None if not known."""
+    section = first_training_set(resolved)
+    if section is None:
+        return None
     try:
-        return _chain_of(first_training_set(resolved)["args"]).crop
+        return _chain_of(section["args"]).crop
     except ConfigError:  # a transform of a module that was not imported
         return None
 
