@@ -20,7 +20,7 @@ from utils import distributed
 from utils.activation_checkpointing import blocks_of, checkpoint_activations
 from utils.errors import ConfigError
 from utils.losses.criterion import build_criterion
-from utils.lr_scheduler import Schedule, build_scheduler
+from utils.lr_scheduler import Schedule, TorchSchedule, build_scheduler
 from utils.optimizers import build_optimizer
 
 
@@ -57,7 +57,9 @@ def check_training(config: RunConfig, model: BaseModel) -> None:
     pixels = [1] * len(config.classes)
     build_criterion(loss_of(config), aux_factor=config.aux_factor, where="loss", class_pixels=pixels, **facts)
     optimizer = build_optimizer(config.optimizer, model, where="optimizer")
-    build_scheduler(config.lr_scheduler, optimizer, where="lr_scheduler", **facts)
+    schedule = build_scheduler(config.lr_scheduler, optimizer, where="lr_scheduler", **facts)
+    if isinstance(schedule, TorchSchedule):
+        schedule.try_step(where="lr_scheduler")
 
 
 def learning_rates(config: RunConfig) -> dict[str, list[tuple[int, float]]]:

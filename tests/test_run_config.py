@@ -276,6 +276,13 @@ def test_weights_that_nobody_publishes_are_refused_before_training(arch: Any, pr
         dry_run(check_config(raw))
 
 
+@pytest.mark.parametrize("name", ["StepLR", "CyclicLR"])
+def test_a_schedule_of_torch_that_cannot_take_a_step_is_refused_before_training(name: str) -> None:
+    args = {"StepLR": {"step_size": 0}, "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 0}}[name]
+    with pytest.raises(ConfigError, match=rf"^lr_scheduler\.args: {name} refuses its arguments: .*division|modulo"):
+        dry_run(checked(lr_scheduler={"type": name, "args": args}))
+
+
 def test_notes_name_what_sees_a_part_of_a_batch_only(tmp_path: Path) -> None:
     trainer = tiny_config(tmp_path)["trainer"]
     loader = tiny_config(tmp_path)["train_loader"]

@@ -78,7 +78,7 @@ def digest(path: Path, kind: str = "sha256") -> str:
 
     Args:
         path: The file.
-        kind: What `hashlib.file_digest` knows by name.
+        kind: Name of an algorithm of `hashlib`.
 
     Raises:
         OSError: It cannot be read.

@@ -7,6 +7,7 @@ prolonged. torch's own schedulers can be named too; they count for themselves an
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -287,6 +288,20 @@ class TorchSchedule(Schedule):
             self.scheduler.step()
             self.taken += 1
 
+    def try_step(self, *, where: str) -> None:
+        """Take a step, for what is found wrong only then, such as a `step_size` of 0; of no use afterwards.
+
+        Raises:
+            ConfigError: It cannot be taken.
+        """
+        with warnings.catch_warnings():  # the step of the optimizer is missed
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                if not self.needs_value:
+                    self.scheduler.step()
+            except (ValueError, TypeError, ArithmeticError) as error:
+                raise refusal(type(self.scheduler).__name__, error, where=where) from error
+
     def check_length(self, total_steps: int, *, where: str) -> None:
         """Refuse `OneCycleLR` that ends before the run does: it would raise an error in the middle of training.
 
@@ -401,9 +416,13 @@ def build_scheduler(
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-        message = f"{join(where, 'args')}: {checked.type} refuses its arguments: {first_line(error)}. Change them."
-        raise ConfigError(message) from error
+        raise refusal(checked.type, error, where=where) from error
     return TorchSchedule(scheduler, steps_per_epoch if checked.per == "epoch" else 1)
+
+
+def refusal(name: str, error: Exception, *, where: str) -> ConfigError:
+    """Make one line of what a scheduler of torch says of its arguments."""
+    return ConfigError(f"{join(where, 'args')}: {name} refuses its arguments: {first_line(error)}. Change them.")
 
 
 def _is_ours(name: str) -> bool:
