@@ -6,7 +6,7 @@ BIN := .venv/bin
 TESTS ?= tests
 
 # Tests of what needs packages of requirements-extra.txt; `make test` passes over them.
-EXTRA := bands eomt export huge_images large_training layouts sweep timm tracking trained
+EXTRA := bands eomt export huge_images large_training layouts sweep timm tracking trained zoo
 
 .PHONY: train test test-slow test-extra check lint types bench schema catalogue reference docs clean help
 
