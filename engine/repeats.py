@@ -156,11 +156,7 @@ def run_all(repeats: Repeats, command: Sequence[str], *, resume: bool) -> Path:
         Interrupted: A signal ended a run, which has saved.
         PeerFailed: A run failed, and has said why.
     """
-    try:
-        repeats.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"{repeats.folder} cannot be written ({error.strerror})"
-        raise ConfigError(f"trainer.save_dir: {what}. Name a folder that can be.") from None
+    run_folder.make(repeats.folder)
     lock = run_folder.Lock(repeats.folder)
     try:
         for number, member in enumerate(repeats.members, start=1):

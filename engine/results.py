@@ -34,13 +34,12 @@ from utils.visualize import comparisons_sheet, png_palette
 logger = logging.getLogger("segwright")
 
 EXAMPLES = 8  # predictions that it leaves on disk: the worst
-LONGEST = 200  # bytes of a file's name; file systems take 255
 ROWS = 4  # of them in predictions.png
 CLEAR_GAIN = 0.02  # in mean IoU; less is no proof that a model looks at the images
 NOT_FETCHED = 'backbone starts from random numbers: the weights that "pretrained" asks for could not be downloaded'
-FEW = 4  # images
-SYNCHRONIZED = (nn.SyncBatchNorm, SynchronizedBatchNorm)
 RANDOM_START = 'backbone starts from random numbers; published figures need "pretrained": true'
+FEW = 4  # images that a batch norm sees at a time; from this on nothing is said
+SYNCHRONIZED = (nn.SyncBatchNorm, SynchronizedBatchNorm)
 
 
 def notes(config: RunConfig, trainer: Trainer) -> list[str]:
@@ -186,9 +185,10 @@ def run_facts(trainer: Trainer) -> dict[str, Any]:
 
 def file_name(key: str) -> str:
     """Return what the prediction of an image called `key` is called; long names end in a hash instead."""
-    name = key.replace("/", "_")
-    size = len(os.fsencode(name))
-    return name if size <= LONGEST else f"{name[: LONGEST // 4]}-{zlib.crc32(os.fsencode(key)):08x}"
+    name, most = key.replace("/", "_"), run_folder.LONGEST
+    if len(os.fsencode(name)) <= most:
+        return name
+    return f"{name[: most // 4]}-{zlib.crc32(os.fsencode(key)):08x}"  # a letter has up to four bytes
 
 
 def metrics_at(trainer: Trainer, epoch: int) -> dict[str, Any]:

@@ -212,15 +212,11 @@ def run_sweep(sweep: Sweep) -> Study:
     """Run trials until there are as many as asked for; returns the study.
 
     Raises:
-        UserError: Another sweep is at work in the folder.
+        UserError: Another sweep is at work in the folder, or it cannot be made, or its database cannot be read.
         Interrupted: A signal ended it; the same command goes on.
     """
     optuna = import_optuna()
-    try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"{sweep.folder} cannot be written ({error.strerror})"
-        raise ConfigError(f"trainer.save_dir: {what}. Name a folder that can be.") from None
+    run_folder.make(sweep.folder)
     lock = run_folder.Lock(sweep.folder)
     try:
         storage = f"sqlite:///{sweep.folder / DATABASE}"

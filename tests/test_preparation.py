@@ -1,5 +1,6 @@
 """Prediction prepares images as validation did, unless it is asked not to."""
 
+import argparse
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.tiny import tiny_config
 from utils import checkpoint
 from utils.classes import IGNORE
 from utils.images import read_image, read_label
+from utils.prediction_flags import add_flags, tta_from_args
 from utils.run_folder import write_json
 from utils.schema import Component
 
@@ -141,6 +143,15 @@ def test_a_crop_of_validation_is_a_scale_for_whole_images():
 def test_windows_are_as_large_as_what_training_saw(args, size):
     assert training_crop({"train_loader": [{"type": "Folder", "args": {"data_dir": "x", **args}}]}) == size
     assert training_crop({}) is None
+
+
+@pytest.mark.parametrize(("dataset", "largest"), [("CityScapes", 2.25), ("Cityscapes", 2.25), ("VOC", 2.0)])
+def test_several_scales_are_those_of_the_older_programs(dataset, largest):
+    flags = argparse.ArgumentParser()
+    add_flags(flags, ["single", "multiscale"], "single")
+    about = {"config": {"train_loader": [{"type": dataset, "args": {}}]}}
+    scales = tta_from_args(flags.parse_args(["--mode", "multiscale"]), about, None).scales
+    assert scales == tuple(dict.fromkeys((0.75, 1.0, 1.25, 1.5, 1.75, 2.0, largest)))
 
 
 def test_what_is_random_in_validation_is_not_repeated():

@@ -13,7 +13,7 @@ import stat
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
@@ -292,18 +292,15 @@ def _as_stored(values: np.ndarray, image: Image.Image, data: bytes) -> np.ndarra
         image: Where they come from.
         data: Content of its file.
     """
-    white, bits = (1 if image.mode == "1" else 255), 8
-    if image.format == "PNG":
-        bits = data[24]
-    elif isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(TIFF_BITS, (1,))[0]
-        if image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
-            values = np.uint8(white) - values
-    elif image.format == "PPM" and image.mode == "1":
-        return np.uint8(1) - values  # a PBM's 1 is black
-    elif image.format == "PPM":
+    tags: Mapping[int, Any] = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    zero_is_white = tags.get(TIFF_PHOTOMETRIC) == 0
+    if image.mode == "1":
+        return np.uint8(1) - values if zero_is_white or image.format == "PPM" else values  # a PBM's 1 is black
+    if image.format == "PPM":
         return np.rint(values * (_largest_of_ppm(data) / 255)).astype(np.uint8)
-    return values // np.uint8(255 // (2**bits - 1)) if white == 255 and bits < 8 else values
+    bits = data[24] if image.format == "PNG" else tags.get(TIFF_BITS, (8,))[0]
+    values = np.uint8(255) - values if zero_is_white else values
+    return values // np.uint8(255 // (2 ** min(bits, 8) - 1))
 
 
 def _largest_of_ppm(data: bytes) -> int:

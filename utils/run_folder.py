@@ -37,6 +37,19 @@ def check_name(name: str) -> str:
     return ""
 
 
+def make(folder: Path) -> None:
+    """Make a folder that runs are to lie in, if it is not there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"{folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"trainer.save_dir: {what}. Name a folder that can be.") from None
+
+
 def create(save_dir: Path, name: str, now: datetime) -> Path:
     """Make a new folder `<save_dir>/<name>/<YYYY-MM-DD_HH-MM-SS[-n]>`; two runs of one second get two.
 

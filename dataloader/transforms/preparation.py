@@ -167,11 +167,7 @@ def read_preparation(about: Mapping[str, Any]) -> Preparation:
     if stated is None:
         resolved = about["config"]
         return preparation_of(validated_chain(resolved)) if "train_loader" in resolved else Preparation()
-    problems: list[str] = []
-    given = {key: stated.get(key) for key in ("resize", "transforms") if stated.get(key)}
-    chain = ChainOptions(**check_arguments(ChainOptions, given, where="preprocessing", problems=problems))
-    if problems:
-        raise ConfigError(*problems)
+    chain = _chain_of({key: stated[key] for key in ("resize", "transforms") if stated.get(key)})
     cover = stated.get("cover")
     return Preparation(
         resize=chain.resize,

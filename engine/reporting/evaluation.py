@@ -17,7 +17,6 @@ from engine.check import check_config
 from engine.config import (
     evaluation_data,
     evaluation_section,
-    hash_of_view,
     part_to_evaluate,
     validating_as_begun,
     with_images,
@@ -116,10 +115,10 @@ def measure(
     rows = metrics.table()
     for index, row in enumerate(rows):
         row["ignored"] = index in classes.ignored_classes
-    notes = notes_on_images(first, section, hash_of_view(loader.view))
+    protocol = first.protocol(with_images(evaluation_data(section, preparation), loader.view)).to_json()
+    notes = notes_on_images(first, section, protocol["images"])
     for note in notes:
         logger.warning(note)
-    protocol = first.protocol(with_images(evaluation_data(section, preparation), loader.view)).to_json()
     if len(predictors) > 1:
         protocol["models"] = len(predictors)
     results: dict[str, Any] = {
